@@ -1,0 +1,110 @@
+"""Strict settings: pydantic models read from YAML with one `base:` parent and `--set a.b=c` on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shards.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and a key that is not declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_settings(model: type[SettingsT], path: Path | None, overrides: Sequence[str] = ()) -> SettingsT:
+    """Read `path` (or nothing), merge its `base:` parents below it, apply `a.b=c` overrides, validate.
+
+    Raises: ConfigError naming the file, the key and the value; an unknown key names its nearest neighbour."""
+    values = read_yaml_with_base(path) if path is not None else {}
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    return build_settings(model, values, where=str(path) if path is not None else "--set")
+
+
+def build_settings(model: type[SettingsT], values: Mapping[str, Any], *, where: str) -> SettingsT:
+    """Validate plain values as `model`; `where` is the file that an error names."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(model, item) for item in error.errors())) from None
+
+
+def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read one YAML mapping; its `base:` (relative to the file) is read first and overridden by it."""
+    if path.resolve() in _below:
+        raise ConfigError(f"{path}: its `base:` leads back to itself; remove one of the links")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; `ls configs/experiments` shows what is there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}, expected a mapping of settings")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return merge(read_yaml_with_base(path.parent / str(base), (*_below, path.resolve())), values)
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn `a.b=c` into {"a": {"b": c}}; the value is read as YAML (`8`, `true`, `[3, 7]`, `null`, text)."""
+    name, equals, value = text.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=16")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with `above` on top; mappings merge key by key, everything else is replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        both_map = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both_map else value
+    return merged
+
+
+def to_yaml(settings: Settings) -> str:
+    """Write settings as YAML that `load_settings` reads back to an equal object."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    """One sentence for one pydantic finding."""
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(path)
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']}, got {item['input']!r}"
+    known = _fields_at(model, path[:-1])
+    near = difflib.get_close_matches(path[-1], known, n=1)
+    return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """The field names of the model that `path` leads to."""
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

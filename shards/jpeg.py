@@ -1,0 +1,29 @@
+"""Frames to JPEG and back. The only file that names a JPEG library (simplejpeg, over libjpeg-turbo)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from shards.errors import SampleError
+
+Image = npt.NDArray[np.uint8]
+
+
+def encode_planes(y: Image, u: Image, v: Image, *, quality: int) -> bytes:
+    """Encode full-range BT.601 4:2:0 planes: y [H, W], u and v [ceil(H/2), ceil(W/2)]; no RGB in between."""
+    return simplejpeg.encode_jpeg_yuv_planes(y, u, v, quality=quality)
+
+
+def encode_rgb(image_HWC: Image, *, quality: int) -> bytes:
+    """Encode an RGB image [H, W, 3], 4:2:0."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(image_HWC), quality=quality, colorsubsampling="420")
+
+
+def decode(data: bytes, *, where: str) -> Image:
+    """Decode to RGB [H, W, 3]. Raises: SampleError naming `where` if the bytes are not a whole JPEG."""
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError as error:
+        raise SampleError(f"{where}: is not a readable JPEG: {error}") from None

@@ -1,0 +1,112 @@
+"""Open a pool: its card, its tables, its frames."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards import jpeg
+from shards.errors import ConfigError, FormatError, SampleError
+from shards.schema import (
+    MANIFEST_SCHEMA,
+    POOL_CARD,
+    SAMPLES,
+    SAMPLES_SCHEMA,
+    ManifestInfo,
+    PoolCard,
+    manifest_info,
+    parse_card,
+)
+from shards.storage import Store, open_store
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of one split of one protocol, in the list's order."""
+
+    info: ManifestInfo
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row as plain Python values."""
+        return self.table.slice(index, 1).to_pylist()[0]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A finished pool; made by `open_pool`."""
+
+    store: Store
+    card: PoolCard
+
+    def samples(self) -> pa.Table:
+        """`samples.parquet`: one row for every source video, failed ones too."""
+        return _read_table(self.store, SAMPLES, SAMPLES_SCHEMA)
+
+    def manifest_names(self) -> list[str]:
+        """`<protocol>/<name>` of all manifests, sorted."""
+        names = self.store.names("manifests/")
+        return [name.removeprefix("manifests/").removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+
+    def manifest(self, path: str) -> Manifest:
+        """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what is there."""
+        name = f"manifests/{path}.parquet"
+        if not self.store.exists(name):
+            known = ", ".join(self.manifest_names()) or "none"
+            raise ConfigError(f"{self.store.uri(name)}: no such manifest; the pool has: {known}")
+        table = _read_table(self.store, name, MANIFEST_SCHEMA)
+        return Manifest(manifest_info(table, where=self.store.uri(name)), table)
+
+
+def open_pool(uri: str | Path) -> Pool:
+    """Open a pool folder. Raises: FormatError if it has no card or a card of another version."""
+    store = open_store(uri)
+    if not store.exists(POOL_CARD):
+        raise FormatError(f"{store.uri(POOL_CARD)}: no such file, so this is not a finished pool; run `bmpt build`")
+    return Pool(store, parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD)))
+
+
+def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[bytes]:
+    """Read stored frames of one sample (a row of a manifest or of `samples.parquet`) as JPEG bytes.
+
+    Raises: SampleError if a CRC is wrong, StorageError if the shard cannot be read."""
+    wanted = sorted(set(positions))  # a clip shorter than T repeats frames; each is read once
+    starts = [row["offset"] + row["frame_offset"][position] for position in wanted]
+    blocks = store.read_ranges(row["shard"], starts, [row["frame_size"][position] for position in wanted])
+    for position, block in zip(wanted, blocks, strict=True):
+        if zlib.crc32(block) != row["frame_crc32"][position]:
+            raise SampleError(
+                f"{store.uri(row['shard'])}: frame {position} of {row['key']} has a wrong CRC; run `bmpt repair`"
+            )
+    by_position = dict(zip(wanted, blocks, strict=True))
+    return [by_position[position] for position in positions]
+
+
+def read_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[jpeg.Image]:
+    """Read and decode stored frames: RGB uint8 [H, W, 3] each. Raises: SampleError, StorageError."""
+    blocks = read_frame_bytes(store, row, positions)
+    where = f"{store.uri(row['shard'])}: {row['key']}"
+    return [jpeg.decode(block, where=f"{where} frame {p}") for p, block in zip(positions, blocks, strict=True)]
+
+
+def _read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet table and check that it has exactly the columns of `schema`."""
+    try:
+        table = pq.read_table(io.BytesIO(store.read(name)))
+    except pa.ArrowInvalid as error:
+        raise FormatError(f"{store.uri(name)}: is not Parquet: {error}; build it again") from None
+    if table.schema.names != schema.names:
+        raise FormatError(
+            f"{store.uri(name)}: has columns {table.schema.names}, expected {schema.names}; build it again"
+        )
+    return table
