@@ -1,0 +1,1 @@
+"""Training: processes, optimiser, checkpoints, the loop."""

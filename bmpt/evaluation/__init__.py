@@ -1,0 +1,1 @@
+"""Exact evaluation: every sample once, whatever the number of ranks."""

@@ -1,0 +1,27 @@
+"""The methods, one file each. A new one is a file, a line in this table and a YAML in configs/methods."""
+
+from __future__ import annotations
+
+import torch
+
+from bmpt.clip import Backbone
+from bmpt.config import MethodSettings
+from bmpt.methods.base import Method
+from bmpt.methods.bmpt import Bmpt
+from bmpt.methods.vifi_clip import VifiClip
+from bmpt.methods.zero_shot import ZeroShot
+
+METHODS: dict[str, type[Method]] = {
+    "zero_shot": ZeroShot,
+    "vifi_clip": VifiClip,
+    "bmpt": Bmpt,
+}
+
+
+def build_method(backbone: Backbone, settings: MethodSettings, *, num_frames: int, seed: int) -> Method:
+    """Make the method on a backbone, its new tensors drawn from `seed`, everything untrained frozen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        method = METHODS[settings.name](backbone, settings, num_frames=num_frames)
+    method.freeze_untrained()
+    return method

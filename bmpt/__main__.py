@@ -1,0 +1,5 @@
+"""`python -m bmpt`, as torchrun starts it."""
+
+from bmpt.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""The settings of `bmpt train` and `bmpt eval`: one frozen model a section, every key with its meaning.
+
+Keys that others call are fixed (shards/README.md and README.md name them); a YAML may have one `base:`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from shards.config import Settings, load_settings
+
+
+class RunSettings(Settings):
+    """Where a run lies and how a process computes."""
+
+    dir: str | None = Field(None, description="run folder; default runs/<config stem>")
+    threads: int = Field(1, ge=1, description="CPU threads a process; the same for every topology, so that sums agree")
+    save_every_steps: int | None = Field(None, ge=1, description="state.pt within an epoch too; always at its end")
+
+
+class DataSettings(Settings):
+    """What is read and how a clip is cut out of a sample."""
+
+    pool: str = Field(description="folder of the pool")
+    train: str | None = Field(None, description="manifest, for example few_shot/train_k2")
+    val: str | None = Field(None, description="manifest; the default of eval.manifests")
+    frames: int = Field(8, ge=1, description="T, frames a clip")
+    batch_size: int = Field(64, ge=1, description="clips of one optimiser step over all ranks and micro-batches")
+    num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 decodes in the training process")
+    order: Literal["global"] = Field("global", description="one keyed permutation of the whole manifest")
+    verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
+    sampling: Literal["even", "vifi"] = Field("even", description="segment bounds; vifi drops a tail of n mod T frames")
+    crop: Literal["multi_scale", "center", "whole"] = "multi_scale"
+    flip: bool = Field(True, description="mirror half of the training clips; wrong where direction is the class")
+
+
+class ModelSettings(Settings):
+    """The CLIP backbone."""
+
+    name: str = Field("ViT-B-16", description="open_clip architecture; a free name if the file carries its own")
+    pretrained: str = Field("openai", description="open_clip tag, a weight file, or `random`")
+
+
+class TextSettings(Settings):
+    """How a class name becomes a class text."""
+
+    template: str = Field("a video of a person {}.", description="`{}` is the class name; `{}` alone is the bare name")
+    raw_names: bool = Field(False, description="keep CamelCase and `_` as the label file spells them")
+
+
+class MethodSettings(Settings):
+    """What is put onto the backbone and what of it trains."""
+
+    name: Literal["zero_shot", "vifi_clip", "bmpt"] = "bmpt"
+    tune: Literal["prompts", "all"] = Field("prompts", description="prompts and exchange alone, or every weight too")
+    vision_depth: int = Field(12, ge=0, description="visual blocks with own prompt tokens, the first counted")
+    vision_tokens: int = Field(8, ge=1)
+    text_depth: int = Field(12, ge=0, description="text blocks with own prompt tokens, the first counted")
+    text_tokens: int = Field(8, ge=1)
+    exchange: Literal["none", "bidirectional"] = "bidirectional"
+    exchange_width: int = Field(256, ge=1, description="hidden width of the exchange's two-layer maps")
+    space_time_blocks: tuple[int, ...] | None = Field(
+        None, description="visual blocks that attend over all frames; default [3, 7, 11] for bmpt, none otherwise"
+    )
+    temporal_position: Literal["none", "learned"] = Field(
+        "none", description="learned: an embedding a frame, without which a clip equals its reverse"
+    )
+
+
+class TrainSettings(Settings):
+    """The optimiser. Rates of the prompts and of the exchange default to `lr`."""
+
+    epochs: int = Field(12, ge=1)
+    lr: float = Field(8e-6, gt=0)
+    lr_prompts: float | None = Field(None, gt=0)
+    lr_exchange: float | None = Field(None, gt=0)
+    weight_decay: float = Field(0.001, ge=0, description="of backbone and exchange matrices; prompts have none")
+    warmup_epochs: float = Field(1, ge=0)
+    accumulation: int = Field(1, ge=1, description="micro-batches of one optimiser step")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 needs a GPU")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class EvalSettings(Settings):
+    """What is scored."""
+
+    manifests: tuple[str, ...] = Field((), description="manifests to score; default data.val")
+    batch_size: int = Field(16, ge=1, description="rows of one fixed block; the same at any number of ranks")
+    clips: Literal[1] = 1
+    crops: Literal[1] = 1
+
+
+class TrainConfig(Settings):
+    """Everything that decides the numbers of a run."""
+
+    seed: int = Field(0, ge=0)
+    run: RunSettings = RunSettings()
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    text: TextSettings = TextSettings()
+    method: MethodSettings = MethodSettings()
+    train: TrainSettings = TrainSettings()
+    eval: EvalSettings = EvalSettings()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a config and settle its run folder. Raises: ConfigError naming file, key and value."""
+    config = load_settings(TrainConfig, path, overrides)
+    if config.run.dir is not None:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": f"runs/{path.stem}"})})

@@ -1,0 +1,140 @@
+"""What a run leaves behind: trained tensors with their provenance, and the state to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from bmpt.clip import Backbone
+from bmpt.config import TrainConfig
+from bmpt.methods.base import Method
+from shards.errors import ConfigError, FormatError, StorageError
+
+CHECKPOINT_FORMAT = 1
+METADATA_KEY = "bmpt"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """Where trained tensors come from, as results.json states it."""
+
+    file: str
+    sha256: str
+    step: int
+    selection: str = "last"
+
+
+def config_sha256(config: TrainConfig) -> str:
+    """Hash what decides the numbers: everything but the run folder."""
+    values = config.model_dump(mode="json", exclude={"run": {"dir"}})
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write atomically. Raises: StorageError naming the file, for example when the disk is full."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}; make room, then run again") from None
+
+
+def save_checkpoint(
+    path: Path, method: Method, backbone: Backbone, config: TrainConfig, *, step: int, provenance: dict[str, Any]
+) -> CheckpointInfo:
+    """Write the trained tensors alone as safetensors, with config, base weights and data in the metadata.
+
+    provenance: classes, pool_id, manifest and fingerprint of the training data."""
+    metadata = {
+        "format_version": CHECKPOINT_FORMAT,
+        "method": config.method.name,
+        "model": {"name": backbone.name, "weights_sha256": backbone.weights_sha256},
+        "config": config.model_dump(mode="json"),
+        "step": step,
+        **provenance,
+    }
+    data = save(method.trained_state(), {METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
+    write_file(path, data)
+    return CheckpointInfo(path.name, hashlib.sha256(data).hexdigest(), step)
+
+
+def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: TrainConfig) -> CheckpointInfo:
+    """Load trained tensors into a method built by `config`.
+
+    Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for another file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(METADATA_KEY)
+            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
+    metadata = json.loads(text) if text else {}
+    if metadata.get("format_version") != CHECKPOINT_FORMAT:
+        raise FormatError(
+            f"{path}: has checkpoint format {metadata.get('format_version')}, this code reads {CHECKPOINT_FORMAT}; "
+            "give a prompts.safetensors that `bmpt train` wrote"
+        )
+    if metadata["method"] != config.method.name:
+        raise ConfigError(
+            f"{path}: is a checkpoint of method {metadata['method']}, the config says {config.method.name}; "
+            f"set method.name={metadata['method']} or give another checkpoint"
+        )
+    if metadata["model"]["weights_sha256"] != backbone.weights_sha256:
+        raise ConfigError(
+            f"{path}: was trained on {metadata['model']['name']} ({metadata['model']['weights_sha256'][:12]}), "
+            f"the config loads {backbone.name} ({backbone.weights_sha256[:12]}); set model.name and "
+            "model.pretrained to the former"
+        )
+    _load_exactly(path, method, state)
+    return CheckpointInfo(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"])
+
+
+def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) -> None:
+    """Copy the tensors; the trained parameters must be exactly these names and shapes."""
+    trained = {name: method.get_parameter(name) for name in method.trained_groups()}
+    wrong = sorted(
+        name
+        for name in trained.keys() | state.keys()
+        if name not in trained or name not in state or trained[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ConfigError(
+            f"{path}: its tensors do not fit the method: {', '.join(wrong[:4])} ({len(wrong)} in all); take the config "
+            "it was trained with (`config.yaml` beside it)"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(state[name])
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write state.pt atomically. Raises: StorageError."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written: {' '.join(str(error).split())}; make room, run again") from None
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read state.pt without executing anything in it. Raises: FormatError."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise FormatError(
+            f"{path}: cannot be read: {' '.join(str(error).split())[:200]}; start over with --fresh"
+        ) from None

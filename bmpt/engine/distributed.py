@@ -1,0 +1,86 @@
+"""Ranks: one process alone, or as many as torchrun starts (gloo on CPU, nccl on GPU)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among `size` ranks, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes and prints."""
+        return self.rank == 0
+
+
+def start_world(*, threads: int) -> World:
+    """Join the ranks that torchrun announces by its environment, or stand alone.
+
+    threads: CPU threads of this process, the same for every topology, so that sums are taken in one order."""
+    torch.set_num_threads(threads)
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if has_gpu else "gloo")
+    return World(rank, size, device)
+
+
+def leave_world(exit_code: int) -> None:
+    """Leave the process group; under gloo the process ends here.
+
+    Processes that stepped an optimiser under gloo sometimes abort while the interpreter shuts down
+    (`terminate called without an active exception`), so shutting down is left out. After a failure the other
+    ranks may never come to a barrier: torchrun ends them."""
+    if not dist.is_initialized():
+        return
+    is_gloo = dist.get_backend() == "gloo"
+    if exit_code == 0:
+        dist.barrier()
+        dist.destroy_process_group()
+    if is_gloo:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+
+def sum_over_ranks(values: list[float], world: World) -> list[float]:
+    """Add up a few numbers over all ranks."""
+    if world.size == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def gather_to_main(value: Any, world: World) -> list[Any] | None:
+    """All ranks' values in rank order, on the main rank; None elsewhere."""
+    if world.size == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world.size if world.is_main else None
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def from_main(value: Any, world: World) -> Any:
+    """The main rank's value, on every rank."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]

@@ -1,0 +1,36 @@
+"""Accuracies as exact counts; percentages are made from them once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+TOP = 5
+
+
+def top_classes(scores_NK: npt.NDArray[np.float32], count: int = TOP) -> npt.NDArray[np.int32]:
+    """The `min(count, K)` best classes of each row, best first; of equal scores the lower class id wins."""
+    order_NK = np.argsort(-scores_NK, axis=1, kind="stable")
+    return order_NK[:, :count].astype(np.int32)
+
+
+def count_correct(top_NP: npt.NDArray[np.int32], labels_N: npt.NDArray[np.int64], count: int) -> int:
+    """How many rows have their label among the first `count` classes."""
+    return int((top_NP[:, :count] == labels_N[:, None]).any(axis=1).sum())
+
+
+def percent(correct: int, scored: int) -> float | None:
+    """Correct of scored in percent, rounded to 6 decimals; None if nothing was scored."""
+    return round(100.0 * correct / scored, 6) if scored else None
+
+
+def harmonic_mean(values: Sequence[float | None]) -> float | None:
+    """HM of percentages, rounded to 6 decimals: 2bn / (b + n) for two; None if one is missing."""
+    present = [value for value in values if value is not None]
+    if len(present) < len(values) or not present:
+        return None
+    if min(present) == 0:
+        return 0.0
+    return round(len(present) / sum(1 / value for value in present), 6)

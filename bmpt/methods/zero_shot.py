@@ -1,0 +1,9 @@
+"""CLIP as it is: nothing trains."""
+
+from __future__ import annotations
+
+from bmpt.methods.base import Method
+
+
+class ZeroShot(Method):
+    """Frame-wise CLIP, or with the backbone's own space-time blocks and temporal embedding where it has them."""

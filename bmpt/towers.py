@@ -1,0 +1,105 @@
+"""CLIP's two towers, walked block by block so that prompts and space-time attention can enter.
+
+Shapes: N = B*T images with the frames of a clip next to each other, S tokens, E tower width, D joint width,
+K texts, P prompt tokens. `prompts[l]` enters at block l (0-based); None leaves the block alone. Without prompts
+and space-time blocks both functions equal open_clip's `encode_image` and `encode_text`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+Prompts = Sequence["torch.Tensor | None"]
+
+
+def encode_frames(
+    model: Any,
+    frames_NCHW: torch.Tensor,
+    *,
+    num_frames: int,
+    prompts: Prompts = (),
+    temporal_TE: torch.Tensor | None = None,
+    space_time_blocks: Collection[int] = (),
+) -> torch.Tensor:
+    """Encode normalised images to projected tokens [N, S, D]; token 0 is CLS, prompt tokens come last.
+
+    prompts[0] [P, E] is appended before `ln_pre` and has no position; later ones replace the last P tokens.
+    space_time_blocks: blocks whose attention runs over all tokens of a clip's T = num_frames frames together
+    (BDC-CLIP; parameter-free, and blind to the order of frames unless temporal_TE [T, E] is added)."""
+    visual = model.visual
+    tokens_NSE = visual.conv1(frames_NCHW).flatten(2).transpose(1, 2)
+    cls_N1E = visual.class_embedding.to(tokens_NSE.dtype).expand(len(tokens_NSE), 1, -1)
+    tokens_NSE = torch.cat([cls_N1E, tokens_NSE], dim=1) + visual.positional_embedding.to(tokens_NSE.dtype)
+    if temporal_TE is not None:
+        tokens_NSE = (tokens_NSE.unflatten(0, (-1, num_frames)) + temporal_TE.to(tokens_NSE.dtype)[:, None]).flatten(
+            0, 1
+        )
+    if len(prompts) > 0 and prompts[0] is not None:
+        tokens_NSE = torch.cat([tokens_NSE, _expand(prompts[0], tokens_NSE)], dim=1)
+    tokens_NSE = visual.ln_pre(tokens_NSE)
+    for index, block in enumerate(visual.transformer.resblocks):
+        prompt = prompts[index] if 0 < index < len(prompts) else None
+        if prompt is not None:
+            tokens_NSE = torch.cat([tokens_NSE[:, : -len(prompt)], _expand(prompt, tokens_NSE)], dim=1)
+        group = num_frames if index in space_time_blocks else 1
+        tokens_NSE = _block(block, tokens_NSE, frames_together=group)
+    return visual.ln_post(tokens_NSE) @ visual.proj
+
+
+def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
+    """Encode token ids to the projected EOT features [K, D], not normalised.
+
+    prompts[0] [P, E] replaces the word vectors of positions 1..P (the slots of `insert_slots`), positions are
+    added to it; later ones replace the tokens of positions 1..P at their block's entry.
+    The tower is causal, so tokens after the last EOT change nothing and are not computed."""
+    eot_K = ids_KS.argmax(dim=-1)
+    length = int(eot_K.max()) + 1
+    tokens_KSE = model.token_embedding(ids_KS[:, :length])
+    if len(prompts) > 0 and prompts[0] is not None:
+        tokens_KSE = _replace_slots(tokens_KSE, prompts[0])
+    tokens_KSE = tokens_KSE + model.positional_embedding[:length].to(tokens_KSE.dtype)
+    mask_SS = model.attn_mask[:length, :length].to(tokens_KSE)
+    for index, block in enumerate(model.transformer.resblocks):
+        prompt = prompts[index] if 0 < index < len(prompts) else None
+        if prompt is not None:
+            tokens_KSE = _replace_slots(tokens_KSE, prompt)
+        tokens_KSE = _block(block, tokens_KSE, mask_SS=mask_SS)
+    eot_KE = model.ln_final(tokens_KSE[torch.arange(len(ids_KS), device=ids_KS.device), eot_K])
+    projection = model.text_projection
+    return projection(eot_KE) if isinstance(projection, nn.Linear) else eot_KE @ projection
+
+
+def insert_slots(ids_KS: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """Make room for prompt tokens after SOT: [SOT, slots, caption, EOT, 0 ...], cut to the context length.
+
+    A caption that no longer fits loses its end, never its EOT."""
+    eot = ids_KS.max()
+    slots_KP = torch.zeros_like(ids_KS[:, :1]).expand(-1, num_slots)
+    shifted_KS = torch.cat([ids_KS[:, :1], slots_KP, ids_KS[:, 1:]], dim=1)[:, : ids_KS.shape[1]].clone()
+    is_cut_K = (shifted_KS != eot).all(dim=1)
+    shifted_KS[is_cut_K, -1] = eot
+    return shifted_KS
+
+
+def _block(
+    block: Any, tokens_NSE: torch.Tensor, *, mask_SS: torch.Tensor | None = None, frames_together: int = 1
+) -> torch.Tensor:
+    """One pre-norm residual block; the attention alone sees `frames_together` frames as one sequence."""
+    num_tokens = tokens_NSE.shape[1]
+    normed = block.ln_1(tokens_NSE).reshape(-1, frames_together * num_tokens, tokens_NSE.shape[2])
+    attended = block.attn(normed, normed, normed, need_weights=False, attn_mask=mask_SS)[0]
+    tokens_NSE = tokens_NSE + block.ls_1(attended.reshape(tokens_NSE.shape))
+    return tokens_NSE + block.ls_2(block.mlp(block.ln_2(tokens_NSE)))
+
+
+def _expand(prompt_PE: torch.Tensor, tokens_NSE: torch.Tensor) -> torch.Tensor:
+    return prompt_PE.to(tokens_NSE.dtype).expand(len(tokens_NSE), -1, -1)
+
+
+def _replace_slots(tokens_KSE: torch.Tensor, prompt_PE: torch.Tensor) -> torch.Tensor:
+    """Put the prompt at positions 1..P, right after SOT."""
+    after = tokens_KSE[:, 1 + len(prompt_PE) :]
+    return torch.cat([tokens_KSE[:, :1], _expand(prompt_PE, tokens_KSE), after], dim=1)
