@@ -114,8 +114,9 @@ def demo(
 
     Needs no download and no GPU; finished work is not done again."""
     from bmpt.demo.run import run_demo
+    from preprocess.build_shards import main as build_main
 
-    run_demo(out, as_json=as_json)
+    raise typer.Exit(run_demo(out, build_pool=build_main, as_json=as_json))
 
 
 def _show_results(results: dict[str, Any], folder: Path, *, as_json: bool) -> None:

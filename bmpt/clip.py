@@ -24,6 +24,7 @@ from shards.errors import ConfigError, FormatError
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 RANDOM = "random"
+BUNDLED = {"demo": Path(__file__).parent / "demo" / "motion_clip.safetensors"}  # see scripts/pretrain_demo_clip.py
 SPEC_METADATA_KEY = "bmpt_clip"
 TEMPORAL_KEY = "visual.temporal_embedding"
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -72,14 +73,14 @@ class Backbone:
 
 
 def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
-    """Load a CLIP. `pretrained`: a file, `random` (seeded), or an open_clip tag such as `openai`.
+    """Load a CLIP. `pretrained`: a file, `random` (seeded), `demo`, or an open_clip tag such as `openai`.
 
     A file is safetensors (ours carry their architecture), an OpenAI JIT archive, or a state dict in OpenAI's
     or open_clip's naming, of any width and depth; if `name` is an open_clip architecture the file must fit it.
     Raises: ConfigError naming the name, the tag or the file, and the cure."""
     open_clip = import_open_clip()
     config = open_clip.get_model_config(name)
-    file = Path(pretrained)
+    file = BUNDLED.get(pretrained, Path(pretrained))
     spec: dict[str, Any] = {}
     temporal_TE = None
     if file.suffix in _WEIGHT_SUFFIXES or file.is_file():

@@ -105,7 +105,7 @@ class Vocabulary:
                 "square triangle bar cross half disc",
             ]
         ).replace("{m}", "")
-        self.ids = torch.unique(torch.cat([torch.tensor([0]), self.tokenizer([w for w in words.split()]).flatten()]))
+        self.ids = torch.unique(torch.cat([torch.tensor([0]), self.tokenizer(words.split()).flatten()]))
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Small ids [K, context]."""
@@ -272,9 +272,10 @@ def train(scale: float, seed: int) -> tuple[Any, torch.Tensor, Vocabulary]:
                 plain, _ = zero_shot_accuracy(model, time_TE, vocabulary, PLAIN, seed=101)
                 dark, _ = zero_shot_accuracy(model, time_TE, vocabulary, PLAIN_DARK, seed=102)
                 faded, _ = zero_shot_accuracy(model, time_TE, vocabulary, FADED_NEGATIVE, seed=103)
+                accuracy = f"dark {dark:5.1f}  plain {plain:5.1f}  faded {faded:5.1f}"
                 print(
-                    f"{time.perf_counter() - start:7.0f} s  step {step:5d}  {clips_seen:6d} clips  stage {stage.name:13s}"
-                    f"  loss {loss.item():6.3f}  top-1: dark {dark:5.1f}  plain {plain:5.1f}  faded {faded:5.1f}",
+                    f"{time.perf_counter() - start:7.0f} s  step {step:5d}  {clips_seen:6d} clips  "
+                    f"stage {stage.name:13s}  loss {loss.item():6.3f}  top-1: {accuracy}",
                     flush=True,
                 )
         if stage is STAGES[0] and scale >= 1 and dark < 15:
