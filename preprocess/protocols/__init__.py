@@ -1,0 +1,14 @@
+"""From split lists, or own draws, to the manifests of a pool."""
+
+from preprocess.protocols.manifests import write_manifests
+from preprocess.protocols.plan import plan_protocols
+from preprocess.protocols.records import ManifestPlan, MissingVideo, PlannedRow, ProtocolPlan
+
+__all__ = [
+    "ManifestPlan",
+    "MissingVideo",
+    "PlannedRow",
+    "ProtocolPlan",
+    "plan_protocols",
+    "write_manifests",
+]

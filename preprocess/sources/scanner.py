@@ -1,0 +1,52 @@
+"""Find the video files below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.sources.naming import VIDEO_EXTENSIONS, strip_extension
+from shards.errors import ConfigError, StorageError
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A file with a video extension; `relative_path` as the system gives it, `/` between parts."""
+
+    path: Path
+    relative_path: str
+    num_bytes: int
+
+
+def scan_videos(root: Path, dataset: str) -> list[VideoFile]:
+    """List every video file below `root`, symlinks followed (a link to a folder above itself is not).
+
+    Cost: one stat a file. Raises: ConfigError if the folder is missing or holds no video."""
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "no such folder"
+        raise ConfigError(f"{root}: {what}; put the {dataset} videos there or give --videos DIR")
+    files = list(_walk(root.absolute(), "", ()))
+    if not files:
+        extensions = " ".join(VIDEO_EXTENSIONS)
+        raise ConfigError(f"{root}: holds no video file ({extensions}); give the {dataset} videos with --videos DIR")
+    return files
+
+
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[VideoFile]:
+    """Yield the videos of one folder and those below it; `above` are the (device, inode) of its ancestors."""
+    try:
+        facts = folder.stat()
+        here = (facts.st_dev, facts.st_ino)
+        if here in above:
+            return
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
+            elif strip_extension(entry.name) not in ("", entry.name) and entry.is_file():
+                yield VideoFile(folder / entry.name, prefix + entry.name, entry.stat().st_size)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be read: {error.strerror or error}; check the permissions") from None

@@ -1,0 +1,107 @@
+"""Something-Something V2: `<id>.webm` in one folder; labels, train and validation as JSON.
+
+A video's class is its template without the brackets around `[something]`; labels.json gives the order. A single
+JSON file of the validation form under any name is also read, as a validation list."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from preprocess.sources.naming import fold_name, video_key
+from preprocess.sources.records import Annotations, OfficialList
+from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
+from shards.errors import ConfigError
+
+_FILES = re.compile(r"(?:something-something-v2-)?(labels|train|validation)\.json")
+_ANY_JSON = re.compile(r".+\.json")
+
+
+def read_annotations(folder: Path) -> Annotations:
+    """Read the official files. Raises: ConfigError naming the file."""
+    files = {_kind(path): read_text_file(path) for path in find_annotation_files(folder, _FILES).values()}
+    if not files:
+        files = {"validation": _single_list(folder)}
+    entries = {kind: _entries(files[kind]) for kind in ("train", "validation") if kind in files}
+    if "labels" in files:
+        classes = _read_classes(files["labels"])
+    else:
+        classes = sorted({class_name for rows in entries.values() for _, class_name in rows})
+    official = {fold_name(name): name for name in classes}
+    lists = []
+    for kind, rows in entries.items():
+        unknown = sorted({class_name for _, class_name in rows if fold_name(class_name) not in official})
+        if unknown:
+            raise ConfigError(
+                f"{files[kind].path}: the template {unknown[0]!r} is not in {files['labels'].path}; "
+                "take both files from one release"
+            )
+        lists.append(
+            OfficialList(
+                number=1,
+                split="train" if kind == "train" else "val",
+                names=[name for name, _ in rows],
+                classes=[official[fold_name(class_name)] for _, class_name in rows],
+                source=f"official {files[kind].path.name}",
+                sha256=files[kind].sha256,
+            )
+        )
+    class_of = {
+        video_key("ssv2", name): class_name
+        for rows in lists
+        for name, class_name in zip(rows.names, rows.classes, strict=True)
+    }
+    return Annotations(classes, class_of, lists)
+
+
+def _kind(path: Path) -> str:
+    match = _FILES.fullmatch(path.name)
+    assert match is not None
+    return match[1]
+
+
+def _single_list(folder: Path) -> TextFile:
+    """The one JSON file of the validation form in the folder or up to two levels below."""
+    candidates = [read_text_file(path) for path in find_annotation_files(folder, _ANY_JSON).values()]
+    lists = [file for file in candidates if _is_list(_parse(file))]
+    if len(lists) > 1:
+        raise ConfigError(
+            f"{folder}: holds {lists[0].path.name} and {lists[1].path.name}, both lists of videos; "
+            "name them something-something-v2-train.json and something-something-v2-validation.json"
+        )
+    if not lists:
+        raise nothing_found(folder, "something-something-v2-labels.json, ...-train.json, ...-validation.json")
+    return lists[0]
+
+
+def _entries(file: TextFile) -> list[tuple[str, str]]:
+    """(id, class) of each video of a train or validation list."""
+    values = _parse(file)
+    if not _is_list(values):
+        raise ConfigError(f'{file.path}: is not a list of {{"id": ..., "template": ...}}; get the official file again')
+    return [(str(value["id"]), re.sub(r"[\[\]]", "", value["template"])) for value in values]
+
+
+def _is_list(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(value, dict) and "id" in value and "template" in value for value in values)
+    )
+
+
+def _read_classes(file: TextFile) -> list[str]:
+    """The names of {name: id}, in the order of the ids (numbers written as text)."""
+    values = _parse(file)
+    if not isinstance(values, dict) or not all(str(value).isdecimal() for value in values.values()):
+        raise ConfigError(f'{file.path}: is not an object {{"name": "id", ...}}; get the official file again')
+    return sorted(values, key=lambda name: int(values[name]))
+
+
+def _parse(file: TextFile) -> Any:
+    try:
+        return json.loads(file.text)
+    except ValueError as error:
+        raise ConfigError(f"{file.path}: is not JSON: {error}; get the file again") from None
