@@ -6,6 +6,7 @@ of `samples.parquet`, for every video of the shard, written after the sample's b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -133,7 +134,8 @@ class ShardWriter:
         """Close the files without ending the shard; the next writer goes on where this one stopped."""
         for file in (self._part, self._journal):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # full disk: what is not flushed is not journalled either
+                    file.close()
         self._part = self._journal = None
 
     def forget_journal(self) -> None:

@@ -1,0 +1,160 @@
+"""Who reads which sample, and when: pure functions of (manifest size, seed, epoch, position, place).
+
+The order of an epoch is a keyed permutation that is computed where it is needed: no list of indices, no
+shuffle buffer, nothing to send between processes. 32 positions of a 240,000-sample manifest cost 0.1 ms."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.errors import ConfigError
+
+IndexArray = npt.NDArray[np.int64]
+
+_ROUNDS = 8
+_MIN_HALF_BITS = 3  # a Feistel network over fewer bits reaches few of the N! orders; a larger domain only walks on
+_ORDERS = ("global",)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part of the stream is made: one loader worker of one rank."""
+
+    rank: int = 0
+    world_size: int = 1
+    worker: int = 0
+    num_workers: int = 1
+
+
+@dataclass(frozen=True)
+class MicroPlan:
+    """One micro-batch of one rank (or one block of an evaluation).
+
+    epoch: from 0
+    step: optimiser step of the epoch, from 0 (the block's number in an evaluation)
+    micro: micro-batch of the step, from 0
+    rows: int64 [b], rows of the manifest in the order of the batch"""
+
+    epoch: int
+    step: int
+    micro: int
+    rows: IndexArray
+
+
+def permute(positions: npt.ArrayLike, num_samples: int, *, seed: int, epoch: int) -> IndexArray:
+    """Give the sample that stands at each position of an epoch: a bijection of [0, num_samples).
+
+    Args: positions: int [...], each in [0, num_samples).
+    Returns: int64, the shape of `positions`.
+    A Feistel network over the next even power of two, walked on until it falls below num_samples (Black and
+    Rogaway 2002, cycle walking)."""
+    values = np.array(positions, dtype=np.uint64)
+    if values.size and int(values.max()) >= num_samples:
+        raise ValueError(f"position {int(values.max())} is not in [0, {num_samples})")
+    half_bits = max(_MIN_HALF_BITS, -(-(num_samples - 1).bit_length() // 2))
+    flat = _encipher(values.ravel(), _round_keys(seed, epoch), half_bits)
+    outside = np.flatnonzero(flat >= num_samples)
+    while outside.size:
+        flat[outside] = _encipher(flat[outside], _round_keys(seed, epoch), half_bits)
+        outside = outside[flat[outside] >= num_samples]
+    return flat.reshape(values.shape).astype(np.int64)
+
+
+def num_steps(num_samples: int, batch_size: int) -> int:
+    """Count the optimiser steps in `num_samples`; the tail that does not fill a batch is dropped."""
+    return max(0, num_samples) // batch_size
+
+
+def rank_slice(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Cut a global batch: rank r takes positions [r*B//W, (r+1)*B//W)."""
+    return rank * batch_size // world_size, (rank + 1) * batch_size // world_size
+
+
+def micro_slices(start: int, stop: int, accumulation: int) -> list[tuple[int, int]]:
+    """Cut a rank's slice [start, stop) the same way into `accumulation` micro-batches."""
+    cuts = [rank_slice(stop - start, micro, accumulation) for micro in range(accumulation)]
+    return [(start + low, start + high) for low, high in cuts]
+
+
+def eval_blocks(num_samples: int, block_size: int, rank: int, world_size: int) -> list[tuple[int, int]]:
+    """List a rank's fixed blocks of rows [start, stop): block b goes to rank b mod W, the last one is short."""
+    starts = range(rank * block_size, num_samples, world_size * block_size)
+    return [(start, min(start + block_size, num_samples)) for start in starts]
+
+
+def train_plan(
+    num_samples: int, *, seed: int, epoch: int, position: int, batch_size: int, accumulation: int, place: Place
+) -> Iterator[MicroPlan]:
+    """Yield the micro-batches of one worker of one rank, epoch after epoch, without an end.
+
+    Starts after the first `position` samples of `epoch`. Counted over the whole stream of the rank, micro-batch
+    i is made by worker i mod num_workers."""
+    cuts = micro_slices(*rank_slice(batch_size, place.rank, place.world_size), accumulation)
+    number = 0
+    while True:
+        first = position // batch_size
+        for index in range(num_steps(num_samples - position, batch_size)):
+            start = position + index * batch_size
+            for micro, (low, high) in enumerate(cuts):
+                if number % place.num_workers == place.worker:
+                    rows = permute(np.arange(start + low, start + high), num_samples, seed=seed, epoch=epoch)
+                    yield MicroPlan(epoch, first + index, micro, rows)
+                number += 1
+        epoch, position = epoch + 1, 0
+
+
+def eval_plan(num_samples: int, *, block_size: int, place: Place) -> Iterator[MicroPlan]:
+    """Yield the blocks of one worker of one rank once, in manifest order; block i of a rank to worker i mod w."""
+    blocks = eval_blocks(num_samples, block_size, place.rank, place.world_size)
+    for start, stop in blocks[place.worker :: place.num_workers]:
+        yield MicroPlan(epoch=0, step=start // block_size, micro=0, rows=np.arange(start, stop))
+
+
+def check_batch(
+    num_samples: int, *, batch_size: int, accumulation: int, world_size: int, order: str = "global"
+) -> None:
+    """Refuse a batch that the samples, ranks and micro-batches cannot share. Raises: ConfigError with both numbers."""
+    if order not in _ORDERS:
+        raise ConfigError(f"data.order is {order}, expected one of: {', '.join(_ORDERS)}")
+    if num_samples < batch_size:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}, but the training manifest has {num_samples} samples; "
+            f"set data.batch_size to {num_samples} or less"
+        )
+    if world_size > batch_size:
+        raise ConfigError(
+            f"data.batch_size is {batch_size}, but there are {world_size} ranks; give each at least one clip"
+        )
+    if accumulation > batch_size // world_size:
+        raise ConfigError(
+            f"train.accumulation is {accumulation}, but data.batch_size {batch_size} over {world_size} ranks leaves "
+            f"{batch_size // world_size} clips a rank; a micro-batch needs at least one"
+        )
+
+
+@lru_cache(maxsize=8)
+def _round_keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
+    digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+    return tuple(np.frombuffer(digest, dtype="<u8").astype(np.uint64))
+
+
+def _encipher(values: npt.NDArray[np.uint64], keys: tuple[np.uint64, ...], half_bits: int) -> npt.NDArray[np.uint64]:
+    """One pass of a balanced Feistel network over [0, 4**half_bits)."""
+    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> bits, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << bits) | right
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele et al. 2014); arithmetic modulo 2**64."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,87 @@
+"""Reading and writing objects of a folder, and the sentences for what goes wrong."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import ConfigError, StorageError
+from shards.storage import Store, open_store
+
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = open_store(tmp_path_factory.mktemp("a b#%41"))
+    store.put("shards/a.tar", DATA)
+    return store
+
+
+def _read_start(store: Store) -> bytes:
+    return store.read_ranges("shards/a.tar", [0], [4])[0]
+
+
+def test_what_is_put_is_read_and_listed(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "new")
+    store.put("b/two.bin", b"22")
+    store.put("b/one.bin", b"1")
+    store.put("b/one.bin", b"111")
+    assert store.names("b/") == ["b/one.bin", "b/two.bin"]
+    assert store.read("b/one.bin") == (tmp_path / "new" / "b" / "one.bin").read_bytes() == b"111"
+    assert store.exists("b/two.bin")
+    assert not store.exists("b/three.bin")
+
+
+def test_a_file_address_and_a_path_lead_to_the_same_place(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    open_store(folder).put("x", b"1")
+    assert open_store(folder.as_uri()).read("x") == b"1"
+    assert open_store(str(folder)).uri("x") == str(folder / "x")
+
+
+@given(ranges=st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(1, 300)), min_size=1, max_size=9))
+@settings(max_examples=50, deadline=None)
+def test_ranges_come_in_the_order_asked_for(store: Store, ranges: list[tuple[int, int]]) -> None:
+    cut = [(start, min(size, len(DATA) - start)) for start, size in ranges]
+    starts, sizes = zip(*cut, strict=True)
+    assert store.read_ranges("shards/a.tar", starts, sizes) == [DATA[start : start + size] for start, size in cut]
+
+
+def test_a_range_over_the_end_says_that_the_file_is_cut_short(store: Store) -> None:
+    for start in (len(DATA) - 1, len(DATA) + 10):
+        message = rf"shards/a.tar: holds {len(DATA)} bytes, expected {start + 5} or more; the file is cut short"
+        with pytest.raises(StorageError, match=message):
+            store.read_ranges("shards/a.tar", [0, start], [4, 5])
+
+
+def test_a_missing_object_is_named_with_its_full_address(store: Store) -> None:
+    with pytest.raises(StorageError, match=r"shards/b.tar: no such file; is the pool complete\?") as caught:
+        store.read_ranges("shards/b.tar", [0], [1])
+    assert str(caught.value).startswith(str(store.root))
+    with pytest.raises(StorageError, match=r"nothing.json: no such file; is this the right pool\?"):
+        store.read("nothing.json")
+
+
+def test_a_store_that_was_used_can_be_sent_to_another_process(store: Store) -> None:
+    assert _read_start(store) == DATA[:4]
+    assert _read_start(pickle.loads(pickle.dumps(store))) == DATA[:4]
+    with multiprocessing.get_context("spawn").Pool(1) as processes:
+        assert processes.apply(_read_start, (store,)) == DATA[:4]
+
+
+def test_a_folder_in_the_way_of_a_file_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"file/below: cannot be written: .*Not a directory") as caught:
+        open_store(tmp_path).put("file/below", b"1")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"s3://bucket/x: s3:// is not supported in this version"):
+        open_store("s3://bucket/x")
