@@ -1,0 +1,139 @@
+"""Build a pool: `python preprocess/build_shards.py --dataset ssv2`, the same as `bmpt build`.
+
+The one definition of the options. Runs from any folder and from a checkout that was never installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    # run by path, Python puts preprocess/ first; the packages are beside it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+EXIT_FINDINGS, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM = 1, 2, 130, 143
+_GO_ON = "run the same command again, it goes on where it stopped"
+# click's class of wrong options; typer carries its own copy of click and does not name it
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def build(
+    dataset: Annotated[str, typer.Option(help="ucf101, hmdb51, kinetics400, kinetics600, ssv2, folder or demo.")],
+    videos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The video files.  [default: ./videos/<dataset>]")
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(metavar="DIR", help="The data set's own split files.")] = None,
+    splits: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A ViFi-CLIP, BDC-CLIP, BMPT or BIKE checkout; repeatable.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="URI", help="The pool.  [default: ./data/<dataset>]")] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Decoding processes.  [default: all cores]")] = None,
+    part: Annotated[str | None, typer.Option(metavar="I/N", help="Write only the shards of part I of N.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make the pool of all parts.")] = False,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N keys.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Decode failed and changed videos again, rewrite their shards.")
+    ] = False,
+    check_sources: Annotated[
+        bool, typer.Option("--check-sources", help="Also hash the files of finished videos.")
+    ] = False,
+    decoder: Annotated[str | None, typer.Option(metavar="NAME", help="pyav.  [default: pyav]")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End with 1 if anything is missing or not ok.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. labels=official, jpeg_quality=95."),
+    ] = None,
+) -> None:
+    """Decode the videos of a data set once, into a pool of shards and the manifests of every protocol.
+
+    Interrupted, the same command goes on where it stopped; finished, it does nothing."""
+    from preprocess.settings import make_build_settings
+
+    flags = {"merge": merge, "retry_failed": retry_failed, "check_sources": check_sources, "strict": strict}
+    options: dict[str, Any] = {
+        **{"dataset": dataset, "videos": videos, "annotations": annotations, "splits": splits, "out": out},
+        **{"workers": workers, "part": part, "limit": limit, "decoder": decoder, "json": json_output or None},
+        **{name: value or None for name, value in flags.items()},
+    }
+    settings = make_build_settings(options, overrides or ())
+    with _signals_end_cleanly():
+        report = _run(settings, dry_run=dry_run)
+    if settings.strict and report.has_findings:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
+    """Run the command line and return its exit code; a mistake is one line on stderr. The name is for `--help`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(build)
+    return run_app(app, argv, prog_name=prog_name)
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
+    """Run a typer app with the exit codes of this project: 0, 1, 2 for mistakes, 130 and 143 for signals."""
+    from shards.errors import BmptError
+
+    try:
+        args = list(argv) if argv is not None else None
+        code = app(args=args, prog_name=prog_name, standalone_mode=False)
+    except BmptError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except _UsageError as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"error: {' '.join(text.split())}; --help lists the options", file=sys.stderr)
+        return EXIT_MISTAKE
+    except (typer.Abort, KeyboardInterrupt):
+        return EXIT_SIGINT
+    return code if isinstance(code, int) else 0
+
+
+def _run(settings: Any, *, dry_run: bool) -> Any:
+    """Build or plan, and print the report."""
+    from preprocess import console, pipeline
+
+    if dry_run:
+        report = pipeline.dry_run(settings)
+    else:
+        with console.show_progress() as progress:
+            report = pipeline.run_build(settings, progress=progress)
+    console.print_warnings(report)
+    if settings.json_output:
+        import dataclasses
+        import json
+
+        print(json.dumps(dataclasses.asdict(report), ensure_ascii=False))
+    else:
+        console.print_report(report)
+    return report
+
+
+@contextlib.contextmanager
+def _signals_end_cleanly() -> Iterator[None]:
+    """Turn SIGTERM and Ctrl-C into exits that end the workers and close the files, and say how to go on."""
+
+    def end(signum: int, frame: object) -> NoReturn:
+        print(f"terminated; {_GO_ON}", file=sys.stderr)
+        raise SystemExit(EXIT_SIGTERM)
+
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted; {_GO_ON}", file=sys.stderr)
+        raise typer.Exit(EXIT_SIGINT) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""End a build: the files of parts, samples.parquet, manifests, and last pool.json; then nothing temporary is left."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocess.job import Job
+from preprocess.planning import ShardPlan, part_of
+from preprocess.protocols import write_manifests
+from preprocess.rows import missing_row
+from preprocess.settings import BuildSettings
+from preprocess.state import (
+    BUILD_NOTE,
+    PARTS,
+    SHARDS,
+    PoolState,
+    has_journal,
+    join_versions,
+    library_versions,
+    tar_path,
+)
+from preprocess.tables import ShardRows, join_tables, read_parquet, rows_table, split_by_shard, to_parquet
+from shards.errors import ConfigError
+from shards.schema import (
+    FORMAT_VERSION,
+    POOL_CARD,
+    SAMPLES,
+    STORED_VERDICTS,
+    VERDICTS,
+    ManifestInfo,
+    PoolCard,
+    ShardEntry,
+    pool_id,
+)
+from shards.storage import Store
+from shards.writer import describe_shard
+
+_PART_NAME = re.compile(r"parts/(\d+)-of-(\d+)\.parquet")
+
+
+def write_part(store: Store, settings: BuildSettings, shards: Sequence[ShardRows]) -> None:
+    """Write `parts/<I>-of-<N>.parquet`: the rows of the shards that this part has finished."""
+    name = f"{PARTS}/{settings.part_index}-of-{settings.num_parts}.parquet"
+    store.put(name, to_parquet(join_tables(shards, rows_table([]))))
+
+
+def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> list[ShardRows]:
+    """The shards of all parts and those that stood before, by index. Raises: ConfigError naming what is not there."""
+    names = store.names(f"{PARTS}/")
+    parts = {(int(match[1]), int(match[2])): name for name in names if (match := _PART_NAME.fullmatch(name))}
+    totals = sorted({total for _, total in parts})
+    if len(totals) > 1:
+        raise ConfigError(f"{store.uri(PARTS)}: holds parts of {totals} parts; remove those of the other division")
+    if not parts and all(plan.name in state.whole for plan in layout):
+        return [state.whole[plan.name] for plan in layout]  # merged before
+    num_parts = totals[0] if totals else 1
+    absent = [f"{index}/{num_parts}" for index in range(1, num_parts + 1) if (index, num_parts) not in parts]
+    if not parts or absent:
+        what = f"part {', '.join(absent)}" if parts else "every part"
+        raise ConfigError(f"{store.uri(PARTS)}: {what} is not there; run `--part I/N` for it, then --merge again")
+    found = dict(state.whole)
+    for name in parts.values():
+        for shard in split_by_shard(read_parquet(store.read(name), where=store.uri(name))):
+            found[shard.plan.name] = shard
+    for plan in layout:
+        part_shard = found.get(plan.name)
+        if part_shard is None or part_shard.plan.keys != plan.keys or not tar_path(store, plan.name).is_file():
+            part = part_of(plan.index, num_parts)
+            raise ConfigError(
+                f"{store.uri(f'{SHARDS}/{plan.name}.tar')}: part {part}/{num_parts} has built other videos or another "
+                f"--limit than --merge was given; run `--part {part}/{num_parts}` again with the same options"
+            )
+    return [found[plan.name] for plan in layout]
+
+
+def close_pool(
+    job: Job, state: PoolState, shards: Sequence[ShardRows], *, has_new_bytes: bool
+) -> tuple[PoolCard, pa.Table, list[ManifestInfo]]:
+    """Write the tables, the manifests and, last, the card; remove what only an unfinished build needs.
+
+    has_new_bytes: whether this run decoded something, so that its library versions count"""
+    store, protocols = job.store, job.protocols
+    have = {key for shard in shards for key in shard.plan.keys}
+    absent = (video for video in protocols.missing if video.key not in have)
+    samples = join_tables(shards, rows_table(missing_row(video.key, video.class_name) for video in absent))
+    libraries = state.libraries
+    if has_new_bytes or not libraries:
+        libraries = join_versions(libraries, library_versions())
+    card = _make_card(job, state, shards, samples, libraries)
+    _put_if_new(store, SAMPLES, to_parquet(samples))
+    manifests = write_manifests(protocols, samples, store, dataset=job.settings.dataset, pool_id=card.pool_id)
+    if state.card is None or state.card.shards != card.shards:
+        _remove_stale_manifests(store, manifests)
+    _put_if_new(store, POOL_CARD, card.to_json().encode())
+    _remove_leftovers(store, job.settings.dataset, {shard.plan.name for shard in shards})
+    return card, samples, manifests
+
+
+def count_samples(samples: pa.Table) -> dict[str, int]:
+    """The counts of `pool.json`."""
+    verdicts = samples["verdict"].to_pylist()
+    counts = {name: verdicts.count(name) for name in VERDICTS}
+    return {
+        "videos": len(verdicts) - counts["missing"],
+        "samples": sum(counts[name] for name in STORED_VERDICTS),
+        "frames": pc.sum(pc.list_value_length(samples["source_index"])).as_py() or 0,
+        "bytes": pc.sum(samples["size"]).as_py() or 0,
+        **counts,
+    }
+
+
+def _make_card(
+    job: Job, state: PoolState, shards: Sequence[ShardRows], samples: pa.Table, libraries: dict[str, str]
+) -> PoolCard:
+    known = {entry.name: entry for entry in state.card.shards} if state.card else {}
+    entries: list[ShardEntry] = []
+    for shard in shards:
+        entry = shard.entry
+        if entry is None and not has_journal(job.store, shard.plan.name):  # a journal: its bytes are new
+            entry = known.get(f"{SHARDS}/{shard.plan.name}.tar")
+        if entry is None:
+            stored = shard.table.num_rows - shard.table["shard"].null_count
+            entry = describe_shard(tar_path(job.store, shard.plan.name), samples=stored)
+        entries.append(entry)
+    stored_rows = samples.filter(pc.is_valid(samples["sha256"]))
+    return PoolCard(
+        format_version=FORMAT_VERSION,
+        dataset=job.settings.dataset,
+        pool_id=pool_id(zip(stored_rows["key"].to_pylist(), stored_rows["sha256"].to_pylist(), strict=True)),
+        classes=job.protocols.classes,
+        encoding=job.settings.encoding,
+        libraries=libraries,
+        counts=count_samples(samples),
+        shards=entries,
+    )
+
+
+def _put_if_new(store: Store, name: str, data: bytes) -> None:
+    if not store.exists(name) or store.read(name) != data:
+        store.put(name, data)
+
+
+def _remove_stale_manifests(store: Store, written: Sequence[ManifestInfo]) -> None:
+    """Manifests of earlier lists state offsets and a pool_id that no longer hold."""
+    keep = {f"manifests/{info.path}.parquet" for info in written}
+    for name in store.names("manifests/"):
+        if name not in keep:
+            Path(store.uri(name)).unlink(missing_ok=True)
+
+
+def _remove_leftovers(store: Store, dataset: str, names: set[str]) -> None:
+    """Journals, locks, parts, the build's note, and tars of this dataset that the pool does not have."""
+    folder = store.root / SHARDS
+    ours = re.compile(rf"\.?({re.escape(dataset)}-\d{{6,}})\.(tar|tar\.part|jsonl)|\.part-\d+-of-\d+\.lock")
+    for path in folder.iterdir():
+        match = ours.fullmatch(path.name)
+        if match and not (path.name.endswith(".tar") and match[1] in names):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(store.root / PARTS, ignore_errors=True)
+    (store.root / BUILD_NOTE).unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""What a person sees of a build: a progress bar or, where stderr is no terminal, a line now and then; the table."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from preprocess.report import BuildReport
+
+_LINE_EVERY_SECONDS = 10.0
+_MAX_FAILED_LINES = 20
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[Callable[[int, int], None]]:
+    """Give a function (done, total) that shows both, the rate and the time left on stderr."""
+    if not sys.stderr.isatty():
+        yield _PlainProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class _Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f} clips/s" if task.speed else "")
+
+    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), "ETA", TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, start=False)
+
+        def show(done: int, total: int) -> None:
+            if not bar.tasks[0].started:
+                bar.start_task(task)
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+class _PlainProgress:
+    """Prints `120/7000 clips, 31.5 clips/s, ETA 3 min 38 s` every ten seconds; the first and last call always."""
+
+    def __init__(self) -> None:
+        self._started: tuple[float, int] | None = None
+        self._printed = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._started is None:
+            self._started = (now, done)
+        elif done < total and now - self._printed < _LINE_EVERY_SECONDS:
+            return
+        self._printed = now
+        since, before = self._started
+        rate = (done - before) / (now - since) if now > since else 0.0
+        left = f", {rate:.1f} clips/s, ETA {_duration((total - done) / rate)}" if rate else ""
+        print(f"{done}/{total} clips{left}", file=sys.stderr, flush=True)
+
+
+def print_report(report: BuildReport) -> None:
+    """Print the closing table to stdout: plain text, so that it reads the same in a pipe."""
+    print(f"{report.kind} of {report.dataset} in {_duration(report.seconds)}, {report.num_decoded} videos decoded")
+    if report.kind == "dry run":
+        print(f"  would decode {report.num_to_decode} videos; the pool would have {report.num_shards} shards")
+    for name, count in report.counts.items():
+        if count or name in ("videos", "samples", "ok"):
+            print(f"  {name:<12} {count:>12,}")
+    if report.manifests:
+        width = max(len(manifest.path) for manifest in report.manifests)
+        print(f"  {'manifest':<{width}} {'expected':>9} {'found':>9}")
+        for manifest in report.manifests:
+            print(f"  {manifest.path:<{width}} {manifest.expected:>9,} {manifest.found:>9,}")
+    for video in report.failed[:_MAX_FAILED_LINES]:
+        print(f"  {video.verdict}: {video.key}: {video.reason}")
+    if len(report.failed) > _MAX_FAILED_LINES:
+        print(f"  ... and {len(report.failed) - _MAX_FAILED_LINES} more; samples.parquet has all reasons")
+    if report.kind == "build":
+        print(f"  pool_id {report.pool_id}")
+        print(f"  {report.out}: pool.json, samples.parquet, shards/ ({report.num_shards}), manifests/")
+    elif report.kind == "part":
+        print(f"  {report.out}: {report.num_shards} shards of this part; `--merge` makes the pool of all parts")
+
+
+def print_warnings(report: BuildReport) -> None:
+    """One line each on stderr."""
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

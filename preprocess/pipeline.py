@@ -1,0 +1,160 @@
+"""run_build(): raw videos -> a pool. Plans first (mistakes cost seconds), then decodes, then closes.
+
+This process coordinates and alone writes tars; workers decode. Whatever kills a run, the same command goes on where
+it stopped, and the pool is byte for byte that of an undisturbed run."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+
+from preprocess.closing import close_pool, count_samples, read_parts, write_part
+from preprocess.decode_worker import Decoded
+from preprocess.job import Job, Progress, open_job
+from preprocess.planning import ShardPlan
+from preprocess.report import BuildReport, ManifestCount, failed_videos
+from preprocess.resume import Work, plan_layout, plan_work
+from preprocess.retry import check_sources, drop_recovered
+from preprocess.rows import sample_facts
+from preprocess.settings import BuildSettings
+from preprocess.state import SHARDS, PoolState, load_state, lock_folder
+from preprocess.tables import ShardRows, join_tables, rows_table
+from shards.writer import ShardWriter, encode_sample
+
+
+def run_build(settings: BuildSettings, *, progress: Progress = lambda done, total: None) -> BuildReport:
+    """Build, continue, extend or close a pool; a finished one is only checked.
+
+    Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an error."""
+    started = time.monotonic()
+    job = open_job(settings, progress)
+    with lock_folder(job.store.root, settings):
+        state = load_state(job.store, settings)
+        layout = plan_layout(state, job.source.videos, settings)
+        if settings.merge:
+            return _close(job, state, read_parts(job.store, layout, state), 0, started)
+        num_decoded = 0
+        if settings.retry_failed:
+            num_decoded = drop_recovered(job, state)
+            state = load_state(job.store, settings)
+        else:
+            check_sources(job, state)
+        work = plan_work(job.store, state, layout, job.videos, settings)
+        num_decoded += work.num_to_decode
+        shards = _write_shards(job, state, work)
+        if settings.part is None:
+            return _close(job, state, shards, num_decoded, started)
+        return _end_part(job, state, layout, shards, num_decoded, started)
+
+
+def dry_run(settings: BuildSettings) -> BuildReport:
+    """Say what a build would do; nothing is written. `num_to_decode` counts what no closed pool holds."""
+    started = time.monotonic()
+    job = open_job(settings, lambda done, total: None)
+    state = PoolState(None, [], frozenset(), {})
+    if job.store.root.is_dir():
+        state = load_state(job.store, settings)
+    layout = plan_layout(state, job.source.videos, settings)
+    num_done = sum(len(shard.plan.keys) for shard in state.whole.values())
+    return BuildReport(
+        kind="dry run",
+        dataset=settings.dataset,
+        out=str(job.store.root),
+        pool_id=state.card.pool_id if state.card else None,
+        counts={"videos": len(job.source.videos), "missing": len(job.protocols.missing)},
+        manifests=[ManifestCount(plan.path, plan.expected, len(plan.rows)) for plan in job.protocols.manifests],
+        warnings=_warnings(job, state),
+        num_shards=len(layout),
+        num_to_decode=sum(len(plan.keys) for plan in layout) - num_done,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
+    """Decode what is left and write the open shards in order; their bytes do not depend on the workers."""
+    if not work.open:
+        return work.standing
+    job.begin_writing(state, rewrites=any(plan.name in state.broken for plan, _ in work.open))
+    todo = [job.videos[key] for plan, num_done in work.open for key in plan.keys[num_done:]]
+    total = sum(len(shard.plan.keys) for shard in work.standing) + sum(len(plan.keys) for plan, _ in work.open)
+    done = itertools.count(total - len(todo))
+    job.progress(next(done), total)
+    finished = list(work.standing)
+    with job.workers() as pool, closing(pool.decode(todo)) as decoded:
+        for plan, num_done in work.open:
+            answers = itertools.islice(decoded, len(plan.keys) - num_done)
+            finished.append(_write_shard(job, plan, answers, lambda: job.progress(next(done), total)))
+    return sorted(finished, key=lambda shard: shard.plan.index)
+
+
+def _write_shard(job: Job, plan: ShardPlan, answers: Iterable[Decoded], tick: Callable[[], None]) -> ShardRows:
+    """Append the videos that are left to one shard and finish it."""
+    writer = ShardWriter(job.store.root / SHARDS, plan.name)
+    try:
+        for answer in answers:
+            row = answer.row
+            sample = encode_sample(row["key"], answer.frames, sample_facts(row)) if answer.frames else None
+            writer.append(row, sample)
+            tick()
+        entry = writer.finish()
+    finally:
+        writer.close()
+    return ShardRows(plan, rows_table(writer.rows), entry)
+
+
+def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded: int, started: float) -> BuildReport:
+    card, samples, manifests = close_pool(job, state, shards, has_new_bytes=num_decoded > 0)
+    return BuildReport(
+        kind="build",
+        dataset=job.settings.dataset,
+        out=str(job.store.root),
+        pool_id=card.pool_id,
+        counts=card.counts,
+        manifests=[ManifestCount(info.path, info.expected, info.found) for info in manifests],
+        failed=failed_videos(samples),
+        warnings=_warnings(job, state),
+        num_shards=len(card.shards),
+        num_decoded=num_decoded,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _end_part(
+    job: Job,
+    state: PoolState,
+    layout: Sequence[ShardPlan],
+    shards: Sequence[ShardRows],
+    num_decoded: int,
+    started: float,
+) -> BuildReport:
+    """Write the file of a part, also of one without shards: `--merge` asks for all of them."""
+    if any(plan.name not in state.whole for plan in layout):
+        write_part(job.store, job.settings, shards)
+    samples = join_tables(shards, rows_table([]))
+    return BuildReport(
+        kind="part",
+        dataset=job.settings.dataset,
+        out=str(job.store.root),
+        pool_id=None,
+        counts=count_samples(samples),
+        failed=failed_videos(samples),
+        warnings=_warnings(job, state),
+        num_shards=len(shards),
+        num_decoded=num_decoded,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _warnings(job: Job, state: PoolState) -> list[str]:
+    """What a person should know although it is no error."""
+    warnings = list(job.protocols.warnings)
+    gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
+    if gone:
+        warnings.append(f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})")
+    warnings += [f"{SHARDS}/{name}.tar was missing or cut short and was built again" for name in sorted(state.broken)]
+    split = [f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version]
+    if split:
+        warnings.append(f"library versions changed between builds of this pool: {'; '.join(split)}")
+    return warnings

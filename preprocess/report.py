@@ -1,0 +1,62 @@
+"""What a build or a dry run has to say, as plain data: for the closing table and for `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_FAILED = pa.array(["short", "damaged", "undecodable"])
+
+
+@dataclass(frozen=True)
+class ManifestCount:
+    """One manifest: the lines of its list and how many of them have a stored sample (dry run: a file)."""
+
+    path: str
+    expected: int
+    found: int
+
+
+@dataclass(frozen=True)
+class FailedVideo:
+    """A video that is not ok."""
+
+    key: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The end of a run.
+
+    kind: build | part | dry run
+    counts: as in pool.json; of a part, its own videos; of a dry run, `videos` alone
+    num_decoded: videos decoded by this run; num_to_decode: by a build, if this was a dry run
+    seconds: wall time of this run"""
+
+    kind: str
+    dataset: str
+    out: str
+    pool_id: str | None
+    counts: dict[str, int]
+    manifests: list[ManifestCount] = field(default_factory=list)
+    failed: list[FailedVideo] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    num_shards: int = 0
+    num_decoded: int = 0
+    num_to_decode: int = 0
+    seconds: float = 0.0
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether `--strict` ends with 1: something is not ok, missing, or warned about."""
+        return bool(self.failed or self.warnings or self.counts.get("missing"))
+
+
+def failed_videos(samples: pa.Table) -> list[FailedVideo]:
+    """The rows of videos that were read and are not ok."""
+    failed = samples.select(["key", "verdict", "reason"]).filter(pc.is_in(samples["verdict"], value_set=_FAILED))
+    return [FailedVideo(**row) for row in failed.to_pylist()]

@@ -1,0 +1,106 @@
+"""Decide what a run has to do: which shards stand, which go on, which begin anew, and what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from preprocess.planning import ShardPlan, part_of, plan_shards
+from preprocess.settings import BuildSettings
+from preprocess.sources import SourceVideo
+from preprocess.state import SHARDS, PoolState, has_journal, tar_path
+from preprocess.tables import ShardRows, rows_table
+from shards.errors import ConfigError
+from shards.storage import Store
+from shards.writer import ShardWriter
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to do.
+
+    standing: finished shards; open: the others of this run, in order, with the number of videos already journalled"""
+
+    standing: list[ShardRows]
+    open: list[tuple[ShardPlan, int]]
+
+    @property
+    def num_to_decode(self) -> int:
+        """Videos of the open shards that no journal holds."""
+        return sum(len(plan.keys) - num_done for plan, num_done in self.open)
+
+
+def plan_layout(state: PoolState, videos: Sequence[SourceVideo], settings: BuildSettings) -> list[ShardPlan]:
+    """All shards of the pool once this build has ended; `--limit` looks at the first keys alone."""
+    keys = [video.key for video in videos][: settings.limit]
+    return plan_shards(
+        keys,
+        dataset=settings.dataset,
+        videos_per_shard=settings.encoding.videos_per_shard,
+        existing=[shard.plan for shard in state.shards],
+    )
+
+
+def plan_work(
+    store: Store,
+    state: PoolState,
+    layout: Sequence[ShardPlan],
+    videos: Mapping[str, SourceVideo],
+    settings: BuildSettings,
+) -> Work:
+    """Sort the shards of this run (all, or those of its part) into finished and open ones.
+
+    A journal that does not agree with the plan (a file changed or came in between) is dropped with its tar.
+    Raises: ConfigError if a shard must be built whose videos are gone."""
+    standing: list[ShardRows] = []
+    open_shards: list[tuple[ShardPlan, int]] = []
+    for plan in layout:
+        if part_of(plan.index, settings.num_parts) != settings.part_index and settings.part is not None:
+            continue
+        if not has_journal(store, plan.name) and plan.name in state.whole:
+            standing.append(state.whole[plan.name])
+            continue
+        finished, num_done = _continue(store, plan, videos)
+        if finished is not None:
+            standing.append(finished)
+        else:
+            check_videos_are_there(plan, videos)
+            open_shards.append((plan, num_done))
+    return Work(standing, open_shards)
+
+
+def begin_anew(store: Store, name: str) -> None:
+    """Remove a shard's tar and journal, so that it is built from its first video on."""
+    folder = store.root / SHARDS
+    for path in (tar_path(store, name), folder / f".{name}.tar.part", folder / f".{name}.jsonl"):
+        path.unlink(missing_ok=True)
+
+
+def _continue(store: Store, plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> tuple[ShardRows | None, int]:
+    """What an interrupted run left of a shard: the finished shard, or how many of its videos are journalled."""
+    if not has_journal(store, plan.name):
+        begin_anew(store, plan.name)
+        return None, 0
+    writer = ShardWriter(store.root / SHARDS, plan.name)
+    try:
+        known = (videos[key] for key in plan.keys if key in videos)
+        expected = [(video.key, video.relative_path, video.num_bytes) for video in known]
+        found = [(row["key"], row["source_path"], row["source_bytes"]) for row in writer.rows]
+        if writer.finished and found == expected:
+            return ShardRows(plan, rows_table(writer.rows)), len(found)
+        if not writer.finished and found == expected[: len(found)]:
+            return None, len(found)
+    finally:
+        writer.close()
+    begin_anew(store, plan.name)
+    return None, 0
+
+
+def check_videos_are_there(plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> None:
+    """Raise ConfigError if a shard that has to be built names a video that is no longer below `--videos`."""
+    gone = [key for key in plan.keys if key not in videos]
+    if gone:
+        raise ConfigError(
+            f"{SHARDS}/{plan.name}.tar has to be built again, but {len(gone)} of its videos are gone from --videos "
+            f"(the first: {gone[0]}); put them back, or build into another folder with --out"
+        )

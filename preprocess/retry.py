@@ -1,0 +1,93 @@
+"""Videos of a finished pool that are not ok, or whose file is another one now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+
+import pyarrow as pa
+
+from preprocess.decode_worker import hash_file
+from preprocess.job import Job
+from preprocess.planning import sort_keys
+from preprocess.resume import begin_anew, check_videos_are_there
+from preprocess.sources import SourceVideo
+from preprocess.state import PoolState
+from preprocess.tables import ShardRows
+from shards.errors import ConfigError
+
+_FAILED = ("short", "damaged", "undecodable")
+_COMPARED = ("verdict", "source_sha256", "source_path", "num_frames_decoded")
+
+
+def check_sources(job: Job, state: PoolState) -> None:
+    """Compare the finished videos with their files. Raises: ConfigError telling the cure if one is another now."""
+    changed = _changed_keys(state.whole.values(), job.videos, hashed=job.settings.check_sources)
+    if changed:
+        raise ConfigError(
+            f"{job.videos[changed[0]].path}: is not the file that the pool was built from ({len(changed)} such "
+            "videos); put the old file back, or run again with --retry-failed to rewrite the shards of changed videos"
+        )
+
+
+def drop_recovered(job: Job, state: PoolState) -> int:
+    """Decode failed and changed videos again; drop the shards of those that come out otherwise than before.
+
+    A dropped shard is then built like a new one, so that it equals that of an undisturbed build; a video that fails
+    as before costs its own decoding alone. Returns: how many videos were decoded."""
+    shards = list(state.whole.values())
+    again = set(_changed_keys(shards, job.videos, hashed=job.settings.check_sources)) | set(_failed_keys(shards))
+    videos = [job.videos[key] for key in sort_keys(again) if key in job.videos]
+    before = {row["key"]: row for shard in shards for row in _rows_of(shard, again)}
+    other: set[str] = set()
+    with job.workers() as pool, closing(pool.decode(videos)) as decoded:
+        for answer in decoded:
+            old = before[answer.row["key"]]
+            if any(old[name] != answer.row[name] for name in _COMPARED):
+                other.add(answer.row["key"])
+    plans = [shard.plan for shard in shards if other.intersection(shard.plan.keys)]
+    for plan in plans:
+        check_videos_are_there(plan, job.videos)
+    if plans:
+        job.begin_writing(state, rewrites=True)
+    for plan in plans:
+        begin_anew(job.store, plan.name)
+    return len(videos)
+
+
+def _changed_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo], *, hashed: bool) -> list[str]:
+    """Keys of videos whose file has another path or size now or, if `hashed`, another content."""
+    changed = []
+    for shard in shards:
+        for row in shard.table.select(["key", "source_path", "source_bytes", "source_sha256"]).to_pylist():
+            video = videos.get(row["key"])
+            if video is None:
+                continue
+            same = (video.relative_path, video.num_bytes) == (row["source_path"], row["source_bytes"])
+            if same and hashed and row["source_sha256"] is not None:
+                same = _hash_or_none(video) == row["source_sha256"]
+            if not same:
+                changed.append(row["key"])
+    return changed
+
+
+def _failed_keys(shards: Iterable[ShardRows]) -> list[str]:
+    """Keys of videos that are not ok."""
+    return [
+        key
+        for shard in shards
+        for key, verdict in zip(shard.plan.keys, shard.table["verdict"].to_pylist(), strict=True)
+        if verdict in _FAILED
+    ]
+
+
+def _rows_of(shard: ShardRows, keys: set[str]) -> list[dict[str, object]]:
+    chosen = pa.array([key in keys for key in shard.plan.keys], pa.bool_())
+    return shard.table.select(["key", *_COMPARED]).filter(chosen).to_pylist()
+
+
+def _hash_or_none(video: SourceVideo) -> str | None:
+    try:
+        return hash_file(video.path)
+    except OSError:
+        return None

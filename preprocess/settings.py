@@ -1,0 +1,102 @@
+"""BuildSettings: everything that decides what a build does, checked before anything is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from shards.config import Settings, build_settings, merge, parse_override
+from shards.schema import Encoding
+
+_ADJUSTABLE = ("frames_per_clip", "short_side_px", "jpeg_quality", "videos_per_shard", "decoder")
+
+
+def count_cores() -> int:
+    """The cores that this process may use; in a container or a batch job fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class BuildSettings(Settings):
+    """One build of one pool."""
+
+    dataset: str
+    videos: Path  # default ./videos/<dataset>
+    annotations: Path | None = None
+    splits: list[Path] = Field(default_factory=list)
+    out: str  # default ./data/<dataset>
+    workers: int = Field(default_factory=count_cores, ge=1, le=1024)
+    part: str | None = None  # "I/N", counted from 1
+    merge: bool = False
+    limit: int | None = Field(None, ge=1)
+    retry_failed: bool = False
+    check_sources: bool = False
+    labels: Literal["csv", "official", "legacy"] = "csv"
+    strict: bool = False
+    json_output: bool = Field(False, alias="json")
+    seed: int = 0
+    decoder: Literal["pyav"] = "pyav"
+    timeout_seconds: float = Field(120.0, gt=0)  # for one video
+    encoding: Encoding = Encoding()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("dataset"), str):
+            name = values["dataset"]
+            return {"videos": Path("videos") / name, "out": str(Path("data") / name), **values}
+        return values
+
+    @field_validator("part")
+    @classmethod
+    def _part_is_in_range(cls, value: str | None) -> str | None:
+        if value is not None:
+            match = re.fullmatch(r"(\d+)/(\d+)", value)
+            if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 9999:
+                raise ValueError("expected I/N with I from 1 to N, for example 1/4")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _only_what_this_version_writes(cls, value: Encoding) -> Encoding:
+        for name, default in Encoding().model_dump().items():
+            if name not in _ADJUSTABLE and getattr(value, name) != default:
+                raise ValueError(f"{name} can only be {default!r} in this version")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BuildSettings:
+        if self.merge and self.part is not None:
+            raise ValueError("part and merge exclude each other: build all parts, then merge once")
+        if self.part is not None and self.retry_failed:
+            raise ValueError("part and retry_failed exclude each other: merge first, then retry")
+        if self.encoding.decoder != self.decoder:
+            raise ValueError(f"encoding.decoder is {self.encoding.decoder!r}, decoder is {self.decoder!r}")
+        return self
+
+    @property
+    def part_index(self) -> int:
+        """I of `part`, counted from 1; 1 without parts."""
+        return int(self.part.split("/")[0]) if self.part else 1
+
+    @property
+    def num_parts(self) -> int:
+        """N of `part`; 1 without parts."""
+        return int(self.part.split("/")[1]) if self.part else 1
+
+
+def make_build_settings(options: Mapping[str, Any], overrides: Sequence[str] = ()) -> BuildSettings:
+    """Put `--set key=value` on top of the options that were given (not None) and validate.
+
+    A bare name of an encoding field is short for `encoding.<name>`. Raises: ConfigError."""
+    values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    for override in overrides:
+        parsed = parse_override(override)
+        (name,) = parsed
+        short = name in Encoding.model_fields and name not in BuildSettings.model_fields
+        values = merge(values, {"encoding": parsed} if short else parsed)
+    return build_settings(BuildSettings, values, where="build")

@@ -1,0 +1,169 @@
+"""What earlier runs left in a pool's folder, and the lock that keeps two runs apart.
+
+A closed pool is `pool.json` and `samples.parquet`. A build that has not ended is `.build.json` (what it was started
+with), finished tars with their journals, at most one open tar, and `parts/` of finished parts."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from preprocess.settings import BuildSettings
+from preprocess.tables import ShardRows, end_of_tar, read_parquet, split_by_shard
+from shards.errors import ConfigError, FormatError, StorageError
+from shards.schema import POOL_CARD, SAMPLES, PoolCard, parse_card
+from shards.storage import Store
+
+BUILD_NOTE = ".build.json"
+SHARDS, PARTS = "shards", "parts"
+
+
+@dataclass(frozen=True)
+class PoolState:
+    """A folder as it was found.
+
+    shards: what `samples.parquet` says, by index
+    broken: names of those whose tar is not there or has another size; they are built again
+    libraries: versions that wrote what is there"""
+
+    card: PoolCard | None
+    shards: list[ShardRows]
+    broken: frozenset[str]
+    libraries: dict[str, str]
+
+    @property
+    def whole(self) -> dict[str, ShardRows]:
+        """The shards that need nothing, by name."""
+        return {shard.plan.name: shard for shard in self.shards if shard.plan.name not in self.broken}
+
+
+@contextlib.contextmanager
+def lock_folder(root: Path, settings: BuildSettings) -> Iterator[None]:
+    """Hold the folder for one run, or one part of it for one run of that part.
+
+    The kernel releases the locks when the process ends, however it ends. Raises: ConfigError, StorageError."""
+    held: list[int] = []
+    try:
+        try:
+            (root / SHARDS).mkdir(parents=True, exist_ok=True)
+            held.append(os.open(root, os.O_RDONLY))
+            if settings.part is not None:
+                lock = root / SHARDS / f".part-{settings.part_index}-of-{settings.num_parts}.lock"
+                held.append(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644))
+        except OSError as error:
+            raise StorageError(f"{root}: cannot be written: {error.strerror or error}") from None
+        modes = [fcntl.LOCK_EX] if settings.part is None else [fcntl.LOCK_SH, fcntl.LOCK_EX]
+        try:
+            for descriptor, mode in zip(held, modes, strict=True):
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{root}: another build is writing there; wait for it, or give another folder with --out"
+            ) from None
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def load_state(store: Store, settings: BuildSettings) -> PoolState:
+    """Read what is there. Raises: ConfigError naming both values if it was built with other settings."""
+    card = None
+    if store.exists(POOL_CARD):
+        card = parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD))
+        _check_settings(card.dataset, card.encoding.model_dump(), settings, where=store.uri(POOL_CARD))
+    libraries = dict(card.libraries) if card else {}
+    if store.exists(BUILD_NOTE):
+        note = _read_note(store)
+        _check_settings(note["dataset"], note["encoding"], settings, where=store.uri(BUILD_NOTE))
+        libraries = join_versions(libraries, note["libraries"])
+    shards: list[ShardRows] = []
+    if store.exists(SAMPLES):
+        shards = split_by_shard(read_parquet(store.read(SAMPLES), where=store.uri(SAMPLES)))
+    elif card is not None:
+        raise FormatError(f"{store.uri(SAMPLES)}: no such file beside pool.json; remove {store.root} and build again")
+    broken = frozenset(shard.plan.name for shard in shards if not _is_whole(store, shard))
+    return PoolState(card, shards, broken, libraries)
+
+
+def write_note(store: Store, settings: BuildSettings, libraries: Mapping[str, str]) -> None:
+    """Say what the build that begins was started with, for the run that goes on after a kill."""
+    note = {"dataset": settings.dataset, "encoding": settings.encoding.model_dump(), "libraries": dict(libraries)}
+    store.put(BUILD_NOTE, (json.dumps(note, sort_keys=True, indent=2) + "\n").encode())
+
+
+def join_versions(*versions: Mapping[str, str]) -> dict[str, str]:
+    """Versions that worked on one pool: `18.1.0`, or `18.1.0, 18.2.0` after an upgrade in between."""
+    names = sorted({name for version in versions for name in version})
+    joined = {}
+    for name in names:
+        parts = [part for version in versions if name in version for part in version[name].split(", ")]
+        joined[name] = ", ".join(dict.fromkeys(parts))
+    return joined
+
+
+def library_versions() -> dict[str, str]:
+    """The versions that decide a pool's bytes."""
+    import av
+
+    libav = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
+    return {
+        "av": av.__version__,
+        "libavcodec": libav["libavcodec"],
+        "libswscale": libav["libswscale"],
+        "simplejpeg": metadata.version("simplejpeg"),
+        "bmpt": _own_version(),
+    }
+
+
+def tar_path(store: Store, name: str) -> Path:
+    """Where a shard's tar lies."""
+    return store.root / SHARDS / f"{name}.tar"
+
+
+def has_journal(store: Store, name: str) -> bool:
+    """Whether a build that has not ended wrote this shard, or began to."""
+    return (store.root / SHARDS / f".{name}.jsonl").exists()
+
+
+def _is_whole(store: Store, shard: ShardRows) -> bool:
+    path = tar_path(store, shard.plan.name)
+    return path.is_file() and path.stat().st_size == end_of_tar(shard.table)
+
+
+def _read_note(store: Store) -> dict[str, Any]:
+    try:
+        note = json.loads(store.read(BUILD_NOTE))
+        return {name: note[name] for name in ("dataset", "encoding", "libraries")}
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{store.uri(BUILD_NOTE)}: is damaged; remove {store.root} and build again") from None
+
+
+def _check_settings(dataset: str, encoding: Mapping[str, Any], settings: BuildSettings, *, where: str) -> None:
+    before = {"dataset": dataset, **encoding}
+    now = {"dataset": settings.dataset, **settings.encoding.model_dump()}
+    differ = [
+        f"{name} was {before.get(name)!r} and is now {now[name]!r}" for name in now if before.get(name) != now[name]
+    ]
+    if differ:
+        raise ConfigError(
+            f"{where}: {'; '.join(differ)}; use the same settings, or build into another folder with --out"
+        )
+
+
+def _own_version() -> str:
+    """From the checkout, which may never have been installed, else from the installed package."""
+    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    if project.is_file():
+        found = re.search(r'^version = "(.+)"$', project.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        if found:
+            return found[1]
+    return metadata.version("bmpt")

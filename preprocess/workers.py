@@ -1,0 +1,181 @@
+"""The coordinator's side of the decode workers: start them, hand out videos in order, kill what hangs.
+
+A worker is a new Python process with a pipe and a session of its own (Ctrl-C reaches the coordinator alone); not
+forked, since threads of Arrow and obstore do not survive a fork, and not `multiprocessing.Process`, which would
+run the caller's main module again in each worker."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import TracebackType
+
+from preprocess.decode_worker import READY, Decoded
+from preprocess.rows import undecodable_row
+from preprocess.sources import SourceVideo
+from shards.errors import ConfigError
+from shards.schema import Encoding
+
+_AHEAD_PER_WORKER = 8  # how far decoding may run ahead of the first unfinished video; about 1 MB a video
+_START_SECONDS = 60.0  # for a worker's imports; 0.4 s on an idle machine
+_SERVE = "import sys; from preprocess.decode_worker import serve; serve(int(sys.argv[1]))"
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+class _Worker:
+    """One process and what it is doing; `position` is None while it is idle."""
+
+    def __init__(self, encoding: Encoding, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.is_ready = False
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, str(theirs.fileno())],
+                cwd=_ROOT,  # so that `-c` finds the packages in a checkout that was never installed
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self.position: int | None = None
+        self.deadline = 0.0
+        self.connection.send((encoding, timeout_seconds))
+
+    def start(self, position: int, video: SourceVideo) -> None:
+        self.position = position
+        self.set_deadline()
+        with contextlib.suppress(OSError):  # it has died while idle: the read that follows finds out
+            self.connection.send(video)
+
+    def set_deadline(self) -> None:
+        """The time for one video; a worker that is not ready yet gets the time for its imports on top."""
+        self.deadline = time.monotonic() + self.timeout_seconds + (0.0 if self.is_ready else _START_SECONDS)
+
+    def kill(self) -> int:
+        """End the process whatever it is doing; returns its exit code, negative for a signal."""
+        self.process.kill()
+        self.connection.close()
+        return self.process.wait()
+
+
+class WorkerPool:
+    """Decodes videos in killable processes; a context manager, leaving it kills them.
+
+    A video whose worker hangs or dies is tried once more alone, with nothing else running, and is undecodable
+    after that: the reason says which."""
+
+    def __init__(self, num_workers: int, *, encoding: Encoding, timeout_seconds: float) -> None:
+        self._num_workers = num_workers
+        self._encoding = encoding
+        self._timeout_seconds = timeout_seconds
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def decode(self, videos: Sequence[SourceVideo]) -> Generator[Decoded, None, None]:
+        """Decode all videos; the answers come in the order of `videos`."""
+        waiting = deque(range(len(videos)))
+        alone: deque[int] = deque()
+        failures: dict[int, str] = {}
+        answers: dict[int, Decoded] = {}
+        for position in range(len(videos)):
+            while position not in answers:
+                self._hand_out(videos, waiting, alone, position + _AHEAD_PER_WORKER * self._num_workers)
+                for done, answer in self._collect():
+                    if isinstance(answer, Decoded):
+                        answers[done] = answer
+                    elif done in failures:
+                        answers[done] = Decoded(undecodable_row(videos[done], answer), [])
+                    else:
+                        failures[done] = answer
+                        alone.append(done)
+            yield answers.pop(position)
+
+    def _hand_out(self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int) -> None:
+        """Give idle workers the next videos; a second try waits until nothing else runs."""
+        num_busy = sum(worker.position is not None for worker in self._workers)
+        while waiting or alone:
+            source = alone or waiting
+            if (alone and num_busy) or num_busy == self._num_workers or source[0] >= horizon:
+                return
+            position = source.popleft()
+            self._idle_worker().start(position, videos[position])
+            num_busy += 1
+            if source is alone:
+                return
+
+    def _idle_worker(self) -> _Worker:
+        idle = next((worker for worker in self._workers if worker.position is None), None)
+        if idle is None:
+            idle = _Worker(self._encoding, self._timeout_seconds)
+            self._workers.append(idle)
+        return idle
+
+    def _collect(self) -> Iterator[tuple[int, Decoded | str]]:
+        """Wait for answers, deaths and deadlines; yields (position, answer or what went wrong)."""
+        busy = [worker for worker in self._workers if worker.position is not None]
+        patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+        ready = set(wait([worker.connection for worker in busy], timeout=patience))
+        for worker in busy:
+            position = worker.position
+            assert position is not None
+            if worker.connection in ready and not worker.is_ready:
+                self._greet(worker)
+            elif worker.connection in ready:
+                worker.position = None
+                yield position, self._receive(worker)
+            elif time.monotonic() >= worker.deadline:
+                self._replace(worker)
+                yield position, f"the decoder did not end within {self._timeout_seconds:g} s, tried twice"
+
+    def _greet(self, worker: _Worker) -> None:
+        """Take a worker's first message. Raises: ConfigError if it could not even start: no video is to blame."""
+        try:
+            worker.is_ready = worker.connection.recv() == READY
+        except (EOFError, OSError):
+            code = _exit_text(self._replace(worker, died=True))
+            raise ConfigError(
+                f"{sys.executable}: a decode worker did not start ({code}); its error stands above, "
+                "`pip install -e .` installs what it needs"
+            ) from None
+        worker.set_deadline()
+
+    def _receive(self, worker: _Worker) -> Decoded | str:
+        try:
+            answer: Decoded = worker.connection.recv()
+        except (EOFError, OSError):
+            return f"the decoder process died ({_exit_text(self._replace(worker, died=True))}), tried twice"
+        return answer
+
+    def _replace(self, worker: _Worker, *, died: bool = False) -> int:
+        """Drop a worker; the next one is started when it is needed. Returns its exit code."""
+        self._workers.remove(worker)
+        if died:  # its end of the pipe is closed; wait, so that the code is its own and not our SIGKILL
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(timeout=5)
+        return worker.kill()
+
+
+def _exit_text(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

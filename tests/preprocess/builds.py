@@ -1,0 +1,93 @@
+"""A tiny `folder` data set and ways to build it, to kill a build, and to compare pools byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from preprocess.pipeline import run_build
+from preprocess.report import BuildReport
+from preprocess.settings import make_build_settings
+from tests.preprocess.tiny_videos import make_video
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("-_a (1)#&;", "b!!! [2]", "c é", "d", "e")
+ENCODING = ("frames_per_clip=6", "videos_per_shard=4", "jpeg_quality=80")
+
+
+def make_tree(root: Path) -> Path:
+    """Ten videos of two classes; one is cut, one is a text file, so that three shards have an empty place."""
+    for label, class_name in enumerate(("jump", "run fast")):
+        for number, name in enumerate(NAMES):
+            suffix = (".avi", ".mp4")[number % 2]
+            make_video(root / class_name / f"{name}{suffix}", frames=5 + number, seed=10 * label + number)
+    cut = root / "jump" / "c é.avi"
+    cut.write_bytes(cut.read_bytes()[:-900])
+    (root / "run fast" / "d.mp4").write_text("not a video\n" * 20)
+    return root
+
+
+def build(videos: Path, out: Path, *overrides: str, **options: Any) -> BuildReport:
+    """Build in this process."""
+    values = {"dataset": "folder", "videos": videos, "out": str(out), "workers": 1, **options}
+    settings = make_build_settings(values, [*ENCODING, *overrides])
+    return run_build(settings)
+
+
+class Interruption(BaseException):
+    """Ends a build in this process at a chosen video."""
+
+
+def build_interrupted(videos: Path, out: Path, *, at: int, **options: Any) -> None:
+    """Build in this process until `at` videos are written; the files stay as a kill would leave them."""
+
+    def stop(done: int, total: int) -> None:
+        if done == at:
+            raise Interruption
+
+    values = {"dataset": "folder", "videos": videos, "out": str(out), "workers": 1, **options}
+    with contextlib.suppress(Interruption):
+        run_build(make_build_settings(values, ENCODING), progress=stop)
+
+
+def arguments(videos: Path, out: Path, *more: str) -> list[str]:
+    """The command line of the same build."""
+    sets = [word for override in ENCODING for word in ("--set", override)]
+    return ["--dataset", "folder", "--videos", str(videos), "--out", str(out), "--workers", "2", *sets, *more]
+
+
+_KILLED = """
+import contextlib, os, sys
+from preprocess import build_shards, console
+signal, at = int(sys.argv[1]), int(sys.argv[2])
+@contextlib.contextmanager
+def show_progress():
+    yield lambda done, total: os.kill(os.getpid(), signal) if done == at else None
+console.show_progress = show_progress
+sys.exit(build_shards.main(sys.argv[3:]))
+"""
+
+
+def run_killed(args: list[str], *, signal: int, at: int) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process that gets a signal once `at` videos are written."""
+    return run_python("-c", _KILLED, str(int(signal)), str(at), *args)
+
+
+def run_script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`python preprocess/build_shards.py` from any folder."""
+    return run_python(str(ROOT / "preprocess" / "build_shards.py"), *args, cwd=cwd)
+
+
+def run_python(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run Python and capture what it prints."""
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def digests(root: Path) -> dict[str, str]:
+    """sha256 of every file below a folder, hidden ones too, by relative path."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
