@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from shards.errors import BmptError
+from shards.commands import run_app
 
 app = typer.Typer(
     name="bmpt",
@@ -29,10 +28,6 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
-
-
-# typer carries its own copy of click, whose base class of all usage errors it does not export
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # type: ignore[assignment]
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,7 +55,7 @@ def _options(
 def build(context: typer.Context) -> None:
     from preprocess.build_shards import main as build_main
 
-    raise typer.Exit(build_main(context.args))
+    raise typer.Exit(build_main(context.args, prog_name="bmpt build"))
 
 
 @app.command()
@@ -130,31 +125,10 @@ def _show_results(results: dict[str, Any], folder: Path, *, as_json: bool) -> No
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0; 1 an unexpected error; 2 a user's mistake, in one line; 130 Ctrl-C."""
-    code = _run(sys.argv[1:])
+    """Run a command; the exit codes are those of `shards.commands.run_app`."""
+    code = run_app(app, prog_name="bmpt")
     if "torch.distributed" in sys.modules:
         from bmpt.engine.distributed import leave_world
 
         leave_world(code)
     sys.exit(code)
-
-
-def _run(arguments: list[str]) -> int:
-    try:
-        result = app(arguments, standalone_mode=False)
-    except BmptError as error:
-        _complain(str(error))
-        return 2
-    except _UsageError as error:
-        _complain(f"{error}; see `bmpt --help`")
-        return 2
-    except (typer.Abort, KeyboardInterrupt):
-        _complain("interrupted; the same command goes on")
-        return 130
-    return result if isinstance(result, int) else 0
-
-
-def _complain(sentence: str) -> None:
-    """One line on stderr, from one rank: all ranks meet the same mistake."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"bmpt: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -18,10 +18,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-EXIT_FINDINGS, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM = 1, 2, 130, 143
+from shards.commands import run_app
+
+EXIT_FINDINGS, EXIT_SIGTERM = 1, 143
 _GO_ON = "run the same command again, it goes on where it stopped"
-# click's class of wrong options; typer carries its own copy of click and does not name it
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def build(
@@ -65,7 +65,7 @@ def build(
         **{name: value or None for name, value in flags.items()},
     }
     settings = make_build_settings(options, overrides or ())
-    with _signals_end_cleanly():
+    with _sigterm_ends_cleanly():
         report = _run(settings, dry_run=dry_run)
     if settings.strict and report.has_findings:
         raise typer.Exit(EXIT_FINDINGS)
@@ -76,25 +76,6 @@ def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(build)
     return run_app(app, argv, prog_name=prog_name)
-
-
-def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
-    """Run a typer app with the exit codes of this project: 0, 1, 2 for mistakes, 130 and 143 for signals."""
-    from shards.errors import BmptError
-
-    try:
-        args = list(argv) if argv is not None else None
-        code = app(args=args, prog_name=prog_name, standalone_mode=False)
-    except BmptError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except _UsageError as error:
-        text = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {' '.join(text.split())}; --help lists the options", file=sys.stderr)
-        return EXIT_MISTAKE
-    except (typer.Abort, KeyboardInterrupt):
-        return EXIT_SIGINT
-    return code if isinstance(code, int) else 0
 
 
 def _run(settings: Any, *, dry_run: bool) -> Any:
@@ -118,8 +99,8 @@ def _run(settings: Any, *, dry_run: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _signals_end_cleanly() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into exits that end the workers and close the files, and say how to go on."""
+def _sigterm_ends_cleanly() -> Iterator[None]:
+    """Turn SIGTERM into an exit that ends the workers and closes the files, and says how to go on."""
 
     def end(signum: int, frame: object) -> NoReturn:
         print(f"terminated; {_GO_ON}", file=sys.stderr)
@@ -128,9 +109,6 @@ def _signals_end_cleanly() -> Iterator[None]:
     before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"interrupted; {_GO_ON}", file=sys.stderr)
-        raise typer.Exit(EXIT_SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

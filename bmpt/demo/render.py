@@ -50,17 +50,17 @@ class Look:
     background_max: brightest flat background, 0..255
     noise_max: largest sigma of the pixel noise, grey levels
     strength: 0 = flat background; otherwise scales drift, texture and camera shake
-    faded_negative: show 110 + (255 - x) / 2, a shift that is the same in all clips"""
+    is_faded: show 110 + x / 2, washed out: a shift that is the same in all clips, so that tuning can learn it"""
 
     background_max: float = 130.0
     noise_max: float = 14.0
     strength: float = 0.0
-    faded_negative: bool = False
+    is_faded: bool = False
 
 
 PLAIN_DARK = Look(background_max=40.0, noise_max=0.0)
 PLAIN = Look()
-FADED_NEGATIVE = Look(background_max=110.0, noise_max=4.0, strength=0.3, faded_negative=True)
+FADED = Look(background_max=110.0, noise_max=8.0, strength=0.6, is_faded=True)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def render_clip(motion: str, look: Look, rng: np.random.Generator, *, num_frames
     sigma = rng.uniform(0, look.noise_max) if look.noise_max else 0.0
     if sigma:
         frames = frames + sigma * rng.standard_normal(frames.shape, dtype=np.float32)
-    if look.faded_negative:
-        frames = 110 + (255 - frames) / 2
+    if look.is_faded:
+        frames = 110 + frames / 2
     return Clip(np.clip(frames, 0, 255).astype(np.uint8), motion, color, shape)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmpt.config import load_config
-from bmpt.demo.render import FADED_NEGATIVE, MOTIONS
+from bmpt.demo.render import FADED, MOTIONS
 from bmpt.demo.videos import write_lists, write_videos
 from bmpt.engine.distributed import World, start_world
 from bmpt.engine.progress import ProgressBars
@@ -37,7 +37,7 @@ def run_demo(out: Path, *, build_pool: Callable[[Sequence[str]], int], as_json: 
     started = time.monotonic()
     with ProgressBars(enabled=True) as bars:
         write_lists(out / "lists")
-        write_videos(out / "videos", FADED_NEGATIVE, lambda done, total: bars.update("render videos", done, total))
+        write_videos(out / "videos", FADED, lambda done, total: bars.update("render videos", done, total))
     code = build_pool(
         ["--dataset", "demo", "--videos", f"{out}/videos", "--annotations", f"{out}/lists", "--out", f"{out}/pool"]
     )

@@ -52,11 +52,10 @@ def demo_videos() -> list[DemoVideo]:
 
 
 def write_lists(folder: Path) -> None:
-    """Write the demo's official lists: classes.txt, train.txt and val.txt (`path label`)."""
+    """Write the demo's annotation files, train.txt and val.txt: a path below the video folder each line."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "classes.txt").write_text("".join(f"{motion}\n" for motion in MOTIONS), encoding="utf-8")
     for split in ("train", "val"):
-        lines = [f"{v.name} {MOTIONS.index(v.motion)}\n" for v in demo_videos() if v.split == split]
+        lines = [f"{video.name}\n" for video in demo_videos() if video.split == split]
         (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 

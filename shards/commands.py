@@ -1,0 +1,42 @@
+"""Run a command line with this project's exit codes and one-line errors; both command lines use it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from shards.errors import BmptError
+
+EXIT_MISTAKE, EXIT_SIGINT = 2, 130
+# the class of wrong options; typer carries its own copy of click and does not name it
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
+    """Run a typer app: 0, or what it exits with; 2 for a user's mistake, in one line on stderr; 130 for Ctrl-C.
+
+    An unexpected error keeps its traceback."""
+    try:
+        args = list(argv) if argv is not None else None
+        code = app(args=args, prog_name=prog_name, standalone_mode=False)
+    except BmptError as error:
+        _complain(str(error))
+        return EXIT_MISTAKE
+    except _UsageError as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        _complain(f"{text.rstrip('.')}; --help lists what there is")
+        return EXIT_MISTAKE
+    except typer.Abort:  # what Ctrl-C becomes before typer 0.14, which turns it into exit code 130
+        code = EXIT_SIGINT
+    if code == EXIT_SIGINT:
+        _complain("interrupted; run the same command again, it goes on where it stopped")
+    return code if isinstance(code, int) else 0
+
+
+def _complain(sentence: str) -> None:
+    """One line on stderr, never through rich, which wraps at 80 columns; from one rank, since all meet the same."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
