@@ -17,7 +17,7 @@ app = typer.Typer(
         "CLIP prompt tuning for video action recognition: decode each video once (build), stream exactly the bytes a "
         "protocol needs, tune and score on any number of GPUs (train, eval). `bmpt demo` shows the whole path."
     ),
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -40,11 +40,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and leave")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command(
@@ -53,6 +55,7 @@ def _options(
     help="Decode videos once into a pool of shards: the same as `python preprocess/build_shards.py`.",
 )
 def build(context: typer.Context) -> None:
+    """Hand everything on: the options are defined once, in `preprocess/build_shards.py`."""
     from preprocess.build_shards import main as build_main
 
     raise typer.Exit(build_main(context.args, prog_name="bmpt build"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 import math
 import pickle
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from shards.errors import ConfigError, FormatError
@@ -27,6 +29,8 @@ RANDOM = "random"
 BUNDLED = {"demo": Path(__file__).parent / "demo" / "motion_clip.safetensors"}  # see scripts/pretrain_demo_clip.py
 SPEC_METADATA_KEY = "bmpt_clip"
 TEMPORAL_KEY = "visual.temporal_embedding"
+# what torch.load raises for files that are cut, not its own, or would run code
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, IndexError, KeyError, pickle.UnpicklingError)
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -86,7 +90,7 @@ def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
     if file.suffix in _WEIGHT_SUFFIXES or file.is_file():
         state, spec = read_weights(file)
         temporal_TE = state.pop(TEMPORAL_KEY, None)
-        model = _build_from_state(open_clip, name, config, spec, state, where=str(file))
+        model = _build_from_state(name, config, spec, state, where=str(file))
     elif config is None:
         raise ConfigError(
             f"model.name={name}: open_clip has no such architecture and model.pretrained={pretrained} is no file; "
@@ -95,7 +99,7 @@ def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
     elif pretrained == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = open_clip.create_model(name, pretrained=None)
+            model = build_clip(_spec_of(name, config))
     else:
         model = _create_by_tag(open_clip, name, pretrained)
     _check_is_plain_vit(model, name)
@@ -119,20 +123,15 @@ def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     spec: dict[str, Any] = {}
     try:
         if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
             with safe_open(file, framework="pt") as opened:
                 spec = json.loads((opened.metadata() or {}).get(SPEC_METADATA_KEY, "{}"))
                 state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
         else:
             state, spec = _read_torch_file(file)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise FormatError(f"{file}: is not a weight file that can be read safely: {_one_line(error)}") from None
-    except Exception as error:
-        # safetensors raises its own SafetensorError, which shares no base with the above
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise FormatError(f"{file}: is not safetensors: {_one_line(error)}") from None
+    except UNREADABLE as error:
+        raise FormatError(f"{file}: is not a weight file that can be read safely: {_one_line(error)}") from None
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}, spec
 
 
@@ -196,23 +195,28 @@ def _read_torch_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
 
 
 def _build_from_state(
-    open_clip: Any, name: str, config: dict[str, Any] | None, spec: dict[str, Any], state: dict[str, Any], *, where: str
+    name: str, config: dict[str, Any] | None, spec: dict[str, Any], state: dict[str, Any], *, where: str
 ) -> Any:
-    """Make the model that a state dict fits, and load it strictly."""
+    """Make the model that a state dict fits, and load it strictly.
+
+    spec: the whole architecture if the file carries one, else what is known of it (QuickGELU of a JIT archive)."""
     for key in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI's archives carry along
         state.pop(key, None)
-    if "vision_cfg" in spec:
-        model = build_clip(spec)
-    elif config is not None:
-        quick_gelu = spec.get("quick_gelu", config.get("quick_gelu", False))
-        model = open_clip.create_model(name, pretrained=None, force_quick_gelu=quick_gelu)
-    else:
-        model = build_clip(infer_spec(state, where=where))
+    if "vision_cfg" not in spec:
+        spec = {**(infer_spec(state, where=where) if config is None else _spec_of(name, config)), **spec}
+    model = build_clip(spec)
     try:
         model.load_state_dict({key: value.float() for key, value in state.items()})
     except RuntimeError as error:
         raise ConfigError(f"{where}: does not fit model.name={name}: {_one_line(error)[:300]}") from None
     return model
+
+
+def _spec_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The architecture of an open_clip name. Raises: ConfigError if it is not made of CLIP's own two towers."""
+    if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"] or config.get("custom_text"):
+        raise _not_plain(name)
+    return {key: config.get(key, False) for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
 
 
 def infer_spec(state: Mapping[str, torch.Tensor], *, where: str) -> dict[str, Any]:
@@ -256,6 +260,7 @@ def _create_by_tag(open_clip: Any, name: str, tag: str) -> Any:
         raise ConfigError(
             f"model.pretrained={tag}: no tag of {name} and no file; tags: {', '.join(known) or 'none'}, or `random`"
         )
+    logging.disable(logging.ERROR)  # the hub's client logs every retry; the one line below says it all
     try:
         return open_clip.create_model(name, pretrained=tag)
     except (OSError, RuntimeError, ValueError) as error:
@@ -263,6 +268,8 @@ def _create_by_tag(open_clip: Any, name: str, tag: str) -> Any:
             f"model.pretrained={tag}: the weights of {name} could not be fetched ({_one_line(error)[:200]}); "
             "fetch the file where there is a network and give its path as model.pretrained"
         ) from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _check_is_plain_vit(model: Any, name: str) -> None:
@@ -273,11 +280,17 @@ def _check_is_plain_vit(model: Any, name: str) -> None:
         and hasattr(visual, "class_embedding")
         and getattr(visual, "attn_pool", None) is None
         and getattr(visual, "pool_type", "tok") == "tok"
+        and getattr(model, "text_pool_type", "argmax") == "argmax"
+        and getattr(model, "attn_mask", None) is not None
         and not getattr(visual, "final_ln_after_pool", False)
         and isinstance(getattr(visual, "proj", None), nn.Parameter)
     )
     if not is_plain:
-        raise ConfigError(f"model.name={name}: only CLIP's own ViT form is supported, such as ViT-B-32, -B-16, -L-14")
+        raise _not_plain(name)
+
+
+def _not_plain(name: str) -> ConfigError:
+    return ConfigError(f"model.name={name}: only CLIP's own ViT form is supported, such as ViT-B-32, -B-16, -L-14")
 
 
 def _one_line(error: BaseException) -> str:

@@ -74,11 +74,13 @@ class TrainSettings(Settings):
     """The optimiser. Rates of the prompts and of the exchange default to `lr`."""
 
     epochs: int = Field(12, ge=1)
-    lr: float = Field(8e-6, gt=0)
-    lr_prompts: float | None = Field(None, gt=0)
-    lr_exchange: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.001, ge=0, description="of backbone and exchange matrices; prompts have none")
-    warmup_epochs: float = Field(1, ge=0)
+    lr: float = Field(8e-6, gt=0, allow_inf_nan=False)
+    lr_prompts: float | None = Field(None, gt=0, allow_inf_nan=False)
+    lr_exchange: float | None = Field(None, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(
+        0.001, ge=0, allow_inf_nan=False, description="of backbone and exchange matrices; prompts have none"
+    )
+    warmup_epochs: float = Field(1, ge=0, allow_inf_nan=False)
     accumulation: int = Field(1, ge=1, description="micro-batches of one optimiser step")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 needs a GPU")
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -75,6 +75,7 @@ class Store:
     def put(self, name: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new ones, never a part."""
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             self._open().put(name, data)
         except _FAILURES as error:
             raise StorageError(f"{self.uri(name)}: cannot be written: {_reason(error)}") from None
@@ -83,6 +84,8 @@ class Store:
         """The names of all objects below `prefix`, sorted."""
         try:
             return sorted(entry["path"] for batch in self._open().list(prefix) for entry in batch)
+        except FileNotFoundError:
+            return []
         except _FAILURES as error:
             raise StorageError(f"{self.uri(prefix)}: cannot be listed: {_reason(error)}") from None
 
@@ -90,7 +93,9 @@ class Store:
         if self._client is None or self._owner_pid != os.getpid():
             from obstore.store import LocalStore
 
-            self._client, self._owner_pid = LocalStore(self.root, mkdir=True), os.getpid()
+            if not self.root.is_dir():  # obstore raises an error of its own for it, or makes the folder
+                raise FileNotFoundError(f"{self.root}: no such folder")
+            self._client, self._owner_pid = LocalStore(self.root), os.getpid()
         return self._client
 
 

@@ -132,7 +132,10 @@ def render_clip(motion: str, look: Look, rng: np.random.Generator, *, num_frames
 def trajectory(motion: str, time_T: Array, rng: np.random.Generator) -> tuple[Array, Array, Array, Array, Array]:
     """Where the shape is at times in [0, 1): x, y (y points down), scale, angle (rad), visibility, each [T].
 
-    Clockwise is as one sees it on the screen. Turns stay below a step that would alias at 8 frames."""
+    Clockwise is as one sees it on the screen. Turns stay below a step that would alias at 8 frames.
+    Raises: ValueError for an unknown motion."""
+    if motion not in MOTIONS:
+        raise ValueError(f"unknown motion {motion!r}; known: {', '.join(MOTIONS)}")
     still = np.zeros_like(time_T)
     x, y = still + rng.uniform(-0.35, 0.35), still + rng.uniform(-0.35, 0.35)
     scale, angle, visible = still + rng.uniform(0.26, 0.38), still + rng.uniform(0, 2 * np.pi), still + 1.0
@@ -163,8 +166,6 @@ def trajectory(motion: str, time_T: Array, rng: np.random.Generator) -> tuple[Ar
     elif rule == "zigzagging":
         x = (time_T - 0.5) * rng.uniform(0.9, 1.3) * rng.choice([-1.0, 1.0])
         y = y + 0.4 * (2 / np.pi) * np.arcsin(np.sin(phase + 2 * np.pi * rng.uniform(1.6, 2.1) * time_T))
-    elif motion != "staying still":
-        raise ValueError(f"unknown motion {motion!r}; known: {', '.join(MOTIONS)}")
     return x, y, scale, angle, visible
 
 

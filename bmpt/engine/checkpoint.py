@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from bmpt.clip import Backbone
+from bmpt.clip import UNREADABLE, Backbone
 from bmpt.config import TrainConfig
 from bmpt.methods.base import Method
 from shards.errors import ConfigError, FormatError, StorageError
 
 CHECKPOINT_FORMAT = 1
+STATE_FORMAT = 1
 METADATA_KEY = "bmpt"
 
 
@@ -33,20 +36,32 @@ class CheckpointInfo:
 
 def config_sha256(config: TrainConfig) -> str:
     """Hash what decides the numbers: everything but the run folder."""
-    values = config.model_dump(mode="json", exclude={"run": {"dir"}})
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_what_decides(config), sort_keys=True).encode()).hexdigest()
+
+
+def _what_decides(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"run": {"dir"}})
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write atomically. Raises: StorageError naming the file, for example when the disk is full."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` and rename it at the end. Raises: StorageError naming `path`."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        yield temporary
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}; make room, then run again") from None
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise StorageError(f"{path}: cannot be written: {reason}; make room or give another run.dir") from None
 
 
 def save_checkpoint(
@@ -59,7 +74,7 @@ def save_checkpoint(
         "format_version": CHECKPOINT_FORMAT,
         "method": config.method.name,
         "model": {"name": backbone.name, "weights_sha256": backbone.weights_sha256},
-        "config": config.model_dump(mode="json"),
+        "config": _what_decides(config),
         "step": step,
         **provenance,
     }
@@ -80,12 +95,7 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
         raise ConfigError(f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors") from None
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
-    metadata = json.loads(text) if text else {}
-    if metadata.get("format_version") != CHECKPOINT_FORMAT:
-        raise FormatError(
-            f"{path}: has checkpoint format {metadata.get('format_version')}, this code reads {CHECKPOINT_FORMAT}; "
-            "give a prompts.safetensors that `bmpt train` wrote"
-        )
+    metadata = _parse_metadata(path, text)
     if metadata["method"] != config.method.name:
         raise ConfigError(
             f"{path}: is a checkpoint of method {metadata['method']}, the config says {config.method.name}; "
@@ -99,6 +109,22 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
         )
     _load_exactly(path, method, state)
     return CheckpointInfo(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"])
+
+
+def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
+    """Raises: FormatError for a file that is no checkpoint of this format."""
+    try:
+        metadata = json.loads(text or "{}")
+        found = metadata.get("format_version")
+        is_ours = {"method", "step"} <= metadata.keys() and {"name", "weights_sha256"} <= metadata["model"].keys()
+    except (ValueError, AttributeError, KeyError):
+        found, is_ours = None, False
+    if found != CHECKPOINT_FORMAT or not is_ours:
+        raise FormatError(
+            f"{path}: has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}; "
+            "give a prompts.safetensors that `bmpt train` wrote"
+        )
+    return metadata
 
 
 def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) -> None:
@@ -121,20 +147,18 @@ def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) ->
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write state.pt atomically. Raises: StorageError."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        torch.save(state, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written: {' '.join(str(error).split())}; make room, run again") from None
+    with _replacing(path) as temporary:
+        torch.save({"version": STATE_FORMAT, **state}, temporary)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     """Read state.pt without executing anything in it. Raises: FormatError."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise FormatError(
-            f"{path}: cannot be read: {' '.join(str(error).split())[:200]}; start over with --fresh"
-        ) from None
+        state = torch.load(path, map_location=device, weights_only=True)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"{path}: cannot be read: {reason}; start over with --fresh") from None
+    found = state.get("version") if isinstance(state, dict) else None
+    if found != STATE_FORMAT:
+        raise FormatError(f"{path}: has state version {found}, this code reads {STATE_FORMAT}; start over with --fresh")
+    return state

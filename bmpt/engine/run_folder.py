@@ -8,13 +8,15 @@ from typing import Any
 
 from bmpt.config import TrainConfig
 from bmpt.engine.checkpoint import write_file
-from shards.config import read_yaml_with_base, to_yaml
+from shards.config import build_settings, read_yaml_with_base, to_yaml
 from shards.errors import ConfigError
 
 CONFIG = "config.yaml"
 STATE = "state.pt"
 CHECKPOINT = "prompts.safetensors"
 METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+PREDICTIONS = "predictions"
 
 # What may differ between two starts of one run: it changes neither the batches nor their order.
 _TOPOLOGY: Any = {"run": True, "data": {"num_workers"}, "train": {"accumulation"}}
@@ -27,12 +29,10 @@ def claim(config: TrainConfig, *, fresh: bool) -> Path:
     folder = Path(str(config.run.dir))
     ours = config.model_dump(mode="json", exclude=_TOPOLOGY)
     if fresh:
-        for name in (CONFIG, STATE, CHECKPOINT, METRICS, "results.json"):
-            (folder / name).unlink(missing_ok=True)
+        _clear(folder)
     elif (folder / CONFIG).exists():
-        theirs = TrainConfig.model_validate(read_yaml_with_base(folder / CONFIG)).model_dump(
-            mode="json", exclude=_TOPOLOGY
-        )
+        stored = build_settings(TrainConfig, read_yaml_with_base(folder / CONFIG), where=str(folder / CONFIG))
+        theirs = stored.model_dump(mode="json", exclude=_TOPOLOGY)
         if theirs != ours:
             key, there, here = _first_difference(theirs, ours)
             raise ConfigError(
@@ -43,6 +43,13 @@ def claim(config: TrainConfig, *, fresh: bool) -> Path:
     return folder
 
 
+def _clear(folder: Path) -> None:
+    """Remove what a run leaves, and nothing else."""
+    names = (CONFIG, STATE, CHECKPOINT, METRICS, RESULTS)
+    for path in [folder / name for name in names] + sorted((folder / PREDICTIONS).glob("*.parquet")):
+        path.unlink(missing_ok=True)
+
+
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Add one JSON line to metrics.jsonl."""
     with (folder / METRICS).open("a", encoding="utf-8") as file:
@@ -50,10 +57,11 @@ def append_metrics(folder: Path, row: dict[str, Any]) -> None:
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
-    """Forget the lines of steps that a resumed run does again."""
+    """Forget the lines of steps that a resumed run does again, and one that a kill cut short."""
     path = folder / METRICS
     if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         write_file(path, "".join(line + "\n" for line in kept).encode())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -17,8 +18,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from bmpt.augment import normalize
-from bmpt.classes import class_texts
-from bmpt.clip import Backbone, load_backbone
 from bmpt.config import TrainConfig
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import (
@@ -32,21 +31,17 @@ from bmpt.engine.checkpoint import (
 from bmpt.engine.distributed import World, from_main, sum_over_ranks
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.progress import ProgressBars
-from bmpt.evaluation.evaluate import RESULTS, autocast, clip_settings, evaluate, manifests_to_score
+from bmpt.evaluation.evaluate import evaluate
 from bmpt.losses import cross_entropy_sum
-from bmpt.methods import build_method
-from bmpt.methods.base import Method
+from bmpt.task import Task, open_task
 from shards.errors import ConfigError
-from shards.loader import MicroBatch, TrainLoader, build_train_loader, select
-from shards.reader import Manifest, Pool, open_pool
+from shards.loader import MicroBatch, TrainLoader, build_train_loader
 from shards.stream import StreamState
-
-STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How `run_training` ended: results on the main rank, None elsewhere or after a stop signal."""
+    """How a run ended: results on the main rank, None elsewhere or after a stop signal."""
 
     folder: Path
     results: dict[str, Any] | None
@@ -57,7 +52,7 @@ def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> R
     """Train, go on from state.pt if the folder has one, then score; a finished run is read, not redone.
 
     Raises: ConfigError, FormatError, StorageError: each names the file or key, the value and the cure."""
-    pool, manifest, backbone, method = _prepare(config, world)
+    task = open_task(config, world, trains=True)
     folder = Path(str(config.run.dir))
     if world.is_main:
         run_folder.claim(config, fresh=fresh)
@@ -66,64 +61,47 @@ def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> R
     if finished is not None:
         return RunOutcome(folder, finished if world.is_main else None)
     with ProgressBars(enabled=world.is_main) as bars:
-        trainer = Trainer(config, world, pool, manifest, backbone, method, folder)
+        trainer = Trainer(task, folder)
         if not trainer.run(bars):
             return RunOutcome(folder, None, was_stopped=True)
         checkpoint = trainer.save_checkpoint()
-        results = evaluate(
-            method, backbone, pool, config, world, run_dir=folder, checkpoint=checkpoint, progress=bars.update
-        )
+        results = evaluate(task, folder=folder, checkpoint=checkpoint, progress=bars.update)
     return RunOutcome(folder, results)
 
 
 def run_evaluation(config: TrainConfig, world: World, *, checkpoint: Path | None) -> RunOutcome:
     """Score the manifests of a config, with a checkpoint unless the method trains nothing."""
-    pool = open_pool(config.data.pool)
-    for name in manifests_to_score(config):
-        pool.manifest(name)
-    backbone = load_backbone(config.model.name, config.model.pretrained, seed=config.seed)
-    method = build_method(backbone, config.method, num_frames=config.data.frames, seed=config.seed)
-    if checkpoint is None and method.trained_groups():
+    task = open_task(config, world, trains=False)
+    if checkpoint is None and task.method.trained_groups():
         raise ConfigError(
             f"method.name={config.method.name}: trains, so scoring it needs --checkpoint FILE (prompts.safetensors)"
         )
-    info = None if checkpoint is None else load_checkpoint(checkpoint, method, backbone, config)
-    method.to(world.device)
+    info = None if checkpoint is None else load_checkpoint(checkpoint, task.method, task.backbone, config)
     folder = Path(str(config.run.dir))
     with ProgressBars(enabled=world.is_main) as bars:
-        results = evaluate(method, backbone, pool, config, world, run_dir=folder, checkpoint=info, progress=bars.update)
+        results = evaluate(task, folder=folder, checkpoint=info, progress=bars.update)
     return RunOutcome(folder, results)
 
 
 class Trainer:
-    """One run on one rank: method, optimiser, stream, and where they stand."""
+    """One run on one rank: the task, its optimiser and stream, and where they stand."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        world: World,
-        pool: Pool,
-        manifest: Manifest,
-        backbone: Backbone,
-        method: Method,
-        folder: Path,
-    ) -> None:
-        self.config, self.world, self.backbone, self.method, self.folder = config, world, backbone, method, folder
-        self.manifest, self.pool = manifest, pool
-        self.optimizer = build_optimizer(method, config.train)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
-        self.ids_KS = method.prepare_texts(class_texts(manifest.info.classes, config.text)).to(world.device)
+    def __init__(self, task: Task, folder: Path) -> None:
+        """Take up state.pt where there is one. Raises: FormatError for a state of another stream."""
+        if task.train is None:
+            raise ValueError("the task was opened without a training split")
+        self.task, self.folder = task, folder
+        self.config, self.world, self.method, self.split = task.config, task.world, task.method, task.train
+        self.optimizer = build_optimizer(self.method, self.config.train)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.train.precision == "fp16")
         self.step = 0
-        state = self._resume()
-        self.loader = self._build_loader(state)
-        self.model: torch.nn.Module = method
-        if world.size > 1:
-            self.model = DistributedDataParallel(
-                method,
-                device_ids=[world.device.index] if world.device.type == "cuda" else None,
-            )
-        self.num_steps = self.loader.num_steps * config.train.epochs
-        self.warmup_steps = round(self.loader.num_steps * config.train.warmup_epochs)
+        self.loader = self._build_loader(self._resume())
+        self.model: torch.nn.Module = self.method
+        if self.world.size > 1:
+            gpu = [self.world.device.index] if self.world.device.type == "cuda" else None
+            self.model = DistributedDataParallel(self.method, device_ids=gpu)
+        self.num_steps = self.loader.num_steps * self.config.train.epochs
+        self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
     def run(self, bars: ProgressBars) -> bool:
         """Train to the end; False if SIGTERM or SIGINT asked to stop, with the state saved."""
@@ -147,7 +125,7 @@ class Trainer:
         """Write the trained tensors; the main rank alone, which alone knows the file's hash."""
         if not self.world.is_main:
             return None
-        info = self.manifest.info
+        info = self.split.manifest.info
         provenance = {
             "classes": info.classes,
             "pool_id": info.pool_id,
@@ -155,7 +133,9 @@ class Trainer:
             "fingerprint": info.fingerprint,
         }
         path = self.folder / run_folder.CHECKPOINT
-        return save_checkpoint(path, self.method, self.backbone, self.config, step=self.step, provenance=provenance)
+        return save_checkpoint(
+            path, self.method, self.task.backbone, self.config, step=self.step, provenance=provenance
+        )
 
     def _train_step(self, batches: list[MicroBatch], *, wants_stop: bool) -> tuple[dict[str, Any], bool]:
         """One optimiser step. The loss is a sum over the valid clips of the global batch divided by their number,
@@ -189,12 +169,12 @@ class Trainer:
 
     def _backward(self, batch: MicroBatch, *, share: float) -> float:
         """Add one micro-batch's gradient; returns its part of the loss."""
-        device, clips = self.world.device, batch.clips
-        with autocast(self.config, device):
+        device, clips, backbone = self.world.device, batch.clips, self.task.backbone
+        with self.task.autocast():
             frames = normalize(
-                clips.frames_BVTCHW.to(device, non_blocking=True), self.backbone.image_mean, self.backbone.image_std
+                clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std
             )
-            logits_BK = self.model(frames, self.ids_KS)
+            logits_BK = self.model(frames, self.split.ids_KS)
             loss = share * cross_entropy_sum(
                 logits_BK,
                 clips.labels_B.to(device),
@@ -206,9 +186,9 @@ class Trainer:
 
     def _build_loader(self, state: StreamState | None) -> TrainLoader:
         return build_train_loader(
-            self.pool,
-            self.manifest,
-            clip_settings(self.config, self.backbone),
+            self.task.pool,
+            self.split.manifest,
+            self.task.clip,
             batch_size=self.config.data.batch_size,
             accumulation=self.config.train.accumulation,
             num_workers=self.config.data.num_workers,
@@ -223,7 +203,6 @@ class Trainer:
             save_state(
                 self.folder / run_folder.STATE,
                 {
-                    "version": STATE_VERSION,
                     "step": self.step,
                     "stream": state.model_dump(),
                     "trained": self.method.trained_state(),
@@ -236,10 +215,12 @@ class Trainer:
         """Take up state.pt where there is one."""
         path = self.folder / run_folder.STATE
         if not path.exists():
+            if self.world.is_main:
+                run_folder.drop_metrics_after(self.folder, 0)
             return None
         saved = load_state(path, self.world.device)
         stream = StreamState.model_validate(saved["stream"])
-        stream.check(self.manifest, seed=self.config.seed)
+        stream.check(self.split.manifest, seed=self.config.seed)
         with torch.no_grad():
             for name, value in saved["trained"].items():
                 self.method.get_parameter(name).copy_(value)
@@ -272,26 +253,12 @@ def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch]]]:
         yield step, list(batches)
 
 
-def _prepare(config: TrainConfig, world: World) -> tuple[Pool, Manifest, Backbone, Method]:
-    """Open everything that a mistake in the config could miss, before any folder is made."""
-    pool = open_pool(config.data.pool)
-    if config.data.train is None:
-        raise ConfigError("data.train is not set: name a manifest, for example --set data.train=few_shot/train_k16")
-    manifest = select(pool.manifest(config.data.train), config.data.verdicts)
-    for name in manifests_to_score(config):
-        pool.manifest(name)
-    autocast(config, world.device)
-    backbone = load_backbone(config.model.name, config.model.pretrained, seed=config.seed)
-    method = build_method(backbone, config.method, num_frames=config.data.frames, seed=config.seed)
-    if not method.trained_groups():
-        raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
-    return pool, manifest, backbone, method.to(world.device)
-
-
 def _finished_results(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The results of this very config, if the run is through."""
-    path = folder / RESULTS
-    if not path.exists() or not (folder / run_folder.CHECKPOINT).exists():
+    """The results of this very config and of the checkpoint that lies there, if the run is through."""
+    path, checkpoint = folder / run_folder.RESULTS, folder / run_folder.CHECKPOINT
+    if not path.exists() or not checkpoint.exists():
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
-    return results if results.get("config_sha256") == config_sha256(config) else None
+    is_ours = results.get("config_sha256") == config_sha256(config) and results.get("checkpoint") is not None
+    is_whole = is_ours and results["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return results if is_whole else None

@@ -39,11 +39,11 @@ class Bmpt(Method):
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S], with slots for the prompts under `bidirectional`.
 
-        Raises: ConfigError under `none` for a text whose EOT would be overwritten: all such classes would share
-        one feature."""
+        Raises: ConfigError where classes would share one feature: under `none` for texts whose EOT would be
+        overwritten, under `bidirectional` for texts that are equal once the slots have pushed out their ends."""
         ids_KS = super().prepare_texts(texts)
         if self.has_slots:
-            return insert_slots(ids_KS, self.settings.text_tokens)
+            return self._with_slots(texts, ids_KS)
         too_short = [
             text for text, eot in zip(texts, ids_KS.argmax(dim=1), strict=True) if eot <= self.settings.text_tokens
         ]
@@ -54,6 +54,21 @@ class Bmpt(Method):
                 "text.template, or set method.exchange=bidirectional"
             )
         return ids_KS
+
+    def _with_slots(self, texts: Sequence[str], ids_KS: torch.Tensor) -> torch.Tensor:
+        num_slots, context = self.settings.text_tokens, ids_KS.shape[1]
+        if num_slots > context - 3:  # SOT, one caption token, EOT
+            raise ConfigError(
+                f"method.text_tokens={num_slots}: leaves no room for a caption in a context of {context} tokens; "
+                f"give at most {context - 3}"
+            )
+        slotted_KS = insert_slots(ids_KS, num_slots)
+        if len(slotted_KS.unique(dim=0)) < len(ids_KS.unique(dim=0)):
+            raise ConfigError(
+                f"method.text_tokens={num_slots}: pushes the ends of long class texts out of the {context} tokens, and "
+                f"some of the {len(texts)} become equal; lower it or shorten text.template"
+            )
+        return slotted_KS
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
         """Prompt tokens of every block, after the exchange where there is one."""
