@@ -12,6 +12,7 @@ import logging
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,9 @@ def import_open_clip() -> Any:
 def _read_torch_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An OpenAI JIT archive (QuickGELU) or a pickled state dict, read with weights_only=True."""
     try:
-        archive = torch.jit.load(str(file), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI publishes JIT archives all the same
+            archive = torch.jit.load(str(file), map_location="cpu")
     except RuntimeError:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
         for wrapper in ("state_dict", "model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from shards.errors import BmptError
 
 EXIT_MISTAKE, EXIT_SIGINT = 2, 130
+_SECONDS_TO_SAY_IT = 5.0
 # the class of wrong options; typer carries its own copy of click and does not name it
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -37,6 +39,10 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: s
 
 
 def _complain(sentence: str) -> None:
-    """One line on stderr, never through rich, which wraps at 80 columns; from one rank, since all meet the same."""
+    """One line on stderr, never through rich, which wraps at 80 columns; from one rank, since all meet the same.
+
+    torchrun ends all ranks as soon as one exits, so the others leave the first the time to say it."""
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_SECONDS_TO_SAY_IT)

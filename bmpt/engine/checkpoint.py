@@ -35,12 +35,10 @@ class CheckpointInfo:
 
 
 def config_sha256(config: TrainConfig) -> str:
-    """Hash what decides the numbers: everything but the run folder."""
-    return hashlib.sha256(json.dumps(_what_decides(config), sort_keys=True).encode()).hexdigest()
-
-
-def _what_decides(config: TrainConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"run": {"dir"}})
+    """Hash what decides the numbers: not where things lie (pool and weights have hashes of their own)."""
+    places = {"run": {"dir", "save_every_steps"}, "data": {"pool", "num_workers"}, "model": {"pretrained"}}
+    values = config.model_dump(mode="json", exclude=places)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -74,7 +72,7 @@ def save_checkpoint(
         "format_version": CHECKPOINT_FORMAT,
         "method": config.method.name,
         "model": {"name": backbone.name, "weights_sha256": backbone.weights_sha256},
-        "config": _what_decides(config),
+        "config": config.model_dump(mode="json", exclude={"run": {"dir"}}),
         "step": step,
         **provenance,
     }
@@ -96,11 +94,7 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
     metadata = _parse_metadata(path, text)
-    if metadata["method"] != config.method.name:
-        raise ConfigError(
-            f"{path}: is a checkpoint of method {metadata['method']}, the config says {config.method.name}; "
-            f"set method.name={metadata['method']} or give another checkpoint"
-        )
+    _check_method(path, metadata["config"]["method"], config)
     if metadata["model"]["weights_sha256"] != backbone.weights_sha256:
         raise ConfigError(
             f"{path}: was trained on {metadata['model']['name']} ({metadata['model']['weights_sha256'][:12]}), "
@@ -116,7 +110,8 @@ def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
     try:
         metadata = json.loads(text or "{}")
         found = metadata.get("format_version")
-        is_ours = {"method", "step"} <= metadata.keys() and {"name", "weights_sha256"} <= metadata["model"].keys()
+        is_ours = {"name", "weights_sha256"} <= metadata["model"].keys() and "step" in metadata
+        is_ours = is_ours and "name" in metadata["config"]["method"]
     except (ValueError, AttributeError, KeyError):
         found, is_ours = None, False
     if found != CHECKPOINT_FORMAT or not is_ours:
@@ -125,6 +120,22 @@ def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
             "give a prompts.safetensors that `bmpt train` wrote"
         )
     return metadata
+
+
+def _check_method(path: Path, theirs: dict[str, Any], config: TrainConfig) -> None:
+    """Raises: ConfigError for a checkpoint of another method, or of other settings that no tensor's shape shows."""
+    ours = config.method.model_dump(mode="json")
+    if theirs["name"] != ours["name"]:
+        raise ConfigError(
+            f"{path}: is a checkpoint of method {theirs['name']}, the config says {ours['name']}; "
+            f"set method.name={theirs['name']} or give another checkpoint"
+        )
+    for key in ("exchange", "space_time_blocks", "temporal_position"):
+        if theirs.get(key) != ours[key]:
+            raise ConfigError(
+                f"{path}: was trained with method.{key}={theirs.get(key)}, the config says {ours[key]}; "
+                f"set method.{key}={json.dumps(theirs.get(key))}"
+            )
 
 
 def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) -> None:

@@ -57,7 +57,7 @@ def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> R
     if world.is_main:
         run_folder.claim(config, fresh=fresh)
     from_main(None, world)  # the folder is claimed, or the main rank has raised
-    finished = from_main(_finished_results(folder, config) if world.is_main else None, world)
+    finished = from_main(_finished_results(folder, task) if world.is_main else None, world)
     if finished is not None:
         return RunOutcome(folder, finished if world.is_main else None)
     with ProgressBars(enabled=world.is_main) as bars:
@@ -104,7 +104,7 @@ class Trainer:
         self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
     def run(self, bars: ProgressBars) -> bool:
-        """Train to the end; False if SIGTERM or SIGINT asked to stop, with the state saved."""
+        """Train to the end; False if SIGTERM asked to stop, with the state saved."""
         with _StopSignal() as stop:
             while self.step < self.num_steps:
                 for step, batches in _steps(self.loader):
@@ -112,11 +112,11 @@ class Trainer:
                     state = self.loader.state(step + 1)
                     ends_epoch = state.position == 0
                     every = self.config.run.save_every_steps
-                    if ends_epoch or wants_stop or (every is not None and self.step % every == 0):
-                        self._save_state(state)
-                    if self.world.is_main:
+                    if self.world.is_main:  # before the state: what a kill leaves too much is dropped, see _resume
                         run_folder.append_metrics(self.folder, row)
                         bars.update("train", self.step, self.num_steps, f"loss {row['loss']:.4f}")
+                    if ends_epoch or wants_stop or (every is not None and self.step % every == 0):
+                        self._save_state(state)
                     if wants_stop:
                         return False
         return True
@@ -253,12 +253,13 @@ def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch]]]:
         yield step, list(batches)
 
 
-def _finished_results(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The results of this very config and of the checkpoint that lies there, if the run is through."""
+def _finished_results(folder: Path, task: Task) -> dict[str, Any] | None:
+    """The results of this config, this pool and the checkpoint that lies there, if the run is through."""
     path, checkpoint = folder / run_folder.RESULTS, folder / run_folder.CHECKPOINT
     if not path.exists() or not checkpoint.exists():
         return None
     results = json.loads(path.read_text(encoding="utf-8"))
-    is_ours = results.get("config_sha256") == config_sha256(config) and results.get("checkpoint") is not None
+    ours = {"config_sha256": config_sha256(task.config), "pool_id": task.pool.card.pool_id}
+    is_ours = ours.items() <= results.items() and results.get("checkpoint") is not None
     is_whole = is_ours and results["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     return results if is_whole else None

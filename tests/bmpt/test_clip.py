@@ -1,0 +1,260 @@
+"""Backbones from every kind of file, and one line for every file that is none."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bmpt.clip import (
+    OPENAI_MEAN,
+    Backbone,
+    build_clip,
+    hash_weights,
+    infer_spec,
+    load_backbone,
+    read_weights,
+)
+from bmpt.methods import build_method
+from shards.errors import ConfigError, FormatError
+from tests.bmpt.tiny import METHOD, SPEC, VISION_WIDTH, load_tiny, random_frames, settings_of, write_clip
+
+
+def spec_with(*, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> dict[str, Any]:
+    spec = copy.deepcopy(SPEC)
+    spec["vision_cfg"].update(vision or {})
+    spec["text_cfg"].update(text or {})
+    return spec
+
+
+def features_of(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.no_grad():
+        images = backbone.model.encode_image(random_frames(2, 3, 32, 32))
+        return images, backbone.model.encode_text(backbone.tokenize(["walk", "a video of a cat"]))
+
+
+def openai_like() -> Any:
+    """An untrained CLIP whose heads are width / 64, as in OpenAI's files: 1 visual head of 64, 1 text head."""
+    spec = spec_with(vision={"width": 64, "layers": 3, "head_width": 64}, text={"width": 64, "heads": 1, "layers": 2})
+    torch.manual_seed(1)
+    return build_clip(spec).eval()
+
+
+def assert_is_one_line(error: BaseException) -> None:
+    assert "\n" not in str(error)
+
+
+def test_a_file_with_its_architecture_is_loaded_as_that(clip: Path) -> None:
+    backbone = load_tiny(clip)
+    widths = (backbone.vision_width, backbone.text_width, backbone.vision_layers, backbone.text_layers)
+    assert widths == (48, 32, 4, 4)
+    assert backbone.image_size_px == 32
+    assert backbone.image_mean == OPENAI_MEAN
+    assert backbone.model.visual.transformer.resblocks[0].attn.num_heads == 3
+    assert not backbone.model.training
+
+
+def test_every_weight_comes_from_the_file(clip: Path) -> None:
+    in_file = load_file(clip)
+    loaded = load_tiny(clip).model.state_dict()
+    assert loaded.keys() == in_file.keys()
+    assert all(torch.equal(loaded[name], in_file[name]) for name in in_file)
+
+
+def test_an_openai_state_dict_is_loaded_by_its_shapes(tmp_path: Path) -> None:
+    model = openai_like()
+    extra = {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(77),
+        "vocab_size": torch.tensor(49408),
+    }
+    torch.save({**model.state_dict(), **extra}, tmp_path / "clip.pt")
+    backbone = load_backbone("own", str(tmp_path / "clip.pt"))
+    images, texts = features_of(backbone)
+    with torch.no_grad():
+        torch.testing.assert_close(images, model.encode_image(random_frames(2, 3, 32, 32)))
+    assert texts.shape == (2, 16)
+    assert (backbone.vision_layers, backbone.text_layers) == (3, 2)
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+def test_prefixes_and_wrappers_of_training_scripts_are_taken_off(tmp_path: Path, wrapper: str | None) -> None:
+    model = openai_like()
+    state: dict[str, Any] = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "trained.pth")
+    assert load_backbone("own", str(tmp_path / "trained.pth")).weights_sha256 == hash_weights(model.state_dict())
+
+
+def test_a_jit_archive_is_read_as_quick_gelu(tmp_path: Path) -> None:
+    class Weights(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.arange(3.0))
+
+        def forward(self) -> torch.Tensor:
+            return self.weight
+
+    torch.jit.script(Weights()).save(str(tmp_path / "archive.pt"))
+    state, spec = read_weights(tmp_path / "archive.pt")
+    assert spec == {"quick_gelu": True}
+    assert state["weight"].tolist() == [0, 1, 2]
+
+
+def test_half_precision_weights_are_computed_in_float32(tmp_path: Path) -> None:
+    torch.save({name: value.half() for name, value in openai_like().state_dict().items()}, tmp_path / "half.pt")
+    backbone = load_backbone("own", str(tmp_path / "half.pt"))
+    assert {value.dtype for value in backbone.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        ({"width": 128, "head_width": 64, "layers": 1}, {"width": 192, "heads": 3, "layers": 5}),
+        ({"width": 64, "head_width": 64, "patch_size": 16, "image_size": 64}, {"width": 64, "heads": 1}),
+        ({"width": 48, "head_width": 48, "layers": 11}, {"width": 32, "heads": 1, "context_length": 20}),
+    ],
+)
+def test_the_architecture_is_read_off_the_shapes(vision: dict[str, Any], text: dict[str, Any]) -> None:
+    spec = spec_with(vision=vision, text=text)
+    assert infer_spec(build_clip(spec).state_dict(), where="x") == spec
+
+
+def test_a_small_architecture_of_open_clip_is_drawn_from_the_seed() -> None:
+    first = load_backbone("ViT-S-32-alt", "random", seed=3)
+    assert (first.vision_width, first.text_width, first.vision_layers, first.text_layers) == (384, 256, 12, 10)
+    again = load_backbone("ViT-S-32-alt", "random", seed=3)
+    assert again.weights_sha256 == first.weights_sha256
+
+
+def test_drawing_weights_leaves_the_global_generator_alone(clip: Path) -> None:
+    backbone = load_tiny(clip)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    build_method(backbone, settings_of(METHOD), num_frames=4, seed=0)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_file_that_does_not_fit_the_named_architecture_is_refused(tmp_path: Path) -> None:
+    torch.save(openai_like().state_dict(), tmp_path / "clip.pt")
+    with pytest.raises(ConfigError, match=r"clip\.pt: does not fit model\.name=ViT-S-32-alt") as caught:
+        load_backbone("ViT-S-32-alt", str(tmp_path / "clip.pt"))
+    assert_is_one_line(caught.value)
+
+
+def test_the_hash_is_that_of_the_weights_not_of_the_file(clip: Path, tmp_path: Path) -> None:
+    rewritten = tmp_path / "again.safetensors"
+    write_clip(rewritten)
+    assert load_tiny(rewritten).weights_sha256 == load_tiny(clip).weights_sha256
+    assert (
+        load_tiny(write_clip(tmp_path / "other.safetensors", seed=1)).weights_sha256 != load_tiny(clip).weights_sha256
+    )
+
+
+def test_the_hash_changes_when_one_weight_changes(clip: Path) -> None:
+    model = load_tiny(clip).model
+    before = hash_weights(model.state_dict())
+    with torch.no_grad():
+        model.visual.proj[3, 3] += 1e-3
+    assert hash_weights(model.state_dict()) != before
+
+
+def test_the_hash_knows_names_and_shapes() -> None:
+    values = torch.arange(6.0)
+    hashes = {
+        hash_weights({"a": values}),
+        hash_weights({"b": values}),
+        hash_weights({"a": values.view(2, 3)}),
+        hash_weights({"a": values.view(3, 2)}),
+        hash_weights({"a": values}, torch.zeros(1)),
+    }
+    assert len(hashes) == 5
+
+
+def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(clip: Path, tmp_path: Path) -> None:
+    temporal_TE = random_frames(4, VISION_WIDTH)
+    file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=temporal_TE)
+    backbone = load_tiny(file)
+    assert backbone.temporal_TE is not None
+    assert torch.equal(backbone.temporal_TE, temporal_TE)
+    assert backbone.weights_sha256 != load_tiny(clip).weights_sha256
+
+
+def test_an_unknown_name_says_how_to_list_the_names() -> None:
+    with pytest.raises(ConfigError, match=r"model\.name=ViT-Q-3: open_clip has no such architecture") as caught:
+        load_backbone("ViT-Q-3", "random")
+    assert_is_one_line(caught.value)
+
+
+def test_an_unknown_tag_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"model\.pretrained=opnai: no tag of ViT-B-32 .*\bopenai\b"):
+        load_backbone("ViT-B-32", "opnai")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.safetensors: no such weight file"):
+        load_backbone("tiny", str(tmp_path / "gone.safetensors"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".txt"])
+@pytest.mark.parametrize("content", [b"", b"these are no weights\n" * 20, bytes(range(256)) * 8])
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, suffix: str, content: bytes) -> None:
+    file = tmp_path / f"notes{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(FormatError, match=r"notes\.\w+: is not ") as caught:
+        load_backbone("tiny", str(file))
+    assert_is_one_line(caught.value)
+
+
+def test_a_truncated_weight_file_is_refused(clip: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(clip.read_bytes()[:-100])
+    with pytest.raises(FormatError, match=r"cut\.safetensors: is not safetensors"):
+        load_backbone("tiny", str(cut))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": Path("x")}, tmp_path / "unsafe.pt")
+    with pytest.raises(FormatError, match=r"unsafe\.pt: is not a weight file that can be read safely") as caught:
+        load_backbone("tiny", str(tmp_path / "unsafe.pt"))
+    assert_is_one_line(caught.value)
+
+
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    with pytest.raises(FormatError, match="holds no state dict of tensors"):
+        load_backbone("tiny", str(tmp_path / "list.pt"))
+
+
+def test_a_state_dict_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+    save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "mlp.safetensors")
+    with pytest.raises(ConfigError, match=r"mlp\.safetensors: is not an OpenAI-format ViT CLIP"):
+        load_backbone("own", str(tmp_path / "mlp.safetensors"))
+
+
+def test_a_file_that_lacks_one_weight_is_refused(clip: Path, tmp_path: Path) -> None:
+    state = openai_like().state_dict()
+    del state["ln_final.bias"]
+    torch.save(state, tmp_path / "clip.pt")
+    with pytest.raises(ConfigError, match=r"clip\.pt: does not fit .*ln_final\.bias") as caught:
+        load_backbone("own", str(tmp_path / "clip.pt"))
+    assert_is_one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        ({"pool_type": "avg"}, {}),
+        ({}, {"pool_type": "eos", "eos_id": 2}),
+        ({}, {"pool_type": "last"}),
+        ({}, {"no_causal_mask": True}),
+    ],
+)
+def test_a_tower_that_ours_cannot_walk_is_refused(tmp_path: Path, vision: dict[str, Any], text: dict[str, Any]) -> None:
+    file = write_clip(tmp_path / "odd.safetensors", spec=spec_with(vision=vision, text=text))
+    with pytest.raises(ConfigError, match="only CLIP's own ViT form is supported"):
+        load_backbone("odd", str(file))

@@ -1,0 +1,257 @@
+"""The towers against open_clip and against slow loops that say the same thing differently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bmpt.clip import Backbone
+from bmpt.methods.base import Method
+from bmpt.towers import encode_frames, encode_texts, insert_slots
+from tests.bmpt.tiny import JOINT_WIDTH, TEXT_WIDTH, VISION_TOKENS, VISION_WIDTH, load_tiny, method_on, random_frames
+
+SOT, EOT = 49406, 49407
+TEXTS = ["a video of a cat", "walk", "a person who is riding a bike outdoors on a sunny day, seen from behind"]
+T = 3
+
+
+@pytest.fixture(scope="module")
+def backbone(clip: Path) -> Backbone:
+    return load_tiny(clip)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return random_frames(2 * T, 3, 32, 32)
+
+
+def naive_block(block: Any, tokens_SE: torch.Tensor) -> torch.Tensor:
+    """One block over one sequence, attention written out query by query and head by head."""
+    attention = block.attn
+    normed = block.ln_1(tokens_SE)
+    query, key, value = (normed @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
+    width = query.shape[-1] // attention.num_heads
+    rows = []
+    for index in range(len(normed)):
+        heads = []
+        for head in range(attention.num_heads):
+            at = slice(head * width, (head + 1) * width)
+            weights = torch.softmax(key[:, at] @ query[index, at] / width**0.5, dim=0)
+            heads.append(weights @ value[:, at])
+        rows.append(torch.cat(heads))
+    tokens_SE = tokens_SE + attention.out_proj(torch.stack(rows))
+    return tokens_SE + block.mlp(block.ln_2(tokens_SE))
+
+
+def clip_features(method: Method, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return method.encode_clips(frames_BVTCHW)
+
+
+@torch.no_grad()
+def test_without_prompts_the_cls_token_equals_open_clips_image_feature(
+    backbone: Backbone, images: torch.Tensor
+) -> None:
+    ours = encode_frames(backbone.model, images, num_frames=T)
+    assert ours.shape == (2 * T, VISION_TOKENS, JOINT_WIDTH)
+    torch.testing.assert_close(ours[:, 0], backbone.model.encode_image(images), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_prompts_the_text_feature_equals_open_clips(backbone: Backbone) -> None:
+    ids = backbone.tokenize(TEXTS)
+    ours = encode_texts(backbone.model, ids)
+    torch.testing.assert_close(ours, backbone.model.encode_text(ids), rtol=1e-5, atol=1e-5)
+    assert (ours[0] - ours[1]).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_a_text_of_full_context_length_equals_open_clips(backbone: Backbone) -> None:
+    ids = backbone.tokenize(["very " * 100, "walk"])
+    assert ids[0, -1] == EOT
+    torch.testing.assert_close(encode_texts(backbone.model, ids), backbone.model.encode_text(ids), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_has_the_same_feature_whatever_texts_stand_beside_it(backbone: Backbone) -> None:
+    alone = encode_texts(backbone.model, backbone.tokenize(TEXTS[1:2]))
+    together = encode_texts(backbone.model, backbone.tokenize(TEXTS))[1:2]
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_space_time_attention_over_one_frame_equals_the_plain_tower(backbone: Backbone, images: torch.Tensor) -> None:
+    plain = encode_frames(backbone.model, images, num_frames=1)
+    joint = encode_frames(backbone.model, images, num_frames=1, space_time_blocks=(0, 1, 2, 3))
+    torch.testing.assert_close(joint, plain, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_space_time_attention_over_several_frames_differs_from_the_plain_tower(
+    backbone: Backbone, images: torch.Tensor
+) -> None:
+    plain = encode_frames(backbone.model, images, num_frames=T)
+    joint = encode_frames(backbone.model, images, num_frames=T, space_time_blocks=(1,))
+    assert (joint - plain).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_vision_tower_with_prompts_equals_a_loop_over_tokens(backbone: Backbone, images: torch.Tensor) -> None:
+    visual = backbone.model.visual
+    prompts = list(random_frames(3, 2, VISION_WIDTH, seed=1))
+    temporal_TE = random_frames(T, VISION_WIDTH, seed=2)
+    joint_blocks = (1, 3)
+    ours = encode_frames(
+        backbone.model,
+        images,
+        num_frames=T,
+        prompts=prompts,
+        temporal_TE=temporal_TE,
+        space_time_blocks=joint_blocks,
+    )
+    for clip_index in range(2):
+        sequences = []
+        for frame in range(T):
+            image = images[clip_index * T + frame]
+            patches = visual.conv1(image[None])[0].flatten(1).T
+            tokens = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
+            tokens = torch.cat([tokens + temporal_TE[frame], prompts[0]])
+            sequences.append(visual.ln_pre(tokens))
+        for index, block in enumerate(visual.transformer.resblocks):
+            if index in (1, 2):
+                sequences = [torch.cat([tokens[:VISION_TOKENS], prompts[index]]) for tokens in sequences]
+            if index in joint_blocks:
+                sequences = list(naive_block(block, torch.cat(sequences)).chunk(T))
+            else:
+                sequences = [naive_block(block, tokens) for tokens in sequences]
+        expected = torch.stack([visual.ln_post(tokens) @ visual.proj for tokens in sequences])
+        torch.testing.assert_close(ours[clip_index * T : (clip_index + 1) * T], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_prompt_tokens_of_each_block_change_the_feature(backbone: Backbone, images: torch.Tensor) -> None:
+    prompts = list(random_frames(3, 2, VISION_WIDTH, seed=1))
+    before = encode_frames(backbone.model, images, num_frames=T, prompts=prompts)[:, 0]
+    for index in range(3):
+        changed = [-prompt if number == index else prompt for number, prompt in enumerate(prompts)]
+        after = encode_frames(backbone.model, images, num_frames=T, prompts=changed)[:, 0]
+        assert (after - before).abs().max() > 1e-4, f"the prompt of block {index} is not used"
+
+
+@torch.no_grad()
+def test_text_prompts_stand_right_after_sot_and_earlier_tokens_stay(backbone: Backbone) -> None:
+    model = backbone.model
+    prompts = list(random_frames(2, 3, TEXT_WIDTH, seed=3))
+    ids = insert_slots(backbone.tokenize(TEXTS[:1]), 3)
+    length = int(ids[0].argmax()) + 1
+    tokens = model.token_embedding(ids[0, :length])
+    tokens = torch.cat([tokens[:1], prompts[0], tokens[4:]]) + model.positional_embedding[:length]
+    mask = model.attn_mask[:length, :length]
+    for index, block in enumerate(model.transformer.resblocks):
+        if index == 1:
+            tokens = torch.cat([tokens[:1], prompts[1], tokens[4:]])
+        normed = block.ln_1(tokens)[None]
+        tokens = tokens + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0][0]
+        tokens = tokens + block.mlp(block.ln_2(tokens))
+    expected = model.ln_final(tokens[-1]) @ model.text_projection
+    ours = encode_texts(model, ids, prompts=prompts)[0]
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prompts_of_depth_0_change_nothing(clip: Path) -> None:
+    plain = method_on(clip, name="zero_shot", space_time_blocks=[1, 3])
+    bare = method_on(clip, exchange="none", vision_depth=0, text_depth=0)
+    frames = random_frames(2, 1, 4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(bare(frames, bare.prepare_texts(TEXTS)), plain(frames, plain.prepare_texts(TEXTS)))
+
+
+def test_a_clip_and_its_reverse_have_the_same_feature_without_a_temporal_position(clip: Path) -> None:
+    method = method_on(clip)
+    frames = random_frames(1, 1, 4, 3, 32, 32)
+    torch.testing.assert_close(
+        clip_features(method, frames), clip_features(method, frames.flip(2)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_clip_and_its_reverse_differ_with_a_learned_temporal_position(clip: Path) -> None:
+    method = method_on(clip, temporal_position="learned")
+    assert method.temporal_TE is not None
+    with torch.no_grad():
+        method.temporal_TE.copy_(random_frames(4, VISION_WIDTH, seed=5))
+    frames = random_frames(1, 1, 4, 3, 32, 32)
+    assert (clip_features(method, frames) - clip_features(method, frames.flip(2))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "vifi_clip"])
+def test_the_order_of_frames_does_not_change_a_frame_wise_method(clip: Path, name: str) -> None:
+    method = method_on(clip, name=name, tune="all", space_time_blocks=None)
+    frames = random_frames(1, 1, 4, 3, 32, 32)
+    shuffled = frames[:, :, [2, 0, 3, 1]]
+    torch.testing.assert_close(clip_features(method, frames), clip_features(method, shuffled), rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_has_the_same_feature_whatever_clips_stand_beside_it(clip: Path) -> None:
+    method = method_on(clip)
+    frames = random_frames(3, 1, 4, 3, 32, 32)
+    torch.testing.assert_close(
+        clip_features(method, frames)[1:2], clip_features(method, frames[1:2]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_clips_feature_is_the_unit_mean_of_its_frames(clip: Path) -> None:
+    method = method_on(clip, name="zero_shot", space_time_blocks=None)
+    frames = random_frames(2, 1, 4, 3, 32, 32)
+    with torch.no_grad():
+        of_frames = method.clip.encode_image(frames.flatten(0, 2)).view(2, 4, JOINT_WIDTH)
+    expected = F.normalize(of_frames.mean(dim=1), dim=-1)
+    torch.testing.assert_close(clip_features(method, frames)[:, 0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_views_are_averaged_in_the_logits(clip: Path) -> None:
+    method = method_on(clip)
+    ids = method.prepare_texts(TEXTS)
+    frames = random_frames(2, 3, 4, 3, 32, 32)
+    with torch.no_grad():
+        one_by_one = torch.stack([method(frames[:, view : view + 1], ids) for view in range(3)]).mean(dim=0)
+        torch.testing.assert_close(method(frames, ids), one_by_one, rtol=1e-4, atol=1e-4)
+
+
+def test_slots_stand_between_sot_and_the_caption(backbone: Backbone) -> None:
+    ids = backbone.tokenize(["a video of a cat"])
+    with_slots = insert_slots(ids, 5)
+    assert with_slots.shape == ids.shape
+    assert with_slots[0, 0] == SOT
+    assert with_slots[0, 1:6].tolist() == [0] * 5
+    assert torch.equal(with_slots[0, 6:], ids[0, 1:-5])
+    assert int(with_slots[0].argmax()) == int(ids[0].argmax()) + 5
+
+
+def test_a_caption_that_no_longer_fits_keeps_its_eot(backbone: Backbone) -> None:
+    ids = backbone.tokenize(["cat " * 74, "cat " * 100, "walk"])
+    with_slots = insert_slots(ids, 5)
+    assert (with_slots == EOT).sum(dim=1).tolist() == [1, 1, 1]
+    assert with_slots[:, -1].tolist() == [EOT, EOT, 0]
+    assert torch.equal(with_slots[1, 6:-1], ids[1, 1:71])
+
+
+def test_a_caption_that_just_fits_is_not_cut(backbone: Backbone) -> None:
+    ids = backbone.tokenize(["cat " * 70])
+    with_slots = insert_slots(ids, 5)
+    assert torch.equal(with_slots[0, 6:], ids[0, 1:72])
+
+
+def test_inserting_no_slot_changes_nothing(backbone: Backbone) -> None:
+    ids = backbone.tokenize([*TEXTS, "cat " * 100])
+    assert torch.equal(insert_slots(ids, 0), ids)
+
+
+def test_inserting_slots_leaves_the_ids_it_was_given(backbone: Backbone) -> None:
+    ids = backbone.tokenize(["cat " * 100])
+    before = ids.clone()
+    insert_slots(ids, 3)
+    assert torch.equal(ids, before)

@@ -1,0 +1,677 @@
+"""Whole runs of a tiny model over a toy pool, in this process: what trains, what is saved, what resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from bmpt.augment import normalize
+from bmpt.classes import class_texts
+from bmpt.clip import hash_weights
+from bmpt.config import TrainConfig, load_config
+from bmpt.engine.checkpoint import load_state, save_state
+from bmpt.engine.progress import ProgressBars
+from bmpt.engine.train import RunOutcome, Trainer, run_evaluation, run_training
+from bmpt.methods import build_method
+from bmpt.task import open_task
+from shards.errors import BmptError, ConfigError, FormatError, StorageError
+from shards.loader import ClipSettings, build_train_loader
+from shards.reader import open_pool
+from tests.bmpt.conftest import MakeConfig
+from tests.bmpt.tiny import ALONE, load_tiny, losses_of, make_config, metrics_of
+from tests.pools import make_pool
+
+VAL = ("base_to_novel/val_base", "base_to_novel/val_novel")
+RESULT_KEYS = [
+    *("format_version", "method", "dataset", "pool_id", "seed", "config_sha256", "commit", "dirty"),
+    *("model", "checkpoint", "evaluations", "hm", "hm_of"),
+]
+EVALUATION_KEYS = [
+    *("manifest", "fingerprint", "classes", "clips", "crops", "frames", "expected", "scored", "failed", "missing"),
+    *("verdicts", "top1", "top5", "correct_top1", "predictions"),
+]
+
+
+def run(settings: TrainConfig, *, fresh: bool = False) -> RunOutcome:
+    return run_training(settings, ALONE, fresh=fresh)
+
+
+def folder_of(settings: TrainConfig) -> Path:
+    return Path(str(settings.run.dir))
+
+
+def checkpoint_of(settings: TrainConfig) -> dict[str, torch.Tensor]:
+    return load_file(folder_of(settings) / "prompts.safetensors")
+
+
+def assert_same_run(one: TrainConfig, other: TrainConfig, *, tolerance: float) -> None:
+    """The same steps, losses and trained tensors up to a tolerance."""
+    first, second = losses_of(folder_of(one)), losses_of(folder_of(other))
+    assert [step for step, _ in first] == [step for step, _ in second]
+    assert [loss for _, loss in first] == pytest.approx([loss for _, loss in second], rel=tolerance, abs=tolerance)
+    tensors, others = checkpoint_of(one), checkpoint_of(other)
+    assert tensors.keys() == others.keys()
+    for name in tensors:
+        torch.testing.assert_close(tensors[name], others[name], rtol=tolerance, atol=tolerance)
+
+
+@contextmanager
+def sigterm_after(steps: int, run_dir: Path) -> Iterator[None]:
+    """Send SIGTERM to this process once metrics.jsonl has that many lines."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # should the run be over by then
+    done = threading.Event()
+
+    def watch() -> None:
+        path = run_dir / "metrics.jsonl"
+        while not done.is_set():
+            if path.exists() and path.read_bytes().count(b"\n") >= steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_early(settings: TrainConfig) -> int:
+    """Run until a SIGTERM after the third step; returns the number of steps that were done."""
+    with sigterm_after(3, folder_of(settings)):
+        outcome = run(settings)
+    assert outcome.was_stopped
+    assert outcome.results is None
+    steps = len(metrics_of(folder_of(settings)))
+    assert 3 <= steps < 40, "the run was over before the signal came"
+    return steps
+
+
+def damage_a_sample(pool: Path, manifest: str, index: int) -> str:
+    """Flip one byte in every stored frame of one sample, in the tar itself; returns its key."""
+    row = open_pool(pool).manifest(manifest).row(index)
+    data = bytearray((pool / row["shard"]).read_bytes())
+    for offset, size in zip(row["frame_offset"], row["frame_size"], strict=True):
+        data[row["offset"] + offset + size // 2] ^= 0xFF
+    (pool / row["shard"]).write_bytes(data)
+    return row["key"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) -> TrainConfig:
+    """One run through training and evaluation that several tests look at and none changes."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("finished")
+    settings = make_config(folder, clip, toy_pool, eval={"manifests": [*VAL, "few_shot/val"]})
+    run(settings)
+    return settings
+
+
+def results_of(settings: TrainConfig) -> dict[str, Any]:
+    return json.loads((folder_of(settings) / "results.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_folder_holds_what_the_format_says(finished: TrainConfig) -> None:
+    found = {str(path.relative_to(folder_of(finished))) for path in folder_of(finished).rglob("*") if path.is_file()}
+    predictions = {f"predictions/{name.replace('/', '.')}.parquet" for name in finished.eval.manifests}
+    assert found == {
+        "config.yaml",
+        "prompts.safetensors",
+        "state.pt",
+        "metrics.jsonl",
+        "results.json",
+        *predictions,
+    }
+
+
+def test_results_have_exactly_the_stated_keys(finished: TrainConfig) -> None:
+    results = results_of(finished)
+    assert list(results) == RESULT_KEYS
+    assert [list(entry) for entry in results["evaluations"]] == [EVALUATION_KEYS] * 3
+    assert list(results["model"]) == ["name", "weights_sha256"]
+    assert list(results["checkpoint"]) == ["file", "sha256", "step", "selection"]
+
+
+def test_results_name_the_data_the_weights_and_the_checkpoint(finished: TrainConfig, clip: Path) -> None:
+    results, pool = results_of(finished), open_pool(finished.data.pool)
+    assert results["pool_id"] == pool.card.pool_id
+    assert results["model"] == {"name": "tiny", "weights_sha256": load_tiny(clip).weights_sha256}
+    assert results["checkpoint"]["sha256"] == (
+        hashlib.sha256((folder_of(finished) / "prompts.safetensors").read_bytes()).hexdigest()
+    )
+    assert results["checkpoint"]["step"] == 4
+    for entry in results["evaluations"]:
+        assert entry["fingerprint"] == pool.manifest(entry["manifest"]).info.fingerprint
+
+
+def test_every_clip_is_counted_once_in_manifest_order(finished: TrainConfig) -> None:
+    pool = open_pool(finished.data.pool)
+    for entry in results_of(finished)["evaluations"]:
+        manifest = pool.manifest(entry["manifest"])
+        table = pq.read_table(folder_of(finished) / entry["predictions"])
+        assert table["key"].to_pylist() == manifest.table["key"].to_pylist()
+        assert table["label"].to_pylist() == manifest.table["label"].to_pylist()
+        assert entry["scored"] + entry["failed"] == len(manifest) == entry["expected"]
+        assert entry["verdicts"] == {"ok": len(manifest)}
+
+
+def test_the_percentages_are_those_of_the_predictions(finished: TrainConfig) -> None:
+    for entry in results_of(finished)["evaluations"]:
+        rows = pq.read_table(folder_of(finished) / entry["predictions"]).to_pylist()
+        correct = sum(row["top5"][0] == row["label"] for row in rows)
+        assert entry["correct_top1"] == correct
+        assert entry["top1"] == round(100 * correct / len(rows), 6)
+        assert entry["top5"] == round(100 * sum(row["label"] in row["top5"] for row in rows) / len(rows), 6)
+        for row in rows:
+            assert len(row["scores"]) == entry["classes"]
+            assert row["scores"][row["top5"][0]] == max(row["scores"])
+
+
+def test_hm_is_that_of_base_and_novel(finished: TrainConfig, config: MakeConfig) -> None:
+    results = results_of(finished)
+    base, novel = (entry["top1"] for entry in results["evaluations"][:2])
+    expected = 0.0 if min(base, novel) == 0 else 2 * base * novel / (base + novel)
+    assert results["hm"] == pytest.approx(expected, abs=1e-5)
+    assert results["hm_of"] == list(VAL)
+    alone = config(method={"name": "zero_shot"}, eval={"manifests": [VAL[0]]})
+    only_base = run_evaluation(alone, ALONE, checkpoint=None).results
+    assert only_base is not None
+    assert (only_base["hm"], only_base["hm_of"]) == (None, None)
+
+
+def test_every_step_is_logged_once_with_its_rate_and_clips(finished: TrainConfig) -> None:
+    rows = metrics_of(folder_of(finished))
+    assert [(row["step"], row["epoch"]) for row in rows] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    assert {row["valid_clips"] for row in rows} == {4}
+    assert rows[0]["lr"] > rows[3]["lr"] > 0
+
+
+def test_the_config_in_the_run_folder_is_the_one_that_ran(finished: TrainConfig) -> None:
+    assert load_config(folder_of(finished) / "config.yaml") == finished
+
+
+def test_two_runs_in_two_folders_give_the_same_bytes(finished: TrainConfig, config: MakeConfig) -> None:
+    again = config(run="elsewhere", eval={"manifests": [*VAL, "few_shot/val"]})
+    run(again)
+    predictions = [entry["predictions"] for entry in results_of(finished)["evaluations"]]
+    for name in ("prompts.safetensors", "results.json", *predictions):
+        ours, theirs = (folder_of(settings) / name for settings in (again, finished))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_under_tune_prompts_no_other_weight_changes(config: MakeConfig, clip: Path) -> None:
+    settings = config()
+    run(settings)
+    backbone = load_tiny(clip)
+    fresh = build_method(backbone, settings.method, num_frames=4, seed=settings.seed)
+    trained = checkpoint_of(settings)
+    assert trained.keys() == fresh.trained_groups().keys()
+    moved = {name for name, value in trained.items() if not torch.equal(value, fresh.get_parameter(name))}
+    assert {"vision_LPE", "text_LPE"} <= moved
+    assert all(name in trained or not parameter.requires_grad for name, parameter in fresh.named_parameters())
+
+
+def test_training_steps_leave_the_frozen_weights_bit_by_bit(config: MakeConfig) -> None:
+    settings = config()
+    task = open_task(settings, ALONE, trains=True)
+    method = task.method
+    before = hash_weights(method.clip.state_dict())
+    folder_of(settings).mkdir()
+    trainer = Trainer(task, folder_of(settings))
+    with ProgressBars(enabled=False) as bars:
+        assert trainer.run(bars)
+    assert trainer.step == 4
+    assert hash_weights(method.clip.state_dict()) == before
+    in_optimizer = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
+    prompts = 3 * 4 * 48 + 3 * 4 * 32
+    exchange = 2 * ((48 * 8 + 8 + 8 * 32 + 32) + (32 * 8 + 8 + 8 * 48 + 48) + 2)
+    assert in_optimizer == sum(p.numel() for p in method.parameters() if p.requires_grad) == prompts + exchange
+
+
+@pytest.mark.parametrize(("name", "exchange"), [("bmpt", "bidirectional"), ("bmpt", "none"), ("vifi_clip", "none")])
+def test_the_loss_goes_down(config: MakeConfig, name: str, exchange: str) -> None:
+    tune = "all" if name == "vifi_clip" else "prompts"
+    template = "a video of a person who is doing {}."
+    settings = config(
+        method={"name": name, "exchange": exchange, "tune": tune},
+        text={"template": template},
+        train={"epochs": 12, "lr": 1e-3, "lr_prompts": 3e-2},
+        data={"crop": "whole", "flip": False},
+    )
+    run(settings)
+    losses = [loss for _, loss in losses_of(folder_of(settings))]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_gives_the_same_losses_and_tensors(config: MakeConfig, accumulation: int) -> None:
+    whole = config(run="whole", train={"epochs": 3})
+    parts = config(run="parts", train={"epochs": 3, "accumulation": accumulation})
+    run(whole)
+    run(parts)
+    assert_same_run(whole, parts, tolerance=2e-4)
+
+
+def test_loader_workers_change_nothing(config: MakeConfig) -> None:
+    here = config(run="here", train={"epochs": 1})
+    elsewhere = config(run="workers", train={"epochs": 1}, data={"num_workers": 1})
+    run(here)
+    run(elsewhere)
+    assert_same_run(here, elsewhere, tolerance=0)
+
+
+def test_another_seed_gives_another_run(config: MakeConfig) -> None:
+    one, other = config(run="one", train={"epochs": 1}), config(run="other", seed=1, train={"epochs": 1})
+    run(one)
+    run(other)
+    assert losses_of(folder_of(one)) != losses_of(folder_of(other))
+
+
+def test_a_stopped_run_goes_on_to_the_unbroken_end(config: MakeConfig) -> None:
+    unbroken, broken = config(run="unbroken", train={"epochs": 20}), config(run="broken", train={"epochs": 20})
+    run(unbroken)
+    stop_early(broken)
+    assert not (folder_of(broken) / "results.json").exists()
+    outcome = run(broken)
+    assert not outcome.was_stopped
+    assert_same_run(unbroken, broken, tolerance=0)
+    assert outcome.results is not None
+    assert outcome.results["evaluations"] == results_of(unbroken)["evaluations"]
+
+
+def test_a_stopped_run_goes_on_with_another_accumulation(config: MakeConfig) -> None:
+    unbroken, broken = config(run="unbroken", train={"epochs": 20}), config(run="broken", train={"epochs": 20})
+    run(unbroken)
+    stop_early(broken)
+    other = config(run="broken", train={"epochs": 20, "accumulation": 2}, data={"num_workers": 0})
+    run(other)
+    first, second = losses_of(folder_of(unbroken)), losses_of(folder_of(other))
+    assert [step for step, _ in first] == [step for step, _ in second]
+    assert [loss for _, loss in first] == pytest.approx([loss for _, loss in second], rel=5e-3)
+
+
+def test_a_killed_run_forgets_the_lines_after_its_last_saved_state(config: MakeConfig) -> None:
+    settings = config(train={"epochs": 20})
+    steps = stop_early(settings)
+    metrics = folder_of(settings) / "metrics.jsonl"
+    late = [json.dumps({**metrics_of(folder_of(settings))[-1], "step": step, "loss": -1.0}) for step in (90, 91)]
+    metrics.write_text(metrics.read_text() + "\n".join(late) + "\n")
+    run(settings)
+    rows = losses_of(folder_of(settings))
+    assert [step for step, _ in rows] == list(range(1, 41))
+    assert steps < 40
+    assert min(loss for _, loss in rows) > 0
+
+
+def test_a_line_that_a_kill_cut_short_is_forgotten(config: MakeConfig) -> None:
+    settings = config(train={"epochs": 20})
+    stop_early(settings)
+    with (folder_of(settings) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "epo')
+    run(settings)
+    assert [step for step, _ in losses_of(folder_of(settings))] == list(range(1, 41))
+
+
+def test_lines_of_a_run_that_was_killed_before_its_first_state_are_forgotten(config: MakeConfig) -> None:
+    settings = config()
+    run(settings)
+    for name in ("state.pt", "results.json", "prompts.safetensors"):
+        (folder_of(settings) / name).unlink()
+    run(settings)
+    assert [step for step, _ in losses_of(folder_of(settings))] == [1, 2, 3, 4]
+
+
+def test_a_state_is_saved_within_an_epoch_when_asked(config: MakeConfig) -> None:
+    settings = config(run="often", train={"epochs": 1}, data={"batch_size": 2})
+    often = settings.model_copy(update={"run": settings.run.model_copy(update={"save_every_steps": 3})})
+    saved: list[tuple[int, int, int]] = []
+    path = folder_of(often) / "state.pt"
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if path.exists():
+                state = load_state(path, torch.device("cpu"))
+                at = (state["step"], state["stream"]["epoch"], state["stream"]["position"])
+                if at not in saved:
+                    saved.append(at)
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    run(often)
+    done.set()
+    thread.join()
+    final = load_state(path, torch.device("cpu"))
+    assert (final["step"], final["stream"]["epoch"], final["stream"]["position"]) == (4, 1, 0)
+    assert set(saved) <= {(3, 0, 6), (4, 1, 0)}
+
+
+def test_a_state_of_another_version_is_refused(config: MakeConfig) -> None:
+    settings = config(train={"epochs": 20})
+    stop_early(settings)
+    path = folder_of(settings) / "state.pt"
+    save_state(path, {**load_state(path, torch.device("cpu")), "version": 99})
+    with pytest.raises(FormatError, match=r"version 99.*--fresh"):
+        run(settings)
+
+
+def test_a_state_of_another_manifest_is_refused(config: MakeConfig, tmp_path: Path) -> None:
+    settings = config(train={"epochs": 20})
+    stop_early(settings)
+    path = folder_of(settings) / "state.pt"
+    state = load_state(path, torch.device("cpu"))
+    save_state(path, {**state, "stream": {**state["stream"], "fingerprint": "0" * 64}})
+    with pytest.raises(FormatError, match=r"fingerprint 000000000000, but few_shot/train_k2 has"):
+        run(settings)
+
+
+def test_a_finished_run_is_read_and_not_redone(config: MakeConfig) -> None:
+    settings = config()
+    first = run(settings)
+    path = folder_of(settings) / "results.json"
+    before = {file: file.stat().st_mtime_ns for file in folder_of(settings).rglob("*") if file.name != "config.yaml"}
+    again = run(settings)
+    assert again.results == first.results == json.loads(path.read_text())
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+def test_a_finished_run_whose_checkpoint_was_replaced_is_not_taken_for_finished(config: MakeConfig) -> None:
+    """`bmpt eval` writes results.json into the same folder: with another checkpoint these are not this run's."""
+    settings, other = config(run="one"), config(run="other", train={"lr_prompts": 0.5, "epochs": 6})
+    mine = run(settings).results
+    run(other)
+    run_evaluation(settings, ALONE, checkpoint=folder_of(other) / "prompts.safetensors")
+    assert mine is not None
+    again = run(settings).results
+    assert again is not None
+    assert again["checkpoint"] == mine["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": {"lr": 5e-3}}, r"train\.lr is 0\.001 there, 0\.005 here"),
+        ({"seed": 3}, r"seed is 0 there, 3 here"),
+        ({"data": {"batch_size": 2}}, r"data\.batch_size is 4 there, 2 here"),
+        ({"method": {"vision_tokens": 5}}, r"method\.vision_tokens is 4 there, 5 here"),
+    ],
+)
+def test_a_folder_of_another_config_is_refused(
+    config: MakeConfig, finished: TrainConfig, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    shutil.copytree(folder_of(finished), tmp_path / "run")
+    other = config(**{"eval": {"manifests": [*VAL, "few_shot/val"]}, **changes})
+    with pytest.raises(ConfigError, match=rf"config\.yaml: belongs to another config \({sentence}\); .*--fresh"):
+        run(other)
+    assert results_of(other) == results_of(finished)
+
+
+def test_fresh_starts_over_in_the_folder_of_another_config(config: MakeConfig) -> None:
+    run(config())
+    other, alone = config(seed=3), config(run="alone", seed=3)
+    run(other, fresh=True)
+    run(alone)
+    assert_same_run(other, alone, tolerance=0)
+    assert results_of(other)["evaluations"] == results_of(alone)["evaluations"]
+
+
+def test_fresh_leaves_nothing_of_the_earlier_run(config: MakeConfig, tmp_path: Path) -> None:
+    run(config(eval={"manifests": [*VAL, "few_shot/val"]}))
+    settings = config(seed=3)
+    run(settings, fresh=True)
+    assert [path.name for path in (folder_of(settings) / "predictions").iterdir()] == ["few_shot.val.parquet"]
+
+
+def test_a_run_that_was_killed_while_it_was_scored_is_only_scored_again(
+    config: MakeConfig, finished: TrainConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(folder_of(finished), tmp_path / "run")
+    settings = config(eval={"manifests": [*VAL, "few_shot/val"]})
+    for name in ("results.json", "prompts.safetensors"):
+        (folder_of(settings) / name).unlink()
+    results = run(settings).results
+    assert results is not None
+    assert results["evaluations"] == results_of(finished)["evaluations"]
+    assert metrics_of(folder_of(settings)) == metrics_of(folder_of(finished))
+    assert_same_run(settings, finished, tolerance=0)
+
+
+def test_a_config_in_the_folder_that_this_version_does_not_know_is_one_error(config: MakeConfig) -> None:
+    settings = config()
+    folder_of(settings).mkdir(parents=True)
+    (folder_of(settings) / "config.yaml").write_text("data: {pool: x}\nfuture: {key: 1}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.yaml.*future"):
+        run(settings)
+
+
+def test_a_run_folder_that_is_a_file_is_one_error(config: MakeConfig) -> None:
+    settings = config()
+    folder_of(settings).write_text("a file", encoding="utf-8")
+    with pytest.raises(BmptError, match="run"):
+        run(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": {"batch_size": 9}}, r"data\.batch_size is 9, but the training manifest has 8 samples"),
+        ({"train": {"accumulation": 5}}, r"train\.accumulation is 5, but data\.batch_size 4"),
+        ({"train": {"precision": "fp16"}}, r"train\.precision=fp16: needs a GPU"),
+        ({"data": {"train": None}}, r"data\.train is not set"),
+        ({"data": {"val": None}}, r"nothing to score"),
+        ({"data": {"train": "few_shot/train_k99"}}, r"train_k99\.parquet: no such manifest; the pool has: .*train_k2"),
+        ({"eval": {"manifests": ["few_shot/vall"]}}, r"vall\.parquet: no such manifest"),
+        ({"data": {"pool": "nowhere/pool"}}, r"pool\.json: no such file, so this is not a finished pool"),
+        ({"data": {"verdicts": ["damaged"]}}, r"few_shot/train_k2: has no sample to read"),
+        ({"text": {"template": "walk"}}, r"text\.template='walk': expected exactly one"),
+        ({"method": {"name": "zero_shot"}}, r"method\.name=zero_shot: trains nothing; score it with `bmpt eval"),
+        ({"method": {"exchange": "none"}, "text": {"template": "{}"}}, r"overwrites the first 4 caption tokens"),
+    ],
+)
+def test_a_mistake_is_found_before_a_run_folder_is_made(
+    config: MakeConfig, changes: dict[str, Any], sentence: str
+) -> None:
+    """Otherwise the corrected config is refused as another one's."""
+    settings = config(**changes)
+    with pytest.raises(BmptError, match=sentence) as caught:
+        run(settings)
+    assert "\n" not in str(caught.value)
+    assert not folder_of(settings).exists()
+
+
+def test_a_manifest_that_cannot_be_scored_is_found_before_training(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, samples_per_class=2)  # 2 shots for training leave nothing to validate on
+    settings = config(data={"pool": str(pool)})
+    with pytest.raises(ConfigError, match=r"few_shot/val: has no sample to read"):
+        run(settings)
+    assert not (folder_of(settings) / "metrics.jsonl").exists()
+
+
+def test_a_damaged_sample_leaves_an_empty_place_in_training(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, samples_per_class=5)
+    damage_a_sample(pool, "few_shot/train_k2", 3)
+    settings = config(data={"pool": str(pool)})
+    run(settings)
+    valid = [row["valid_clips"] for row in metrics_of(folder_of(settings))]
+    assert sorted(valid[:2]) == sorted(valid[2:]) == [3, 4]
+    assert all(0 < loss < 50 for _, loss in losses_of(folder_of(settings)))
+
+
+def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, samples_per_class=5)
+    damage_a_sample(pool, "few_shot/train_k2", 3)
+    settings = config(data={"pool": str(pool), "batch_size": 8}, train={"epochs": 1})
+    run(settings)
+    opened, backbone = open_pool(pool), load_tiny(Path(settings.model.pretrained))
+    manifest = opened.manifest("few_shot/train_k2")
+    cut = ClipSettings(frames=4, size_px=32)
+    batch = next(iter(build_train_loader(opened, manifest, cut, batch_size=8, accumulation=1, num_workers=0, seed=0)))
+    method = build_method(backbone, settings.method, num_frames=4, seed=0)
+    good = batch.clips.weights_B > 0
+    frames = normalize(batch.clips.frames_BVTCHW[good], backbone.image_mean, backbone.image_std)
+    with torch.no_grad():
+        logits = method(frames, method.prepare_texts(class_texts(manifest.info.classes, settings.text)))
+    assert int(good.sum()) == 7
+    expected = F.cross_entropy(logits, batch.clips.labels_B[good]).item()
+    assert losses_of(folder_of(settings))[0][1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_damaged_sample_in_training_gives_the_same_run_under_accumulation(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, samples_per_class=5)
+    damage_a_sample(pool, "few_shot/train_k2", 3)
+    whole, parts = (
+        config(run="whole", data={"pool": str(pool)}),
+        config(run="parts", data={"pool": str(pool)}, train={"accumulation": 4}),
+    )
+    run(whole)
+    run(parts)
+    assert_same_run(whole, parts, tolerance=2e-4)
+
+
+def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, samples_per_class=5)
+    zero_shot = {"name": "zero_shot", "space_time_blocks": [1, 3]}
+    whole = config(run="whole", data={"pool": str(pool)}, method=zero_shot)
+    run_evaluation(whole, ALONE, checkpoint=None)
+    key = damage_a_sample(pool, "few_shot/val", 4)
+    damaged = config(run="damaged", data={"pool": str(pool)}, method=zero_shot)
+    results = run_evaluation(damaged, ALONE, checkpoint=None).results
+    assert results is not None
+    (entry,) = results["evaluations"]
+    assert (entry["expected"], entry["scored"], entry["failed"]) == (12, 11, 1)
+    file = entry["predictions"]
+    before, after = (pq.read_table(folder_of(settings) / file).to_pylist() for settings in (whole, damaged))
+    assert [row["key"] for row in after if row["failed"] is not None] == [key]
+    assert "wrong CRC" in after[4]["failed"]
+    correct = sum(row["top5"][0] == row["label"] for index, row in enumerate(before) if index != 4)
+    assert entry["correct_top1"] == correct
+    assert entry["top1"] == round(100 * correct / 11, 6)
+    same = [index for index in range(12) if before[index]["scores"] == after[index]["scores"]]
+    assert same == [index for index in range(12) if index != 4]
+
+
+def test_a_manifest_of_which_nothing_can_be_read_has_no_percentage(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, classes=2, samples_per_class=3)
+    for index in range(2):
+        damage_a_sample(pool, "few_shot/val", index)
+    results = run_evaluation(config(data={"pool": str(pool)}, method={"name": "zero_shot"}), ALONE, checkpoint=None)
+    assert results.results is not None
+    (entry,) = results.results["evaluations"]
+    assert (entry["scored"], entry["failed"], entry["top1"], entry["top5"]) == (0, 2, None, None)
+    assert entry["correct_top1"] == 0
+
+
+def test_a_run_changes_nothing_in_the_pool(config: MakeConfig, toy_pool: Path) -> None:
+    before = {path: path.read_bytes() for path in toy_pool.rglob("*") if path.is_file()}
+    run(config(train={"epochs": 1}))
+    assert {path: path.read_bytes() for path in toy_pool.rglob("*") if path.is_file()} == before
+
+
+def test_a_pool_whose_shards_are_gone_stops_with_a_sentence(config: MakeConfig, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    make_pool(pool, classes=8, samples_per_class=7)  # 40 samples to score: more than 32 in a row
+    for shard in (pool / "shards").glob("*.tar"):
+        shard.unlink()
+    settings = config(data={"pool": str(pool)}, method={"name": "zero_shot"})
+    with pytest.raises(StorageError, match=r"32 samples in a row could not be read; the last: .*no such file"):
+        run_evaluation(settings, ALONE, checkpoint=None)
+
+
+def test_eval_with_the_checkpoint_gives_the_numbers_of_train(finished: TrainConfig, config: MakeConfig) -> None:
+    settings = config(run="eval", eval={"manifests": [*VAL, "few_shot/val"]})
+    outcome = run_evaluation(settings, ALONE, checkpoint=folder_of(finished) / "prompts.safetensors")
+    assert outcome.results == results_of(finished)
+    for entry in results_of(finished)["evaluations"]:
+        ours, theirs = (folder_of(s) / entry["predictions"] for s in (settings, finished))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_trained_prompts_are_what_is_scored(finished: TrainConfig, config: MakeConfig) -> None:
+    settings = config(run="plain", method={"name": "zero_shot"}, eval={"manifests": ["few_shot/val"]})
+    run_evaluation(settings, ALONE, checkpoint=None)
+    file = "predictions/few_shot.val.parquet"
+    ours, theirs = (pq.read_table(folder_of(s) / file)["scores"] for s in (settings, finished))
+    assert ours.to_pylist() != theirs.to_pylist()
+
+
+def test_zero_shot_is_scored_without_a_checkpoint(config: MakeConfig) -> None:
+    settings = config(method={"name": "zero_shot", "space_time_blocks": None})
+    results = run_evaluation(settings, ALONE, checkpoint=None).results
+    assert results is not None
+    assert (results["method"], results["checkpoint"]) == ("zero_shot", None)
+    assert results["evaluations"][0]["scored"] == 12
+
+
+def test_a_method_that_trains_is_not_scored_without_a_checkpoint(config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"method\.name=bmpt: trains, so scoring it needs --checkpoint FILE"):
+        run_evaluation(config(), ALONE, checkpoint=None)
+
+
+@pytest.mark.parametrize("block_size", [1, 12, 100])
+def test_the_size_of_the_evaluation_blocks_changes_scores_by_rounding_alone(
+    finished: TrainConfig, config: MakeConfig, block_size: int
+) -> None:
+    settings = config(run=f"b{block_size}", eval={"batch_size": block_size})
+    run_evaluation(settings, ALONE, checkpoint=folder_of(finished) / "prompts.safetensors")
+    file = "predictions/few_shot.val.parquet"
+    ours, theirs = (pq.read_table(folder_of(s) / file).to_pylist() for s in (settings, finished))
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["key"] == other["key"]
+        assert row["scores"] == pytest.approx(other["scores"], abs=1e-3)
+
+
+def test_bf16_runs_on_the_cpu(config: MakeConfig) -> None:
+    settings = config(train={"precision": "bf16", "epochs": 1})
+    results = run(settings).results
+    assert results is not None
+    assert results["evaluations"][0]["scored"] == 12
+    assert {value.dtype for value in checkpoint_of(settings).values()} == {torch.float32}
+    exact = config(run="exact", train={"epochs": 1})
+    run(exact)
+    for (_, rough), (_, precise) in zip(losses_of(folder_of(settings)), losses_of(folder_of(exact)), strict=True):
+        assert rough == pytest.approx(precise, rel=0.1)
+
+
+def test_fp16_without_a_gpu_is_refused_by_eval_too(config: MakeConfig) -> None:
+    settings = config(method={"name": "zero_shot"}, train={"precision": "fp16"})
+    with pytest.raises(ConfigError, match=r"train\.precision=fp16: needs a GPU"):
+        run_evaluation(settings, ALONE, checkpoint=None)
+
+
+def test_an_odd_tail_of_the_manifest_is_dropped_each_epoch(config: MakeConfig) -> None:
+    settings = config(data={"batch_size": 3})
+    run(settings)
+    assert [(row["step"], row["epoch"]) for row in metrics_of(folder_of(settings))] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+
+
+def test_warm_up_counts_in_epochs(config: MakeConfig) -> None:
+    settings = config(train={"epochs": 3, "warmup_epochs": 1.5})
+    run(settings)
+    rates = [row["lr"] for row in metrics_of(folder_of(settings))]
+    assert rates.index(max(rates)) == 2
+    assert rates[0] == pytest.approx(max(rates) / 3)

@@ -1,0 +1,189 @@
+"""Who may import whom: preprocess -> shards <- bmpt, nothing in a circle, nothing heavy behind a light door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.rules.sources import (
+    PACKAGES,
+    ROOT,
+    Import,
+    imports_of,
+    module_name,
+    own_part,
+    relative,
+    source_files,
+    tree_of,
+)
+
+
+def places(package: str, *targets: str) -> list[tuple[str, Import]]:
+    """(file, import) of every import of one of the targets in a package."""
+    return [
+        (relative(path), found)
+        for path in source_files(package)
+        for found in imports_of(path)
+        if own_part(found.module) in targets
+    ]
+
+
+def test_the_three_packages_are_looked_at() -> None:
+    assert all(len(source_files(package)) > 5 for package in PACKAGES)
+    assert places("bmpt", "shards"), "the walk finds imports"
+    assert any(not found.is_at_top for _, found in places("shards", "torch")), "those inside functions too"
+
+
+def test_shards_imports_neither_of_the_other_packages() -> None:
+    assert places("shards", "preprocess", "bmpt", "tests") == []
+
+
+def test_preprocess_imports_shards_alone() -> None:
+    assert places("preprocess", "bmpt", "tests") == []
+
+
+def test_bmpt_imports_preprocess_in_its_command_line_alone_and_only_inside_a_function() -> None:
+    found = places("bmpt", "preprocess", "tests")
+    assert {file for file, _ in found} == {"bmpt/cli.py"}
+    assert [entry for _, entry in found if entry.is_at_top] == []
+
+
+def test_preprocess_never_imports_a_model_library() -> None:
+    assert places("preprocess", "torch", "torchvision", "open_clip", "safetensors") == []
+
+
+def test_bmpt_never_opens_a_raw_video_to_train() -> None:
+    found = places("bmpt", "av", "decord", "ffmpeg", "imageio_ffmpeg")
+    assert {file for file, _ in found} <= {"bmpt/demo/videos.py"}
+
+
+def test_no_import_leads_back_to_where_it_started() -> None:
+    """Counting those inside functions too."""
+    modules = {module_name(path): path for path in source_files(*PACKAGES)}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        graph[name] = set()
+        for found in imports_of(path):
+            target = found.module if found.module in modules else found.module.rpartition(".")[0]
+            if target in modules and target != name:
+                graph[name].add(target)
+    assert sum(len(targets) for targets in graph.values()) > 50
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}")
+
+
+def test_webdataset_is_imported_only_by_the_writer_and_the_stream_inside_functions() -> None:
+    found = [(file, entry) for package in PACKAGES for file, entry in places(package, "webdataset", "wids")]
+    assert {file for file, _ in found} == {"shards/writer.py", "shards/stream.py"}
+    assert [file for file, entry in found if entry.is_at_top] == []
+
+
+def test_torch_is_not_imported_by_a_file_of_shards_as_it_is_imported() -> None:
+    assert [file for file, entry in places("shards", "torch") if entry.is_at_top] == []
+
+
+@pytest.mark.parametrize("library", ["simplejpeg", "turbojpeg", "PIL", "cv2", "imageio"])
+def test_only_one_file_names_a_jpeg_library(library: str) -> None:
+    named = {file for package in PACKAGES for file, _ in places(package, library)}
+    assert named <= {"shards/jpeg.py"}
+    if library == "simplejpeg":
+        assert named == {"shards/jpeg.py"}
+
+
+def test_torchvision_is_not_imported_at_the_top_of_any_file() -> None:
+    found = [(file, entry.line) for package in PACKAGES for file, entry in places(package, "torchvision", "open_clip")]
+    tops = [(file, entry) for file, entry in places("bmpt", "torchvision", "open_clip") if entry.is_at_top]
+    assert found
+    assert tops == []
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+HEAVY = {"torch", "webdataset", "torchvision", "open_clip"}
+
+
+def test_importing_every_module_of_shards_brings_neither_torch_nor_webdataset() -> None:
+    modules = [module_name(path) for path in source_files("shards")]
+    loaded = modules_after("; ".join(f"import {module}" for module in modules))
+    assert {"shards", "numpy", "pyarrow"} <= loaded
+    assert loaded & HEAVY == set()
+
+
+def test_importing_every_module_of_preprocess_brings_neither_torch_nor_webdataset() -> None:
+    modules = [module_name(path) for path in source_files("preprocess")]
+    loaded = modules_after("; ".join(f"import {module}" for module in modules))
+    assert {"preprocess", "shards"} <= loaded
+    assert loaded & HEAVY == set()
+
+
+def test_importing_the_packages_themselves_is_free() -> None:
+    loaded = modules_after("import shards, preprocess, bmpt")
+    assert loaded & (HEAVY | {"numpy", "pyarrow", "pydantic", "av"}) == set()
+
+
+def test_no_file_of_preprocess_is_named_like_a_standard_module() -> None:
+    """Run by path, `preprocess/` is first on sys.path."""
+    names = {path.stem for path in (ROOT / "preprocess").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names & set(sys.stdlib_module_names) == set()
+
+
+def test_no_file_of_preprocess_is_named_like_a_library_it_uses() -> None:
+    names = {path.stem for path in (ROOT / "preprocess").iterdir() if path.suffix == ".py" or path.is_dir()}
+    used = {own_part(found.module) for path in source_files(*PACKAGES) for found in imports_of(path)}
+    assert names & (used - set(PACKAGES)) == set()
+
+
+def public_definitions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Public functions and classes at the top of a file."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node for node in tree_of(path).body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_function_and_class_has_a_docstring(package: str) -> None:
+    found = [(path, node) for path in source_files(package) for node in public_definitions(path)]
+    assert len(found) > 20
+    bare = [f"{relative(path)}:{node.lineno} {node.name}" for path, node in found if not ast.get_docstring(node)]
+    assert bare == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_says_what_it_does(package: str) -> None:
+    bare = [
+        relative(path)
+        for path in source_files(package)
+        if path.name != "__init__.py" and not ast.get_docstring(tree_of(path))
+    ]
+    assert bare == []
+
+
+def test_nothing_but_the_sample_boundary_catches_every_exception() -> None:
+    """`except Exception` must re-raise, or stand where a sample's errors are counted (in preprocess's workers)."""
+    wide = []
+    for path in source_files(*PACKAGES):
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            catches = "" if node.type is None else ast.unparse(node.type)
+            is_wide = node.type is None or catches in ("Exception", "BaseException")
+            reraises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            if is_wide and not reraises and own_part(module_name(path)) != "preprocess":
+                wide.append(f"{relative(path)}:{node.lineno}")
+    assert wide == []
