@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ def run_demo(out: Path, *, build_pool: Callable[[Sequence[str]], int], as_json: 
     with ProgressBars(enabled=True) as bars:
         write_lists(out / "lists")
         write_videos(out / "videos", FADED, lambda done, total: bars.update("render videos", done, total))
-    code = build_pool(
-        ["--dataset", "demo", "--videos", f"{out}/videos", "--annotations", f"{out}/lists", "--out", f"{out}/pool"]
-    )
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        code = build_pool(
+            ["--dataset", "demo", "--videos", f"{out}/videos", "--annotations", f"{out}/lists", "--out", f"{out}/pool"]
+        )
     if code != 0:
         return code
     world = start_world(threads=THREADS)

@@ -65,11 +65,12 @@ def write_videos(folder: Path, look: Look, progress: Callable[[int, int], None])
     for motion in MOTIONS:
         (folder / motion).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(lambda video: _write_video(folder, video, look), videos), start=1):
+        for done, _ in enumerate(pool.map(lambda video: write_video(folder, video, look), videos), start=1):
             progress(done, len(videos))
 
 
-def _write_video(folder: Path, video: DemoVideo, look: Look) -> None:
+def write_video(folder: Path, video: DemoVideo, look: Look) -> None:
+    """Render and encode one video unless it is there; its random numbers are keyed by its name."""
     path = folder / video.name
     if path.exists():
         return

@@ -128,6 +128,19 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     assert digests(out) == digests(reference)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    videos: Path, reference: Path, tmp_path: Path, step: int
+) -> None:
+    out = tmp_path / "pool"
+    for at in range(step, 10, step):
+        assert run_killed(arguments(videos, out), signal=signal.SIGKILL, at=at).returncode == -9
+        assert not (out / "pool.json").exists()
+    build(videos, out)
+    assert digests(out) == digests(reference)
+
+
 def test_a_finished_pool_is_left_alone_by_a_run_without_webdataset_or_workers(videos: Path, pool: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in pool.rglob("*") if path.suffix in (".tar", ".json")}
     code = (

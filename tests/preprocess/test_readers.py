@@ -136,6 +136,17 @@ def sample_clips() -> list[str]:
     return ["absent"]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", sample_clips())
+def test_no_truncated_sample_clip_is_ok(name: str, tmp_path: Path) -> None:
+    whole = shared_data() / "clips" / name
+    data = whole.read_bytes()
+    cut = tmp_path / f"cut{whole.suffix}"
+    for percent in (10, 30, 50, 70, 90, 95, 98):
+        cut.write_bytes(data[: len(data) * percent // 100])
+        assert read(cut).verdict.name != "ok", f"{percent} %"
+
+
 @pytest.mark.parametrize("name", sample_clips())
 def test_every_sample_clip_is_ok_and_has_the_pixels_of_libav(name: str) -> None:
     path = shared_data() / "clips" / name

@@ -73,7 +73,9 @@ def test_only_ok_has_no_reason_and_only_undecodable_has_no_frames(evidence: Evid
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".webm", ".mp4", ".mkv"])
-@pytest.mark.parametrize("percent", [10, 50, 90, 98])
+@pytest.mark.parametrize(
+    "percent", [10, 50, 90, 98, *(pytest.param(p, marks=pytest.mark.long) for p in range(15, 100, 5))]
+)
 def test_a_truncated_file_is_never_ok(tmp_path: Path, suffix: str, percent: int) -> None:
     whole = make_video(tmp_path / f"a{suffix}", frames=30)
     assert find_missing_end(whole) is None
