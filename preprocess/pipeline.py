@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 
-from preprocess.closing import close_pool, count_samples, read_parts, write_part
+from preprocess.closing import close_pool, read_parts, write_part
 from preprocess.decode_worker import Decoded
 from preprocess.job import Job, Progress, open_job
 from preprocess.planning import ShardPlan
@@ -21,6 +21,7 @@ from preprocess.rows import sample_facts
 from preprocess.settings import BuildSettings
 from preprocess.state import SHARDS, PoolState, load_state, lock_folder
 from preprocess.tables import ShardRows, join_tables, rows_table
+from shards.schema import count_samples
 from shards.writer import ShardWriter, encode_sample
 
 
@@ -61,7 +62,7 @@ def dry_run(settings: BuildSettings) -> BuildReport:
     return BuildReport(
         kind="dry run",
         dataset=settings.dataset,
-        out=str(job.store.root),
+        out=job.settings.out,
         pool_id=state.card.pool_id if state.card else None,
         counts={"videos": len(job.source.videos), "missing": len(job.protocols.missing)},
         manifests=[ManifestCount(plan.path, plan.expected, len(plan.rows)) for plan in job.protocols.manifests],
@@ -109,7 +110,7 @@ def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded:
     return BuildReport(
         kind="build",
         dataset=job.settings.dataset,
-        out=str(job.store.root),
+        out=job.settings.out,
         pool_id=card.pool_id,
         counts=card.counts,
         manifests=[ManifestCount(info.path, info.expected, info.found) for info in manifests],
@@ -136,7 +137,7 @@ def _end_part(
     return BuildReport(
         kind="part",
         dataset=job.settings.dataset,
-        out=str(job.store.root),
+        out=job.settings.out,
         pool_id=None,
         counts=count_samples(samples),
         failed=failed_videos(samples),
@@ -150,6 +151,11 @@ def _end_part(
 def _warnings(job: Job, state: PoolState) -> list[str]:
     """What a person should know although it is no error."""
     warnings = list(job.protocols.warnings)
+    if job.protocols.missing:
+        warnings.append(
+            f"{len(job.protocols.missing)} videos that lists or annotation files name are not below "
+            f"{job.settings.videos}; they are rows with the verdict missing (the first: {job.protocols.missing[0].key})"
+        )
     gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
     if gone:
         warnings.append(f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})")
