@@ -94,7 +94,9 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     name = ".".join(path)
     if item["type"] != "extra_forbidden":
-        return f"{name}: {item['msg']}, got {item['input']!r}"
+        said = item["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(item["input"], Mapping) else f", got {item['input']!r}"
+        return f"{name}: {said}{got}" if name else said + got
     known = _fields_at(model, path[:-1])
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")

@@ -13,7 +13,17 @@ Image = npt.NDArray[np.uint8]
 
 def encode_planes(y: Image, u: Image, v: Image, *, quality: int) -> bytes:
     """Encode full-range BT.601 4:2:0 planes: y [H, W], u and v [ceil(H/2), ceil(W/2)]; no RGB in between."""
-    return simplejpeg.encode_jpeg_yuv_planes(y, u, v, quality=quality)
+    return simplejpeg.encode_jpeg_yuv_planes(_readable_to_even(y), u, v, quality=quality)
+
+
+def _readable_to_even(plane: Image) -> Image:
+    """The same plane, its last column and row repeated behind an odd width or height.
+
+    TurboJPEG reads that far; what lay there by chance would get into the file, so that equal frames differ."""
+    height, width = plane.shape
+    if height % 2 == 0 and width % 2 == 0:
+        return plane
+    return np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
 
 
 def encode_rgb(image_HWC: Image, *, quality: int) -> bytes:

@@ -8,6 +8,7 @@ pages of new shared memory), where decoding, cutting and resizing alone take 3.0
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -21,6 +22,8 @@ from shards.plan import check_batch, eval_blocks, eval_plan, num_steps, train_pl
 from shards.reader import Manifest, Pool
 from shards.schema import STORED_VERDICTS, fingerprint
 from shards.stream import ClipBatch, ClipSettings, MicroBatch, PlanStage, StreamState, make_pipeline
+
+MAX_FAILURES_IN_A_ROW = 32
 
 __all__ = [
     "ClipBatch",
@@ -123,8 +126,7 @@ def build_train_loader(
     state: StreamState | None = None,
     rank: int = 0,
     world_size: int = 1,
-    max_failures_in_a_row: int = 32,
-    order: str = "global",
+    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
@@ -132,7 +134,7 @@ def build_train_loader(
     Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
     stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be read."""
     _require_samples(manifest)
-    check_batch(len(manifest), batch_size=batch_size, accumulation=accumulation, world_size=world_size, order=order)
+    check_batch(len(manifest), batch_size=batch_size, accumulation=accumulation, world_size=world_size)
     if state is None:
         state = StreamState(fingerprint=manifest.info.fingerprint, seed=seed)
     state.check(manifest, seed=seed)
@@ -148,7 +150,7 @@ def build_train_loader(
     stage = PlanStage(manifest, clip, plan, rank, world_size, seed)
     batches = iter(_in_processes(make_pipeline(stage, pool.store), num_workers))
     return TrainLoader(
-        _stop_at_failures(batches, max_failures_in_a_row),
+        _stop_at_failures(batches, _limit(max_failures_in_a_row, manifest, world_size)),
         num_samples=len(manifest),
         batch_size=batch_size,
         accumulation=accumulation,
@@ -165,7 +167,7 @@ def build_eval_loader(
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
-    max_failures_in_a_row: int = 32,
+    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
 ) -> EvalLoader:
     """Stream the evaluation blocks of one rank: over all ranks each sample once, the last block short.
 
@@ -176,7 +178,7 @@ def build_eval_loader(
     return EvalLoader(
         _in_processes(make_pipeline(stage, pool.store), num_workers),
         num_blocks=len(eval_blocks(len(manifest), block_size, rank, world_size)),
-        max_failures_in_a_row=max_failures_in_a_row,
+        max_failures_in_a_row=_limit(max_failures_in_a_row, manifest, world_size),
     )
 
 
@@ -203,6 +205,11 @@ def _require_samples(manifest: Manifest) -> None:
     )
 
 
+def _limit(max_failures_in_a_row: int, manifest: Manifest, world_size: int) -> int:
+    """No more than a rank's share of the manifest, so that a small one that cannot be read stops the run too."""
+    return min(max_failures_in_a_row, max(1, len(manifest) // world_size))
+
+
 def _in_processes(pipeline: Any, num_workers: int) -> Any:
     """Run a pipeline in worker processes; worker w gives items w, w + num_workers, ... of the joint stream."""
     if num_workers == 0:
@@ -220,9 +227,15 @@ def _in_processes(pipeline: Any, num_workers: int) -> Any:
         batch_size=None,
         num_workers=num_workers,
         multiprocessing_context=context,
+        worker_init_fn=_leave_interrupts_to_the_coordinator,
         generator=torch.Generator(),  # its own, so that the global one is the same for any number of workers
         persistent_workers=True,
     )
+
+
+def _leave_interrupts_to_the_coordinator(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the coordinator ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop_at_failures(batches: Iterator[MicroBatch], max_in_a_row: int) -> Iterator[MicroBatch]:

@@ -19,7 +19,6 @@ IndexArray = npt.NDArray[np.int64]
 
 _ROUNDS = 8
 _MIN_HALF_BITS = 3  # at least 64 values, so that few samples too come in every order equally often (a test counts)
-_ORDERS = ("global",)
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,8 @@ def eval_plan(num_samples: int, *, block_size: int, place: Place) -> Iterator[Mi
         yield MicroPlan(epoch=0, step=start // block_size, micro=0, rows=np.arange(start, stop))
 
 
-def check_batch(
-    num_samples: int, *, batch_size: int, accumulation: int, world_size: int, order: str = "global"
-) -> None:
+def check_batch(num_samples: int, *, batch_size: int, accumulation: int, world_size: int) -> None:
     """Refuse a batch that the samples, ranks and micro-batches cannot share. Raises: ConfigError with both numbers."""
-    if order not in _ORDERS:
-        raise ConfigError(f"data.order is {order}, expected one of: {', '.join(_ORDERS)}")
     if num_samples < batch_size:
         raise ConfigError(
             f"data.batch_size is {batch_size}, but the training manifest has {num_samples} samples; "

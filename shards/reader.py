@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shards import jpeg
 from shards.errors import ConfigError, FormatError, SampleError
@@ -25,6 +25,7 @@ from shards.schema import (
     parse_card,
 )
 from shards.storage import Store, open_store
+from shards.tables import read_parquet
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Pool:
     def manifest(self, path: str) -> Manifest:
         """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what is there."""
         name = f"manifests/{path}.parquet"
-        if not self.store.exists(name):
+        if not re.fullmatch(r"[\w-]+/[\w-]+", path) or not self.store.exists(name):
             known = ", ".join(self.manifest_names()) or "none"
             raise ConfigError(f"{self.store.uri(name)}: no such manifest; the pool has: {known}")
         table = _read_table(self.store, name, MANIFEST_SCHEMA)
@@ -101,12 +102,8 @@ def read_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int]) 
 
 def _read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
     """Read a Parquet table and check that it has exactly the columns of `schema`."""
-    try:
-        table = pq.read_table(io.BytesIO(store.read(name)))
-    except pa.ArrowInvalid as error:
-        raise FormatError(f"{store.uri(name)}: is not Parquet: {error}; build it again") from None
-    if table.schema.names != schema.names:
-        raise FormatError(
-            f"{store.uri(name)}: has columns {table.schema.names}, expected {schema.names}; build it again"
-        )
+    table = read_parquet(store.read(name), where=store.uri(name))
+    for found, expected in zip_longest(table.schema, schema):
+        if found is None or expected is None or (found.name, found.type) != (expected.name, expected.type):
+            raise FormatError(f"{store.uri(name)}: has column {found}, expected {expected}; build the pool again")
     return table

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from shards.config import Settings
@@ -146,7 +147,8 @@ class ManifestInfo(Settings):
 
 def parse_card(text: str | bytes, *, where: str) -> PoolCard:
     """Read `pool.json`. Raises: FormatError naming `where`, the version found and the one expected."""
-    return PoolCard(**_checked_fields(PoolCard, text, where=where, cure="rebuild the pool with `bmpt build`"))
+    cure = "remove the folder and build the pool again"
+    return PoolCard(**_checked_fields(PoolCard, text, where=where, cure=cure))
 
 
 def manifest_table(info: ManifestInfo, rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -160,8 +162,8 @@ def manifest_info(table: pa.Table, *, where: str) -> ManifestInfo:
     """Read the metadata of a manifest. Raises: FormatError naming `where`."""
     metadata = table.schema.metadata or {}
     if MANIFEST_METADATA_KEY not in metadata:
-        raise FormatError(f"{where}: is not a manifest (no `bmpt` metadata); `bmpt protocols` writes manifests")
-    cure = "write it again with `bmpt protocols`"
+        raise FormatError(f"{where}: is not a manifest (no `bmpt` metadata); `bmpt build` writes manifests")
+    cure = "build the pool again"
     return ManifestInfo(**_checked_fields(ManifestInfo, metadata[MANIFEST_METADATA_KEY], where=where, cure=cure))
 
 
@@ -169,6 +171,19 @@ def pool_id(samples: Iterable[tuple[str, str]]) -> str:
     """Hash (key, sha256) of all stored samples: sha256 over sorted lines `key TAB sha256 LF`."""
     lines = sorted(f"{key}\t{sha256}\n".encode() for key, sha256 in samples)
     return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def count_samples(samples: pa.Table) -> dict[str, int]:
+    """The counts of `pool.json`."""
+    verdicts = samples["verdict"].to_pylist()
+    counts = {name: verdicts.count(name) for name in VERDICTS}
+    return {
+        "videos": len(verdicts) - counts["missing"],
+        "samples": sum(counts[name] for name in STORED_VERDICTS),
+        "frames": pc.sum(pc.list_value_length(samples["source_index"])).as_py() or 0,
+        "bytes": pc.sum(samples["size"]).as_py() or 0,
+        **counts,
+    }
 
 
 def fingerprint(path: str, classes: Sequence[str], rows: Iterable[tuple[str, int, str]]) -> str:

@@ -23,6 +23,7 @@ from shards.schema import (
     ManifestInfo,
     PoolCard,
     ShardEntry,
+    count_samples,
     fingerprint,
     manifest_table,
     pool_id,
@@ -51,7 +52,7 @@ def make_pool(
     names = [f"Class{index:02d}" for index in range(classes)]
     rows, entries = _write_shards(path, names, samples_per_class, frames, (height, width), seed, samples_per_shard)
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"].encode()), schema=SAMPLES_SCHEMA)
-    pq.write_table(table, path / SAMPLES, compression="zstd")
+    pq.write_table(table, path / SAMPLES, compression="zstd", write_page_checksum=True)
     identity = pool_id((row["key"], row["sha256"]) for row in rows)
     base, novel = names[: -(-classes // 2)], names[-(-classes // 2) :]
     _write_manifest(path, "few_shot/train_k2", names, _shots(rows, names, train=True), identity)
@@ -68,11 +69,7 @@ def make_pool(
         classes=names,
         encoding=Encoding(short_side_px=max(8, min(height, width))),
         libraries={},
-        counts={
-            **{"videos": len(rows), "samples": len(rows), "frames": len(rows) * frames},
-            **{"bytes": sum(entry.size for entry in entries), "ok": len(rows)},
-            **dict.fromkeys(("short", "damaged", "undecodable", "missing"), 0),
-        },
+        counts=count_samples(table),
         shards=entries,
     )
     (path / POOL_CARD).write_text(card.to_json(), encoding="utf-8")
@@ -186,4 +183,4 @@ def _write_manifest(
     target = path / "manifests" / f"{manifest}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     listed = [{column: row[column] for column in MANIFEST_SCHEMA.names} for row in labelled]
-    pq.write_table(manifest_table(info, listed), target, compression="zstd")
+    pq.write_table(manifest_table(info, listed), target, compression="zstd", write_page_checksum=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,7 @@ def test_too_many_failures_in_a_row_stop_the_run_with_one_line(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_failures_are_counted_over_the_ends_of_training_epochs(tmp_path: Path) -> None:
+def test_failures_in_a_row_end_the_stream(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     for shard in (tmp_path / "shards").glob("*.tar"):
         shard.unlink()
@@ -324,11 +325,20 @@ def test_failures_are_counted_over_the_ends_of_training_epochs(tmp_path: Path) -
         accumulation=1,
         num_workers=0,
         seed=0,
-        max_failures_in_a_row=20,
+        max_failures_in_a_row=6,
     )
-    assert [float(batch.clips.weights_B.sum()) for _ in range(2) for batch in loader] == [0.0, 0.0]
-    with pytest.raises(StorageError, match="20 samples in a row"):
+    with pytest.raises(StorageError, match="6 samples in a row"):
         list(loader)
+
+
+def test_a_small_manifest_that_cannot_be_read_stops_the_run_below_the_usual_limit(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.unlink()
+    manifest = pool.manifest("few_shot/train_k2")
+    loader = build_train_loader(pool, manifest, CLIP, batch_size=4, accumulation=1, num_workers=0, seed=0)
+    with pytest.raises(StorageError, match=f"{len(manifest)} samples in a row"):
+        list(chain.from_iterable(loader for _ in range(3)))
 
 
 def test_a_manifest_without_samples_is_refused_with_its_counts(pool: Pool) -> None:

@@ -233,7 +233,6 @@ def test_an_evaluation_visits_each_sample_once_in_the_same_blocks_at_any_world_s
             {"batch_size": 8, "world_size": 3, "accumulation": 3},
             "train.accumulation is 3, but .* 3 ranks leaves 2 clips",
         ),
-        ({"batch_size": 4, "order": "grouped"}, "data.order is grouped, expected one of: global"),
     ],
 )
 def test_a_batch_that_cannot_be_shared_out_is_refused_with_both_numbers(

@@ -111,8 +111,15 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"samples.parquet: is not Parquet"):
         pool.samples()
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "manifests" / "few_shot" / "val.parquet")
-    with pytest.raises(FormatError, match=r"val.parquet: has columns \['key'\], expected \['key', 'label'"):
+    with pytest.raises(FormatError, match=r"val.parquet: has column None, expected .*label: int32"):
         pool.manifest("few_shot/val")
+
+
+def test_a_manifest_name_leads_nowhere_but_into_the_manifests(tmp_path: Path) -> None:
+    pool = make_pool(tmp_path)
+    for path in ("../../pool.json", "few_shot/../few_shot/val", "/etc/passwd", "val"):
+        with pytest.raises(ConfigError, match=r"no such manifest; the pool has: base_to_novel/train_base_s1"):
+            pool.manifest(path)
 
 
 def test_a_wrong_crc_is_a_sample_error_that_names_shard_frame_and_key(pool: Pool) -> None:

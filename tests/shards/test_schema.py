@@ -79,10 +79,10 @@ def test_a_card_reads_back_and_its_text_is_canonical() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"x/pool.json: is not JSON .* rebuild the pool"),
+        ("{", r"x/pool.json: is not JSON .* build the pool again"),
         ("[]", "has format_version None, this code reads 1"),
         ('{"format_version": 2, "news": true}', "has format_version 2, this code reads 1; .* check out the release"),
-        ('{"format_version": 1}', "field dataset: Field required; rebuild the pool with `bmpt build`"),
+        ('{"format_version": 1}', "field dataset: Field required; remove the folder and build the pool again"),
     ],
 )
 def test_a_card_of_another_form_is_refused_with_the_cure(text: str, message: str) -> None:
@@ -110,7 +110,7 @@ def test_a_table_without_metadata_is_no_manifest() -> None:
 def test_a_manifest_of_another_version_is_refused() -> None:
     text = json.dumps({**INFO.model_dump(), "format_version": 9}).encode()
     table = pa.table({"key": ["a"]}).replace_schema_metadata({MANIFEST_METADATA_KEY: text})
-    with pytest.raises(FormatError, match=r"m.parquet: has format_version 9, .*`bmpt protocols`"):
+    with pytest.raises(FormatError, match=r"m.parquet: has format_version 9, .*build the pool again"):
         manifest_info(table, where="m.parquet")
 
 
