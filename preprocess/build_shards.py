@@ -44,6 +44,10 @@ def build(
     check_sources: Annotated[
         bool, typer.Option("--check-sources", help="Also hash the files of finished videos.")
     ] = False,
+    expect_sources: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Sizes and sha256 of good files: another pool's samples.parquet, or a CSV."),
+    ] = None,
     decoder: Annotated[str | None, typer.Option(metavar="NAME", help="pyav.  [default: pyav]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 if anything is missing or not ok.")] = False,
@@ -62,6 +66,7 @@ def build(
     options: dict[str, Any] = {
         **{"dataset": dataset, "videos": videos, "annotations": annotations, "splits": splits, "out": out},
         **{"workers": workers, "part": part, "limit": limit, "decoder": decoder, "json": json_output or None},
+        "expect_sources": expect_sources,
         **{name: value or None for name, value in flags.items()},
     }
     settings = make_build_settings(options, overrides or ())

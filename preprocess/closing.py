@@ -18,6 +18,7 @@ from preprocess.settings import BuildSettings
 from preprocess.state import (
     BUILD_NOTE,
     PARTS,
+    REPAIR,
     SHARDS,
     PoolState,
     has_journal,
@@ -25,17 +26,16 @@ from preprocess.state import (
     library_versions,
     tar_path,
 )
-from preprocess.tables import ShardRows, join_tables, read_parquet, rows_table, split_by_shard, to_parquet
+from preprocess.tables import ShardRows, join_tables, read_samples, rows_table, split_by_shard, to_parquet
 from shards.errors import ConfigError
 from shards.schema import (
     FORMAT_VERSION,
     POOL_CARD,
     SAMPLES,
-    STORED_VERDICTS,
-    VERDICTS,
     ManifestInfo,
     PoolCard,
     ShardEntry,
+    count_samples,
     pool_id,
 )
 from shards.storage import Store
@@ -66,7 +66,7 @@ def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> l
         raise ConfigError(f"{store.uri(PARTS)}: {what} is not there; run `--part I/N` for it, then --merge again")
     found = dict(state.whole)
     for name in parts.values():
-        for shard in split_by_shard(read_parquet(store.read(name), where=store.uri(name))):
+        for shard in split_by_shard(read_samples(store.read(name), where=store.uri(name))):
             found[shard.plan.name] = shard
     for plan in layout:
         part_shard = found.get(plan.name)
@@ -100,19 +100,6 @@ def close_pool(
     _put_if_new(store, POOL_CARD, card.to_json().encode())
     _remove_leftovers(store, job.settings.dataset, {shard.plan.name for shard in shards})
     return card, samples, manifests
-
-
-def count_samples(samples: pa.Table) -> dict[str, int]:
-    """The counts of `pool.json`."""
-    verdicts = samples["verdict"].to_pylist()
-    counts = {name: verdicts.count(name) for name in VERDICTS}
-    return {
-        "videos": len(verdicts) - counts["missing"],
-        "samples": sum(counts[name] for name in STORED_VERDICTS),
-        "frames": pc.sum(pc.list_value_length(samples["source_index"])).as_py() or 0,
-        "bytes": pc.sum(samples["size"]).as_py() or 0,
-        **counts,
-    }
 
 
 def _make_card(
@@ -163,4 +150,5 @@ def _remove_leftovers(store: Store, dataset: str, names: set[str]) -> None:
         if match and not (path.name.endswith(".tar") and match[1] in names):
             path.unlink(missing_ok=True)
     shutil.rmtree(store.root / PARTS, ignore_errors=True)
+    shutil.rmtree(store.root / REPAIR, ignore_errors=True)
     (store.root / BUILD_NOTE).unlink(missing_ok=True)

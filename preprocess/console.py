@@ -72,6 +72,19 @@ def print_report(report: BuildReport) -> None:
         print(f"  {'manifest':<{width}} {'expected':>9} {'found':>9}")
         for manifest in report.manifests:
             print(f"  {manifest.path:<{width}} {manifest.expected:>9,} {manifest.found:>9,}")
+    if report.num_audited or report.num_not_audited:
+        print(f"  labels of {report.num_audited:,} list lines audited, {report.num_not_audited:,} without a source")
+    if report.expected_sources is not None:
+        check = report.expected_sources
+        print(
+            f"  sources: {check.num_compared:,} compared with --expect-sources, {check.num_different:,} differ, "
+            f"{check.num_not_named:,} not named there"
+        )
+    if report.duplicates:
+        num_videos = sum(len(group.keys) for group in report.duplicates)
+        print(f"  duplicates: {num_videos:,} videos have only {len(report.duplicates):,} different files")
+    for overlap in report.overlaps:
+        print(f"  {overlap.val}: {len(overlap.keys):,} of its videos are in {overlap.train} too")
     for video in report.failed[:_MAX_FAILED_LINES]:
         print(f"  {video.verdict}: {video.key}: {video.reason}")
     if len(report.failed) > _MAX_FAILED_LINES:

@@ -29,6 +29,7 @@ class Decoded:
 
 def decode_video(video: SourceVideo, encoder: Any, encoding: Encoding) -> Decoded:
     """Read one video. Never raises: this is the sample boundary, an unreadable video must not end a build."""
+    from preprocess.expected import mark
     from preprocess.readers import read_video
     from preprocess.rows import read_row, undecodable_row
 
@@ -42,7 +43,7 @@ def decode_video(video: SourceVideo, encoder: Any, encoding: Encoding) -> Decode
     except Exception as error:  # whatever a malformed file makes a library raise; named, counted, never hidden
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Decoded(undecodable_row(video, f"cannot be read: {reason}", source_sha256), [])
-    return Decoded(read_row(video, read, source_sha256), read.frames)
+    return Decoded(mark(read_row(video, read, source_sha256), video.expected), read.frames)
 
 
 def hash_file(path: Path) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from preprocess.expected import read_expected
 from preprocess.protocols import ProtocolPlan, plan_protocols
 from preprocess.settings import BuildSettings
 from preprocess.sources import Source, SourceVideo, open_source
@@ -45,6 +46,9 @@ def open_job(settings: BuildSettings, progress: Progress) -> Job:
     """Find videos and lists, audit the labels. Raises: ConfigError."""
     store = open_store(settings.out)
     source = open_source(settings.dataset, settings.videos, settings.annotations)
+    if settings.expect_sources is not None:
+        expected = read_expected(settings.expect_sources)
+        source = replace(source, videos=[replace(video, expected=expected.get(video.key)) for video in source.videos])
     if not source.videos:
         raise ConfigError(f"{settings.videos}: no videos below it; give their folder with --videos")
     protocols = plan_protocols(source, settings.splits, labels=settings.labels, seed=settings.seed)

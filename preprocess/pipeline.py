@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 
+import pyarrow as pa
+
 from preprocess.closing import close_pool, read_parts, write_part
 from preprocess.decode_worker import Decoded
+from preprocess.expected import SourceCheck, count_different
 from preprocess.job import Job, Progress, open_job
+from preprocess.overlaps import find_duplicates, find_overlaps, warn_of
 from preprocess.planning import ShardPlan
 from preprocess.report import BuildReport, ManifestCount, failed_videos
 from preprocess.resume import Work, plan_layout, plan_work
-from preprocess.retry import check_sources, drop_recovered
+from preprocess.retry import check_classes, check_sources, drop_recovered
 from preprocess.rows import sample_facts
 from preprocess.settings import BuildSettings
 from preprocess.state import SHARDS, PoolState, load_state, lock_folder
@@ -33,6 +37,7 @@ def run_build(settings: BuildSettings, *, progress: Progress = lambda done, tota
     job = open_job(settings, progress)
     with lock_folder(job.store.root, settings):
         state = load_state(job.store, settings)
+        check_classes(job, state)
         layout = plan_layout(state, job.source.videos, settings)
         if settings.merge:
             return _close(job, state, read_parts(job.store, layout, state), 0, started)
@@ -44,7 +49,7 @@ def run_build(settings: BuildSettings, *, progress: Progress = lambda done, tota
             check_sources(job, state)
         work = plan_work(job.store, state, layout, job.videos, settings)
         num_decoded += work.num_to_decode
-        shards = _write_shards(job, state, work)
+        shards = write_shards(job, state, work)
         if settings.part is None:
             return _close(job, state, shards, num_decoded, started)
         return _end_part(job, state, layout, shards, num_decoded, started)
@@ -73,7 +78,7 @@ def dry_run(settings: BuildSettings) -> BuildReport:
     )
 
 
-def _write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
+def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
     """Decode what is left and write the open shards in order; their bytes do not depend on the workers."""
     if not work.open:
         return work.standing
@@ -107,6 +112,8 @@ def _write_shard(job: Job, plan: ShardPlan, answers: Iterable[Decoded], tick: Ca
 
 def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded: int, started: float) -> BuildReport:
     card, samples, manifests = close_pool(job, state, shards, has_new_bytes=num_decoded > 0)
+    duplicates = find_duplicates(samples)
+    overlaps = find_overlaps(job.protocols.manifests, duplicates)
     return BuildReport(
         kind="build",
         dataset=job.settings.dataset,
@@ -114,8 +121,13 @@ def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded:
         pool_id=card.pool_id,
         counts=card.counts,
         manifests=[ManifestCount(info.path, info.expected, info.found) for info in manifests],
+        num_audited=job.protocols.num_audited,
+        num_not_audited=job.protocols.num_not_audited,
         failed=failed_videos(samples),
-        warnings=_warnings(job, state),
+        duplicates=duplicates,
+        overlaps=overlaps,
+        expected_sources=_compare_sources(job, samples),
+        warnings=[*_warnings(job, state), *warn_of(duplicates, overlaps)],
         num_shards=len(card.shards),
         num_decoded=num_decoded,
         seconds=time.monotonic() - started,
@@ -141,11 +153,20 @@ def _end_part(
         pool_id=None,
         counts=count_samples(samples),
         failed=failed_videos(samples),
+        duplicates=find_duplicates(samples),
+        expected_sources=_compare_sources(job, samples),
         warnings=_warnings(job, state),
         num_shards=len(shards),
         num_decoded=num_decoded,
         seconds=time.monotonic() - started,
     )
+
+
+def _compare_sources(job: Job, samples: pa.Table) -> SourceCheck | None:
+    if job.settings.expect_sources is None:
+        return None
+    expected = {key: video.expected for key, video in job.videos.items() if video.expected is not None}
+    return count_different(samples, expected)
 
 
 def _warnings(job: Job, state: PoolState) -> list[str]:

@@ -7,6 +7,7 @@ never repeated lines skipped (libav remembers them across files)."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import av
 import av.logging
 from av.stream import Disposition
 
-from preprocess.containers import find_missing_end
-from preprocess.pixels import FrameEncoder, rotation_of
+from preprocess.containers import check_container
+from preprocess.decoders import ERR_DETECT, PacketDecoder, has_zeroed_block, is_shown
+from preprocess.pixels import FrameEncoder
 from preprocess.planning import stored_indices
 from preprocess.verdicts import CUT_LINES, HARMLESS_LINES, WARNING_LEVEL, Evidence, Finding, Verdict, judge
 from shards.errors import SampleError
 from shards.schema import Encoding
 
-_ERR_DETECT = "crccheck+bitstream+buffer"  # `aggressive` and `careful` reject 25 of 132 clean clips
 _LogLine = tuple[int, str, str]
 
 
@@ -64,11 +65,12 @@ class _Pass:
     stream: StreamFacts = field(default_factory=StreamFacts)
     evidence: Evidence = field(default_factory=Evidence)
     num_packets: int = 0
+    num_shown: int = 0
     num_good: int = 0
     num_bad: int = 0
     findings: list[Finding] = field(default_factory=list)
     size: tuple[int, int] | None = None
-    last_end_seconds: float | None = None
+    last_packet_seconds: float = 0.0
     kept: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
 
@@ -85,7 +87,7 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
     A second pass only if the decoded count is not the expected one. Raises: OSError, SampleError, av.FFmpegError."""
     if path.stat().st_size == 0:
         return ReadVideo(StreamFacts(), judge(Evidence(problem="the file is empty")))
-    missing_end = find_missing_end(path)
+    structure = check_container(path)
     expected = _expect_frames(path)
     done = _decode(path, encoder, frozenset(stored_indices(expected, encoding.frames_per_clip)))
     wanted = stored_indices(done.num_good, encoding.frames_per_clip)
@@ -96,8 +98,10 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
             raise SampleError(f"decoded {counted} frames, then {done.num_good}: does something write this file?")
     evidence = replace(
         done.evidence,
-        missing_end=missing_end,
+        missing_end=structure.missing,
+        inconsistent=structure.inside,
         num_packets=done.num_packets,
+        num_packets_shown=done.num_shown,
         num_frames_good=done.num_good,
         num_frames_bad=done.num_bad,
         findings=tuple(done.findings),
@@ -115,7 +119,7 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
 
 
 def _open(path: Path) -> Any:
-    return av.open(str(path), metadata_errors="ignore", options={"err_detect": _ERR_DETECT})
+    return av.open(str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT})
 
 
 def _expect_frames(path: Path) -> int:
@@ -147,19 +151,25 @@ def _decode(path: Path, encoder: FrameEncoder, wanted: frozenset[int]) -> _Pass:
             if stream is None:
                 state.evidence = Evidence(problem=_no_stream(container))
                 return state
-            _prepare(stream)
+            decoder = PacketDecoder(stream)
             state.stream = _facts_of(container, stream)
             demuxer = container.format.name
             state.findings += _findings([line for line in lines if line[1] == demuxer], packet=-1)
             lines.clear()
-            _decode_packets(container, stream, state, encoder, lines)
+            _decode_packets(container.demux(), decoder, stream, state, encoder, lines)
             state.evidence = _evidence_of(container, stream, state)
     return state
 
 
-def _decode_packets(container: Any, stream: Any, state: _Pass, encoder: FrameEncoder, lines: list[_LogLine]) -> None:
+def _decode_packets(
+    packets: Iterator[Any],
+    decoder: PacketDecoder,
+    stream: Any,
+    state: _Pass,
+    encoder: FrameEncoder,
+    lines: list[_LogLine],
+) -> None:
     """Demux and decode to the end; a broken packet never ends the loop, a broken container does."""
-    packets = container.demux()
     while True:
         try:
             packet = next(packets, None)
@@ -169,42 +179,54 @@ def _decode_packets(container: Any, stream: Any, state: _Pass, encoder: FrameEnc
         frames: list[Any] = []
         failure: str | None = None
         if packet is not None:
-            frames, failure = _decode_packet(packet, stream, state)
+            frames, failure = _decode_packet(packet, decoder, stream, state)
         found = _findings(lines, packet=state.num_packets)
         if failure is not None and not found:  # mostly the log says it better
             found = [Finding(state.num_packets, failure)]
         state.findings += found
         for frame in frames:
-            _take_frame(frame, state, encoder)
+            _take_frame(frame, decoder, state, encoder)
         lines.clear()  # what the scaler said is no evidence
         if packet is None:
             return
-        state.num_packets += packet.stream_index == stream.index and packet.size > 0
+        if packet.stream.index == stream.index and packet.size:
+            _count_packet(packet, state)
 
 
-def _decode_packet(packet: Any, stream: Any, state: _Pass) -> tuple[list[Any], str | None]:
+def _decode_packet(packet: Any, decoder: PacketDecoder, stream: Any, state: _Pass) -> tuple[list[Any], str | None]:
     """Decode a packet of the video stream; returns its frames and what failed, in words."""
-    if packet.stream_index != stream.index:
+    if packet.stream.index != stream.index:  # flushing packets all have the stream_index 0
         if packet.is_corrupt:
             state.findings.append(Finding(state.num_packets, "an audio packet is cut", is_missing=True))
         return [], None
+    if packet.is_corrupt:
+        state.findings.append(Finding(state.num_packets, "the packet is marked corrupt"))
+    if has_zeroed_block(packet, state.stream.codec or ""):
+        state.findings.append(Finding(state.num_packets, "zeros stand where coded video should"))
     try:
-        return packet.decode(), "the packet is marked corrupt" if packet.is_corrupt else None
+        return decoder.decode(packet), None
     except av.FFmpegError as error:
         return [], f"decoding failed: {error.strerror}"
 
 
-def _take_frame(frame: Any, state: _Pass, encoder: FrameEncoder) -> None:
+def _count_packet(packet: Any, state: _Pass) -> None:
+    state.num_packets += 1
+    state.num_shown += is_shown(packet, state.stream.codec or "")
+    if packet.pts is not None:
+        state.last_packet_seconds = max(state.last_packet_seconds, float(packet.pts * packet.time_base))
+
+
+def _take_frame(frame: Any, decoder: PacketDecoder, state: _Pass, encoder: FrameEncoder) -> None:
     """Count one decoded frame and keep it if it is good and wanted; never a neighbour in its place."""
     time = _time_of(frame, state)
-    state.last_end_seconds = max(time, state.last_end_seconds or 0.0)
     if frame.is_corrupt:
+        # a frame comes out some packets after its own, so its place is its own number
+        state.findings.append(Finding(state.num_good + state.num_bad + 1, "the frame is marked corrupt"))
         state.num_bad += 1
-        state.findings.append(Finding(state.num_packets, "the frame is marked corrupt"))
         return
     if state.size is None:
         state.size = encoder.size_of(frame)
-        state.stream = replace(state.stream, rotation_degrees=rotation_of(frame))
+        state.stream = replace(state.stream, rotation_degrees=decoder.rotation_degrees(frame))
     if state.num_good in state.wanted:
         state.kept[state.num_good] = (encoder.encode(frame, state.size, state.stream.rotation_degrees), time)
     state.num_good += 1
@@ -245,12 +267,6 @@ def _no_stream(container: Any) -> str:
     return "no video stream" + (f", only {' and '.join(kinds)}" if kinds else "")
 
 
-def _prepare(stream: Any) -> None:
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    stream.codec_context.options = {"err_detect": _ERR_DETECT}
-
-
 def _facts_of(container: Any, stream: Any) -> StreamFacts:
     context = stream.codec_context
     duration = None
@@ -272,7 +288,7 @@ def _evidence_of(container: Any, stream: Any, state: _Pass) -> Evidence:
     """The counts the container states; its duration only for Matroska with one stream (audio may be longer)."""
     gap = 0.0
     if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:
-        shown = (state.last_end_seconds or 0.0) + (1 / state.stream.fps if state.stream.fps else 0.0)
+        shown = state.last_packet_seconds + (1 / state.stream.fps if state.stream.fps else 0.0)
         gap = container.duration / av.time_base - shown
     return Evidence(
         codec=stream.codec_context.name,

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.expected import SourceCheck
+from preprocess.overlaps import Duplicates, Overlap
+
 _FAILED = pa.array(["short", "damaged", "undecodable"])
 
 
@@ -34,6 +37,10 @@ class BuildReport:
 
     kind: build | part | dry run
     counts: as in pool.json; of a part, its own videos; of a dry run, `videos` alone
+    num_audited, num_not_audited: list lines whose label was compared with the class of the video, and lines whose
+    class nothing tells
+    duplicates: videos with the same bytes; overlaps: videos that a protocol trains on and tests on
+    expected_sources: None without `--expect-sources`
     num_decoded: videos decoded by this run; num_to_decode: by a build, if this was a dry run
     seconds: wall time of this run"""
 
@@ -45,6 +52,11 @@ class BuildReport:
     manifests: list[ManifestCount] = field(default_factory=list)
     failed: list[FailedVideo] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    duplicates: list[Duplicates] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    expected_sources: SourceCheck | None = None
+    num_audited: int = 0
+    num_not_audited: int = 0
     num_shards: int = 0
     num_decoded: int = 0
     num_to_decode: int = 0

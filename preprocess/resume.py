@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from preprocess.expected import is_settled
 from preprocess.planning import ShardPlan, part_of, plan_shards
 from preprocess.settings import BuildSettings
 from preprocess.sources import SourceVideo
@@ -84,12 +85,11 @@ def _continue(store: Store, plan: ShardPlan, videos: Mapping[str, SourceVideo]) 
     writer = ShardWriter(store.root / SHARDS, plan.name)
     try:
         known = (videos[key] for key in plan.keys if key in videos)
-        expected = [(video.key, video.relative_path, video.num_bytes) for video in known]
-        found = [(row["key"], row["source_path"], row["source_bytes"]) for row in writer.rows]
-        if writer.finished and found == expected:
-            return ShardRows(plan, rows_table(writer.rows)), len(found)
-        if not writer.finished and found == expected[: len(found)]:
-            return None, len(found)
+        expected = [(video.key, video.relative_path, video.num_bytes, video.class_name) for video in known]
+        found = [(row["key"], row["source_path"], row["source_bytes"], row["class_name"]) for row in writer.rows]
+        same = found == (expected if writer.finished else expected[: len(found)])
+        if same and all(is_settled(row, videos[row["key"]].expected) for row in writer.rows):
+            return ShardRows(plan, rows_table(writer.rows)) if writer.finished else None, len(found)
     finally:
         writer.close()
     begin_anew(store, plan.name)

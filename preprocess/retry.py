@@ -8,6 +8,7 @@ from contextlib import closing
 import pyarrow as pa
 
 from preprocess.decode_worker import hash_file
+from preprocess.expected import is_settled
 from preprocess.job import Job
 from preprocess.planning import sort_keys
 from preprocess.resume import begin_anew, check_videos_are_there
@@ -28,6 +29,24 @@ def check_sources(job: Job, state: PoolState) -> None:
             f"{job.videos[changed[0]].path}: is not the file that the pool was built from ({len(changed)} such "
             "videos); put the old file back, or run again with --retry-failed to rewrite the shards of changed videos"
         )
+    unexpected = _unexpected_keys(state.whole.values(), job.videos)
+    if unexpected:
+        raise ConfigError(
+            f"{job.videos[unexpected[0]].path}: is ok in the pool and not the file that {job.settings.expect_sources} "
+            f"states ({len(unexpected)} such videos); run again with --retry-failed to mark them damaged"
+        )
+
+
+def check_classes(job: Job, state: PoolState) -> None:
+    """Raises: ConfigError if a finished video has another class now: the class stands in its sample's bytes."""
+    for shard in state.whole.values():
+        for key, before in zip(*(shard.table[name].to_pylist() for name in ("key", "class_name")), strict=True):
+            video = job.videos.get(key)
+            if video is not None and video.class_name != before:
+                raise ConfigError(
+                    f"{job.store.root}: {key} was stored with class {before!r} and now has {video.class_name!r}; give "
+                    "the --annotations that the pool was built with, or build into another folder with --out"
+                )
 
 
 def drop_recovered(job: Job, state: PoolState) -> int:
@@ -36,7 +55,8 @@ def drop_recovered(job: Job, state: PoolState) -> int:
     A dropped shard is then built like a new one, so that it equals that of an undisturbed build; a video that fails
     as before costs its own decoding alone. Returns: how many videos were decoded."""
     shards = list(state.whole.values())
-    again = set(_changed_keys(shards, job.videos, hashed=job.settings.check_sources)) | set(_failed_keys(shards))
+    changed = _changed_keys(shards, job.videos, hashed=job.settings.check_sources)
+    again = {*changed, *_failed_keys(shards), *_unexpected_keys(shards, job.videos)}
     videos = [job.videos[key] for key in sort_keys(again) if key in job.videos]
     before = {row["key"]: row for shard in shards for row in _rows_of(shard, again)}
     other: set[str] = set()
@@ -69,6 +89,18 @@ def _changed_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo]
             if not same:
                 changed.append(row["key"])
     return changed
+
+
+def _unexpected_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo]) -> list[str]:
+    """Keys of videos that are stored as ok and whose file is not the one that `--expect-sources` states."""
+    if all(video.expected is None for video in videos.values()):
+        return []
+    return [
+        row["key"]
+        for shard in shards
+        for row in shard.table.select(["key", "verdict", "source_bytes", "source_sha256"]).to_pylist()
+        if row["key"] in videos and not is_settled(row, videos[row["key"]].expected)
+    ]
 
 
 def _failed_keys(shards: Iterable[ShardRows]) -> list[str]:

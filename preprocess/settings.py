@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from shards.config import Settings, build_settings, merge, parse_override
+from shards.errors import ConfigError
 from shards.schema import Encoding
 
 _ADJUSTABLE = ("frames_per_clip", "short_side_px", "jpeg_quality", "videos_per_shard", "decoder")
@@ -28,13 +30,14 @@ class BuildSettings(Settings):
     videos: Path  # default ./videos/<dataset>
     annotations: Path | None = None
     splits: list[Path] = Field(default_factory=list)
-    out: str  # default ./data/<dataset>
+    out: str = Field(min_length=1)  # default ./data/<dataset>
     workers: int = Field(default_factory=count_cores, ge=1, le=1024)
     part: str | None = None  # "I/N", counted from 1
     merge: bool = False
     limit: int | None = Field(None, ge=1)
     retry_failed: bool = False
     check_sources: bool = False
+    expect_sources: Path | None = None
     labels: Literal["csv", "official", "legacy"] = "csv"
     strict: bool = False
     json_output: bool = Field(False, alias="json")
@@ -98,5 +101,10 @@ def make_build_settings(options: Mapping[str, Any], overrides: Sequence[str] = (
         parsed = parse_override(override)
         (name,) = parsed
         short = name in Encoding.model_fields and name not in BuildSettings.model_fields
+        if not short and name not in BuildSettings.model_fields:
+            known = [*BuildSettings.model_fields, *_ADJUSTABLE]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"--set {override}: unknown key {name}; {hint}")
         values = merge(values, {"encoding": parsed} if short else parsed)
     return build_settings(BuildSettings, values, where="build")

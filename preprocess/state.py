@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.settings import BuildSettings
-from preprocess.tables import ShardRows, end_of_tar, read_parquet, split_by_shard
+from preprocess.tables import ShardRows, end_of_tar, read_samples, split_by_shard
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.schema import POOL_CARD, SAMPLES, PoolCard, parse_card
 from shards.storage import Store
 
 BUILD_NOTE = ".build.json"
 SHARDS, PARTS = "shards", "parts"
+REPAIR = ".repair"  # what a repair has made and not yet moved into the pool
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def load_state(store: Store, settings: BuildSettings) -> PoolState:
         libraries = join_versions(libraries, note["libraries"])
     shards: list[ShardRows] = []
     if store.exists(SAMPLES):
-        shards = split_by_shard(read_parquet(store.read(SAMPLES), where=store.uri(SAMPLES)))
+        shards = split_by_shard(read_samples(store.read(SAMPLES), where=store.uri(SAMPLES)))
     elif card is not None:
         raise FormatError(f"{store.uri(SAMPLES)}: no such file beside pool.json; remove {store.root} and build again")
     broken = frozenset(shard.plan.name for shard in shards if not _is_whole(store, shard))

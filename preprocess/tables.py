@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from preprocess.planning import ShardPlan, sort_keys
 from shards.errors import FormatError
 from shards.schema import MANIFEST_METADATA_KEY, SAMPLES_SCHEMA, ShardEntry
+from shards.tables import read_parquet
 
 _EMPTY_PLACES = "empty_places"
 
@@ -55,16 +56,13 @@ def join_tables(shards: Sequence[ShardRows], missing: pa.Table) -> pa.Table:
 def to_parquet(table: pa.Table) -> bytes:
     """Write zstd Parquet; the same table gives the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
-def read_parquet(data: bytes, *, where: str) -> pa.Table:
+def read_samples(data: bytes, *, where: str) -> pa.Table:
     """Read back. Raises: FormatError naming `where`."""
-    try:
-        table = pq.read_table(io.BytesIO(data))
-    except pa.ArrowInvalid as error:
-        raise FormatError(f"{where}: is not Parquet: {error}; remove it and build again") from None
+    table = read_parquet(data, where=where)
     if table.schema.names != SAMPLES_SCHEMA.names:
         raise FormatError(f"{where}: has other columns than this version writes; remove it and build again")
     # reading renames the items of lists; cast, so that a table that was read is written as the same bytes

@@ -19,7 +19,7 @@ TAIL_PACKETS = 2  # a finding in the last packets also fits a video that was mer
 class Finding:
     """Something the demuxer or the decoder complained about.
 
-    packet: index of the video packet, -1 while opening
+    packet: index of the video packet, -1 while opening; of a damaged frame its number, counted from 1
     is_missing: whether it says that bytes are missing at the end, instead of wrong inside"""
 
     packet: int
@@ -33,14 +33,18 @@ class Evidence:
 
     problem: why nothing could be decoded at all, else None
     missing_end: what the container's structure states beyond the end of the file, else None
+    inconsistent: what contradicts itself in that structure, else None
+    num_packets_shown: packets that should become a frame, None if all
     num_frames_good: frames that decoded without an error; num_frames_bad: frames marked corrupt
-    end_gap_seconds: how far the last frame ends before the stated end; 0 if that is not known or not reliable"""
+    end_gap_seconds: how far the last packet ends before the stated end; 0 if that is not known or not reliable"""
 
     problem: str | None = None
     missing_end: str | None = None
+    inconsistent: str | None = None
     codec: str | None = None
     num_packets_stated: int | None = None
     num_packets: int = 0
+    num_packets_shown: int | None = None
     num_frames_good: int = 0
     num_frames_bad: int = 0
     end_gap_seconds: float = 0.0
@@ -58,15 +62,17 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Decide. Nothing decoded, else damage inside, else a missing end, else damage at the end, else ok."""
+    contradiction = f"the container contradicts itself: {evidence.inconsistent}" if evidence.inconsistent else None
     if evidence.problem is not None:
-        why = f"; cut short: {evidence.missing_end}" if evidence.missing_end else ""
-        return Verdict("undecodable", evidence.problem + why)
+        why = f"cut short: {evidence.missing_end}" if evidence.missing_end else contradiction
+        return Verdict("undecodable", "; ".join(filter(None, (evidence.problem, why))))
     if evidence.num_frames_good == 0:
         return Verdict("undecodable", _no_frames(evidence))
     inside, tail = _split_findings(evidence)
     missing = _missing(evidence)
-    if inside:
-        return Verdict("damaged", _describe(evidence, inside) + (f"; {missing}" if missing else ""))
+    if inside or contradiction:
+        decoder = _describe(evidence, inside) if inside else None
+        return Verdict("damaged", "; ".join(filter(None, (contradiction, decoder, missing))))
     if missing:
         return Verdict("short", missing)
     if tail:
@@ -83,8 +89,9 @@ def _split_findings(evidence: Evidence) -> tuple[list[Finding], list[Finding]]:
     # DivX packs two frames into one packet and leaves one packet empty (10 of 11 HMDB-51 clips)
     slack = 1 if evidence.codec == "mpeg4" else 0
     num_frames = evidence.num_frames_good + evidence.num_frames_bad
-    if not damage and num_frames < evidence.num_packets - slack:
-        lost = f"{evidence.num_packets} packets gave {num_frames} frames"
+    num_shown = evidence.num_packets if evidence.num_packets_shown is None else evidence.num_packets_shown
+    if not damage and evidence.inconsistent is None and num_frames < num_shown - slack:
+        lost = f"{num_shown} packets gave {num_frames} frames"
         inside.append(Finding(packet=0, text=lost))
     return inside, tail
 
@@ -100,7 +107,7 @@ def _missing(evidence: Evidence) -> str | None:
     if cut is not None:
         return f"cut short: {cut.text}"
     if evidence.fps and evidence.end_gap_seconds > 1.5 / evidence.fps + 0.05:
-        return f"cut short: the last frame ends {evidence.end_gap_seconds:.2f} s before the stated end"
+        return f"cut short: the last video packet ends {evidence.end_gap_seconds:.2f} s before the stated end"
     return None
 
 
@@ -108,12 +115,13 @@ def _describe(evidence: Evidence, findings: list[Finding]) -> str:
     first = findings[0]
     at = "while opening" if first.packet < 0 else f"at packet {first.packet} of {evidence.num_packets}"
     bad = f", {evidence.num_frames_bad} damaged frames left out" if evidence.num_frames_bad else ""
-    return f"{len(findings)} decoder findings{bad}, the first {at}: {first.text}"
+    count = f"{len(findings)} decoder findings" if len(findings) > 1 else "1 decoder finding"
+    return f"{count}{bad}, the first {at}: {first.text}"
 
 
 def _no_frames(evidence: Evidence) -> str:
     damage = [finding for finding in evidence.findings if not finding.is_missing]
-    why = _missing(evidence) or (damage[0].text if damage else "the decoder said nothing")
+    why = _missing(evidence) or evidence.inconsistent or (damage[0].text if damage else "the decoder said nothing")
     if evidence.num_frames_bad:
         return f"none of {evidence.num_frames_bad} frames decodes without an error; {why}"
     return f"no frame in {evidence.num_packets} video packets; {why}"

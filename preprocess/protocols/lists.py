@@ -20,12 +20,20 @@ def read_split_list(path: Path, *, num_columns: int = 2) -> SplitList:
     labels: list[int] = []
     line_numbers: list[int] = []
     malformed: list[int] = []
+    label_of: dict[str, int] = {}
     for number, line in enumerate(file.lines(), start=1):
         parts = line.rsplit(None, num_columns - 1)
         if len(parts) == num_columns and parts[-1].removeprefix("-").isdecimal():
-            names.append(parts[0].lstrip())
-            labels.append(int(parts[-1]))
-            line_numbers.append(number)
+            name, label = parts[0].lstrip(), int(parts[-1])
+            if label_of.setdefault(name, label) != label:
+                raise ConfigError(
+                    f"{path}: line {number} gives {name!r} label {label}, an earlier line {label_of[name]}; "
+                    "correct one of the lines"
+                )
+            if len(label_of) > len(names):  # a repeated line would be trained and scored twice
+                names.append(name)
+                labels.append(label)
+                line_numbers.append(number)
         elif parts:
             malformed.append(number)
     if not names:

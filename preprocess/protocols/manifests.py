@@ -30,7 +30,7 @@ def write_manifests(
     for manifest in plan.manifests:
         table, info = _manifest(manifest, stored, position, dataset=dataset, pool_id=pool_id)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         store.put(f"manifests/{info.path}.parquet", buffer.getvalue())
         infos.append(info)
     return infos

@@ -8,7 +8,7 @@ from pathlib import Path
 from preprocess.sources import hmdb51, kinetics, ssv2, ucf101
 from preprocess.sources.folder import folder_class
 from preprocess.sources.folder import read_annotations as read_folder_annotations
-from preprocess.sources.naming import fold_name, storable, video_key
+from preprocess.sources.naming import first_clash, fold_name, storable, video_key
 from preprocess.sources.records import Annotations, OfficialList, Source, SourceVideo
 from preprocess.sources.scanner import scan_videos
 from shards.errors import ConfigError
@@ -42,6 +42,12 @@ def open_source(dataset: str, videos: Path, annotations: Path | None) -> Source:
             if class_name is not None and spelling is not None:
                 class_name = spelling.get(fold_name(class_name))
         found[key] = SourceVideo(key, file.path, storable(file.relative_path), file.num_bytes, class_name)
+    clash = first_clash(video.class_name for video in found.values() if video.class_name is not None)
+    if clash is not None:
+        raise ConfigError(
+            f"{videos}: the classes {clash[0]!r} and {clash[1]!r} differ only in case, spaces, `_` or `-`, which lists "
+            "spell as they like; rename one of the folders"
+        )
     ordered = sorted(found.values(), key=lambda video: video.key.encode())
     return Source(dataset, videos.absolute(), ordered, official)
 

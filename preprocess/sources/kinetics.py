@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from preprocess.sources.naming import fold_name, video_key
+from preprocess.sources.naming import first_clash, video_key
 from preprocess.sources.records import Annotations, OfficialList
 from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
 from shards.errors import ConfigError
@@ -88,11 +88,9 @@ def _classes_of_videos(lists: list[OfficialList]) -> tuple[dict[str, str], dict[
 
 
 def _check_spellings(classes: list[str], folder: Path) -> None:
-    seen: dict[str, str] = {}
-    for name in classes:
-        other = seen.setdefault(fold_name(name), name)
-        if other != name:
-            raise ConfigError(
-                f"{folder}: the train and validation CSVs spell one class {other!r} and {name!r}; "
-                "take both files from one release"
-            )
+    clash = first_clash(classes)
+    if clash is not None:
+        raise ConfigError(
+            f"{folder}: the train and validation CSVs spell one class {clash[0]!r} and {clash[1]!r}; "
+            "take both files from one release"
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg")
 PATH_KEYED = ("folder", "demo")  # their keys are paths: file names may repeat from class to class
 
 _NOT_IN_KEYS = re.compile("[%.\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_NOT_IN_FOLDED = re.compile(r"[\W_]+")
+_NOT_IN_FOLDED = re.compile(r"[\s_-]+")
 _YOUTUBE_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:_\d+_\d+)?")
 
 
@@ -39,8 +40,18 @@ def youtube_id(key: str) -> str | None:
 
 
 def fold_name(name: str) -> str:
-    """What two spellings of a class have in common: no case, spaces, `_`, `-`, brackets or other punctuation."""
+    """What two spellings of a class have in common: no case, spaces, `_` or `-`."""
     return _NOT_IN_FOLDED.sub("", name.casefold())
+
+
+def first_clash(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two different names that fold to one, which no list could tell apart; None if there are none."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(fold_name(name), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def _percent(match: re.Match[str]) -> str:

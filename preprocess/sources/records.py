@@ -10,19 +10,29 @@ from preprocess.sources.naming import youtube_id
 
 
 @dataclass(frozen=True)
+class ExpectedSource:
+    """What a file was while it was known to be good; None is not compared."""
+
+    num_bytes: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True)
 class SourceVideo:
     """One video file below `--videos`.
 
     key: stable sample id, percent-encoded (shards/README.md, Key)
     path: absolute path of the file
     relative_path: below `--videos`, `/` between parts; bytes that are not UTF-8 are percent-encoded
-    class_name: from the official annotation files, else the folder; None if neither names one"""
+    class_name: from the official annotation files, else the folder; None if neither names one
+    expected: what `--expect-sources` states of it, None if nothing"""
 
     key: str
     path: Path
     relative_path: str
     num_bytes: int
     class_name: str | None
+    expected: ExpectedSource | None = None
 
 
 @dataclass(frozen=True)

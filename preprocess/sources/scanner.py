@@ -13,7 +13,9 @@ from shards.errors import ConfigError, StorageError
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A file with a video extension; `relative_path` as the system gives it, `/` between parts."""
+    """A file with a video extension; `relative_path` as the system gives it, `/` between parts.
+
+    A broken link or a device is one too, of 0 bytes: it becomes a row, like every video that cannot be read."""
 
     path: Path
     relative_path: str
@@ -43,10 +45,11 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             return
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir():
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
-            elif strip_extension(entry.name) not in ("", entry.name) and entry.is_file():
-                yield VideoFile(folder / entry.name, prefix + entry.name, entry.stat().st_size)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be read: {error.strerror or error}; check the permissions") from None
+    for entry in entries:
+        path = folder / entry.name
+        if path.is_dir():
+            yield from _walk(path, f"{prefix}{entry.name}/", (*above, here))
+        elif strip_extension(entry.name) not in ("", entry.name):
+            yield VideoFile(path, prefix + entry.name, entry.stat().st_size if path.is_file() else 0)

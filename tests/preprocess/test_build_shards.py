@@ -29,8 +29,8 @@ def test_help_works_from_any_folder_and_shows_all_options(tmp_path: Path) -> Non
     done = run_script("--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     promised = (
-        "dataset videos annotations splits out workers part merge limit retry-failed check-sources decoder dry-run "
-        "strict json set help"
+        "dataset videos annotations splits out workers part merge limit retry-failed check-sources expect-sources "
+        "decoder dry-run strict json set help"
     )
     assert set(re.findall(r"--([a-z-]+)", done.stdout)) == set(promised.split())
 

@@ -341,3 +341,28 @@ def test_a_decode_worker_imports_neither_torch_nor_webdataset(tmp_path: Path) ->
     )
     done = run_python("-c", code, str(make_video(tmp_path / "a.avi")), cwd=ROOT)
     assert done.stdout.strip() == "ok []", done.stderr
+
+
+def test_a_video_whose_class_is_another_now_is_an_error_with_both(tmp_path: Path) -> None:
+    source = tmp_path / "videos"
+    (source / "run").mkdir(parents=True)
+    video = make_video(source / "run" / "a.avi")
+    build(source, tmp_path / "pool", dataset="ucf101", splits=[])
+    (source / "jump").mkdir()
+    video.rename(source / "jump" / "a.avi")
+    with pytest.raises(ConfigError, match=r"a was stored with class 'run' and now has 'jump'"):
+        build(source, tmp_path / "pool", dataset="ucf101", splits=[])
+
+
+def test_missing_videos_are_one_warning_and_audited_lines_are_counted(videos: Path, tmp_path: Path) -> None:
+    keys = sorted(path.relative_to(videos).as_posix() for path in videos.rglob("*.*"))[:2]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "train.txt").write_text(f"{keys[0]} 0\n{keys[0]} 0\ngone/a.mp4 0\n")
+    (lists / "val.txt").write_text(f"{keys[1]} 0\n")
+    (lists / "classes.txt").write_text(keys[0].split("/")[0] + "\n")
+    report = build(videos, tmp_path / "pool", splits=[lists])
+    assert [text for text in report.warnings if "1 videos that lists or annotation files name are not below" in text]
+    assert (report.num_audited, report.num_not_audited) == (2, 1)
+    counts = {manifest.path: (manifest.expected, manifest.found) for manifest in report.manifests}
+    assert counts["fully_supervised/train"] == (2, 1), "a repeated line counts once"

@@ -51,10 +51,20 @@ def test_a_link_to_a_folder_above_itself_ends_the_walk(tmp_path: Path) -> None:
     assert [video.key for video in open_source("ssv2", tmp_path, None).videos] == ["one"]
 
 
-def test_a_broken_link_is_no_video(tmp_path: Path) -> None:
+def test_a_broken_link_and_one_to_itself_are_videos_that_cannot_be_read(tmp_path: Path) -> None:
     write_videos(tmp_path, ["one.avi"])
     (tmp_path / "two.avi").symlink_to(tmp_path / "gone.avi")
-    assert [video.key for video in open_source("ssv2", tmp_path, None).videos] == ["one"]
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    videos = open_source("ssv2", tmp_path, None).videos
+    assert [(video.key, video.num_bytes) for video in videos] == [("loop", 0), ("one", 10), ("two", 0)]
+
+
+def test_class_folders_that_lists_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    write_videos(tmp_path, ["C/a.avi", "C++/b.avi", "C#/c.avi"])
+    assert {video.class_name for video in open_source("folder", tmp_path, None).videos} == {"C", "C++", "C#"}
+    write_videos(tmp_path, ["up_down/d.avi", "up-down/e.avi"])
+    with pytest.raises(ConfigError, match=r"'up-down' and 'up_down' differ only in case, spaces"):
+        open_source("folder", tmp_path, None)
 
 
 def test_two_files_of_one_key_are_refused_and_both_named(tmp_path: Path) -> None:
@@ -183,8 +193,9 @@ def test_a_youtube_id_is_read_from_the_right(key: str, video_id: str | None) -> 
     assert youtube_id(key) == video_id
 
 
-def test_class_names_are_compared_without_case_and_punctuation() -> None:
-    assert fold_name("Putting [something] on a_surface") == fold_name("putting something on-a surface")
+def test_class_names_are_compared_without_case_spaces_underscores_and_hyphens() -> None:
+    assert fold_name("Putting something on a_surface") == fold_name("putting something on-a surface")
+    assert fold_name("C++") != fold_name("C#")
     assert fold_name("HandStandPushups") == fold_name("Handstand Pushups")
     assert fold_name("passing American football (in game)") != fold_name("passing american football (not in game)")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.containers import find_missing_end
+from preprocess.containers import Structure, check_container
 from preprocess.pixels import FrameEncoder
 from preprocess.readers import ReadVideo, read_video, set_up_logging
 from preprocess.verdicts import Evidence, Finding, judge
@@ -44,6 +44,13 @@ def read(path: Path) -> ReadVideo:
         ({"findings": (Finding(3, "bad"),), "num_packets_stated": 20}, "damaged", "cut short: the file states 20"),
         ({"num_frames_good": 7}, "damaged", "10 packets gave 7 frames"),
         ({"num_frames_good": 9, "codec": "mpeg4"}, "ok", None),
+        ({"num_frames_good": 8, "codec": "mpeg4"}, "damaged", "10 packets gave 8 frames"),
+        ({"num_frames_good": 8, "codec": "vp8", "num_packets_shown": 8}, "ok", None),
+        ({"inconsistent": "a cue points at byte 7"}, "damaged", "contradicts itself: a cue points at byte 7"),
+        ({"inconsistent": "x", "missing_end": "y"}, "damaged", "contradicts itself: x; cut short: y"),
+        ({"inconsistent": "x", "problem": "cannot be opened"}, "undecodable", "cannot be opened; the container"),
+        ({"findings": (Finding(7, "bad"),), "num_packets_stated": 20}, "damaged", "packet 7 of 10: bad; cut short"),
+        ({"findings": (Finding(8, "bad"),), "num_packets_stated": 20}, "short", "states 20"),
     ],
 )
 def test_evidence_leads_to_a_verdict_with_a_reason(changes: dict, verdict: str, words: str | None) -> None:
@@ -78,7 +85,7 @@ def test_only_ok_has_no_reason_and_only_undecodable_has_no_frames(evidence: Evid
 )
 def test_a_truncated_file_is_never_ok(tmp_path: Path, suffix: str, percent: int) -> None:
     whole = make_video(tmp_path / f"a{suffix}", frames=30)
-    assert find_missing_end(whole) is None
+    assert check_container(whole) == Structure()
     assert read(whole).verdict.name == "ok"
     cut = tmp_path / f"b{suffix}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
@@ -91,7 +98,7 @@ def test_bytes_behind_the_end_are_no_cut(tmp_path: Path) -> None:
     for suffix in (".avi", ".mp4", ".webm"):
         whole = make_video(tmp_path / f"a{suffix}")
         whole.write_bytes(whole.read_bytes() + bytes(300))
-        assert find_missing_end(whole) is None
+        assert check_container(whole) == Structure()
 
 
 @pytest.mark.parametrize(

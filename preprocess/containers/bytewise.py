@@ -1,0 +1,48 @@
+"""What the checks of all containers share: the bytes they read and what they find."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+Buffer = bytes | mmap.mmap
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a container's structure says of its file, in words; None where nothing is wrong.
+
+    missing: what is stated beyond the end of the file; inside: what contradicts itself within it"""
+
+    missing: str | None = None
+    inside: str | None = None
+
+
+class Notes:
+    """Collects the first finding of each kind while a container is walked."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.missing: str | None = None
+        self.inside: str | None = None
+
+    def cut(self, end: int, where: str) -> None:
+        """Note that `where` ends at byte `end`, behind the end of the file."""
+        self.lack(f"the file has {self.size} bytes, {where} needs {end}")
+
+    def lack(self, text: str) -> None:
+        """Note that something at the end is not there."""
+        self.missing = self.missing or text
+
+    def contradict(self, text: str) -> None:
+        """Note something inside that cannot be."""
+        self.inside = self.inside or text
+
+    def result(self) -> Structure:
+        """Both findings."""
+        return Structure(self.missing, self.inside)
+
+
+def show_name(name: bytes) -> str:
+    """A four-character code as it is written in messages."""
+    return repr(name.decode("latin-1"))

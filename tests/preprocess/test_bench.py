@@ -1,0 +1,35 @@
+"""The build benchmark measures all its sides; what it finds is no assertion of a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from preprocess.bench import bench_build
+from shards.errors import ConfigError
+from tests.preprocess.tiny_videos import make_video
+
+
+def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
+    for name in ("a/one.avi", "b/two.webm"):
+        (tmp_path / name).parent.mkdir()
+        make_video(tmp_path / name)
+    seen: list[tuple[int, int]] = []
+    measured = bench_build(tmp_path, repeats=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    seconds = (
+        measured.decode,
+        measured.ours,
+        measured.every_frame,
+        measured.reencode,
+        measured.build_1,
+        measured.build_2,
+    )
+    assert all(value > 0 for value in seconds)
+    assert measured.as_json()["ratios"]["ours_of_decode_only_rate"] == measured.decode / measured.ours
+
+
+def test_a_folder_without_videos_cannot_be_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no video file"):
+        bench_build(tmp_path, repeats=1, progress=lambda done, total: None)
