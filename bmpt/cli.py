@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shards.commands import run_app
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+EXIT_FINDINGS = 1
 
 app = typer.Typer(
     name="bmpt",
@@ -24,6 +30,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML of configs/experiments")]
+PoolPath = Annotated[Path, typer.Argument(metavar="POOL", help="the folder of a finished pool")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated")
 ]
@@ -73,7 +80,7 @@ def train(
     One process, or `torchrun --nproc-per-node 2 -m bmpt train CONFIG`."""
     from bmpt.config import load_config
     from bmpt.engine.distributed import start_world
-    from bmpt.engine.train import run_training
+    from bmpt.engine.run import run_training
 
     settings = load_config(config, set_ or [])
     world = start_world(threads=settings.run.threads)
@@ -94,13 +101,95 @@ def evaluate(
     """Score the manifests of a config: exact counts, every sample once at any number of ranks."""
     from bmpt.config import load_config
     from bmpt.engine.distributed import start_world
-    from bmpt.engine.train import run_evaluation
+    from bmpt.engine.run import run_evaluation
 
     settings = load_config(config, set_ or [])
     world = start_world(threads=settings.run.threads)
     outcome = run_evaluation(settings, world, checkpoint=checkpoint)
     if outcome.results is not None:
         _show_results(outcome.results, outcome.folder, as_json=as_json)
+
+
+@app.command()
+def verify(
+    pool: PoolPath,
+    level: Annotated[
+        str, typer.Option(help="quick: tables and places; full: every hash; deep: every frame decoded")
+    ] = "full",
+    as_json: JsonOption = False,
+) -> None:
+    """Check a finished pool; ends with 1 if anything is damaged, with a line for each finding."""
+    from preprocess.console import show_progress
+    from shards.verify import verification_text, verify_pool
+
+    with show_progress() as progress:
+        found = verify_pool(pool, level=level, progress=progress)
+    _print(found, verification_text(found), as_json=as_json)
+    if not found.is_clean:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+@app.command()
+def repair(
+    pool: PoolPath,
+    videos: Annotated[Path, typer.Option(metavar="DIR", help="the source videos that the pool was built from")],
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="for damaged manifests: as given to build")
+    ] = None,
+    splits: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="for damaged manifests: as given to build; repeatable")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="decoding processes; all cores if not given")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the build: labels=official")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the shards and manifests that `verify` finds damaged again: the same bytes, the same pool_id."""
+    from preprocess.console import show_progress
+    from preprocess.repair import RepairOptions, repair_pool, repair_text
+
+    options = RepairOptions(pool, videos, annotations, splits or (), workers, set_ or ())
+    with show_progress() as progress:
+        done = repair_pool(options, progress=progress)
+    _print(done, repair_text(done), as_json=as_json)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="a pool")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="another pool")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say how two pools differ; ends with 1 if their samples, manifests or classes do."""
+    from shards.diff import diff_pools, diff_text
+
+    found = diff_pools(a, b)
+    _print(found, diff_text(found), as_json=as_json)
+    if not found.is_equal:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="POOL|RUN", help="a pool, or the folder of a run")],
+    key: Annotated[str | None, typer.Option(help="a sample of the pool: write its frames as one picture")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture, a .jpg")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """State what a pool holds, manifest by manifest and verdict by verdict, or the results of a run."""
+    if (folder / "results.json").is_file():
+        _show_results(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder, as_json=as_json)
+        return
+    if key is not None or out is not None:
+        from shards.contact_sheet import write_contact_sheet
+
+        print(write_contact_sheet(folder, key, out))
+        return
+    from shards.pool_report import report_pool, report_text
+
+    found = report_pool(folder)
+    _print(found, report_text(found), as_json=as_json)
 
 
 @app.command()
@@ -117,6 +206,35 @@ def demo(
     raise typer.Exit(run_demo(out, build_pool=build_main, as_json=as_json))
 
 
+def _print(report: DataclassInstance, text: str, *, as_json: bool) -> None:
+    """Print a report as one JSON object or as text."""
+    print(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else text)
+
+
+bench = typer.Typer(help="Measure what a part costs beside its limit and its peers; prints ratios of one run.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("build")
+def bench_build(
+    videos: Annotated[Path, typer.Argument(metavar="DIR", help="videos to measure, for example one data set's")],
+    repeats: Annotated[int, typer.Option(min=1, help="the best of so many, for each video and side")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Preparing videos beside decoding alone and beside the usual FFmpeg scripts."""
+    from bmpt.engine.progress import ProgressBars
+    from preprocess.bench import bench_build as measure
+
+    with ProgressBars(enabled=True) as bars:
+        measured = measure(videos, repeats=repeats, progress=lambda done, total: bars.update("measure", done, total))
+    if as_json:
+        print(json.dumps(measured.as_json()))
+        return
+    for name, ratio in measured.ratios().items():
+        print(f"{name:32}{ratio:8.2f}")
+    print(f"{measured.videos} videos, best of {measured.repeats}, {measured.cores} cores")
+
+
 def _show_results(results: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
@@ -130,8 +248,7 @@ def _show_results(results: dict[str, Any], folder: Path, *, as_json: bool) -> No
 def main() -> None:
     """Run a command; the exit codes are those of `shards.commands.run_app`."""
     code = run_app(app, prog_name="bmpt")
-    if "torch.distributed" in sys.modules:
-        from bmpt.engine.distributed import leave_world
-
-        leave_world(code)
+    distributed = sys.modules.get("bmpt.engine.distributed")  # whole or not there: Ctrl-C may come while it is imported
+    if distributed is not None:
+        distributed.leave_world(code)
     sys.exit(code)

@@ -132,7 +132,8 @@ def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except SafetensorError as error:
         raise FormatError(f"{file}: is not safetensors: {_one_line(error)}") from None
     except UNREADABLE as error:
-        raise FormatError(f"{file}: is not a weight file that can be read safely: {_one_line(error)}") from None
+        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _one_line(error)
+        raise FormatError(f"{file}: is not a weight file that can be read safely: {why}") from None
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}, spec
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -106,6 +106,17 @@ class TrainConfig(Settings):
     method: MethodSettings = MethodSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
+
+
+def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
+    """What makes two configs one run: not the folder, the threads, or how a step is spread over workers.
+
+    with_places: where pool and weights lie; without, since both have hashes of their own, results are the same
+    bytes wherever they are computed."""
+    spread: Any = {"run": True, "data": {"num_workers"}, "train": {"accumulation"}}
+    if not with_places:
+        spread |= {"data": {"num_workers", "pool"}, "model": {"pretrained"}}
+    return config.model_dump(mode="json", exclude=spread)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -15,10 +15,10 @@ from bmpt.demo.render import FADED, MOTIONS
 from bmpt.demo.videos import write_lists, write_videos
 from bmpt.engine.distributed import World, start_world
 from bmpt.engine.progress import ProgressBars
-from bmpt.engine.train import run_evaluation, run_training
+from bmpt.engine.run import run_evaluation, run_training
 from bmpt.evaluation.evaluate import HM_PARTS
 from bmpt.evaluation.report import show_percent
-from shards.errors import ConfigError
+from shards.errors import ConfigError, StorageError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "experiments" / "demo"
 ROWS = (
@@ -36,9 +36,14 @@ def run_demo(out: Path, *, build_pool: Callable[[Sequence[str]], int], as_json: 
     if not CONFIGS.is_dir():
         raise ConfigError(f"{CONFIGS}: no such folder; the demo runs from a checkout (`bash scripts/demo.sh`)")
     started = time.monotonic()
-    with ProgressBars(enabled=True) as bars:
-        write_lists(out / "lists")
-        write_videos(out / "videos", FADED, lambda done, total: bars.update("render videos", done, total))
+    try:
+        with ProgressBars(enabled=True) as bars:
+            write_lists(out / "lists")
+            write_videos(out / "videos", FADED, lambda done, total: bars.update("render videos", done, total))
+    except OSError as error:
+        raise StorageError(
+            f"{out}: cannot be written: {error.strerror or error}; give another folder with --out"
+        ) from None
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         code = build_pool(
             ["--dataset", "demo", "--videos", f"{out}/videos", "--annotations", f"{out}/lists", "--out", f"{out}/pool"]
@@ -72,10 +77,12 @@ def demo_table(results: dict[str, dict[str, Any]]) -> str:
 def _run(name: str, out: Path, world: World) -> dict[str, Any]:
     """Tune and score one row, or read what an earlier demo left."""
     print(f"{name}: configs/experiments/demo/{name}.yaml", file=sys.stderr)
-    overrides = [f"data.pool={out}/pool", f"run.dir={out}/runs/{name}", f"run.threads={THREADS}"]
-    config = load_config(CONFIGS / f"{name}.yaml", overrides)
+    config = load_config(CONFIGS / f"{name}.yaml")
+    data = config.data.model_copy(update={"pool": str(out / "pool")})
+    run = config.run.model_copy(update={"dir": str(out / "runs" / name), "threads": THREADS})
+    config = config.model_copy(update={"data": data, "run": run})
     if config.data.train is None:
-        outcome = run_evaluation(config, world, checkpoint=None)
+        outcome = run_evaluation(config, world, checkpoint=None, keep_finished=True)
     else:
         outcome = run_training(config, world)
     if outcome.results is None:

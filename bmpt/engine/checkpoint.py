@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bmpt.clip import UNREADABLE, Backbone
-from bmpt.config import TrainConfig
+from bmpt.config import TrainConfig, identity
 from bmpt.methods.base import Method
 from shards.errors import ConfigError, FormatError, StorageError
 
@@ -35,31 +35,24 @@ class CheckpointInfo:
 
 
 def config_sha256(config: TrainConfig) -> str:
-    """Hash what decides the numbers: not where things lie (pool and weights have hashes of their own)."""
-    places = {"run": {"dir", "save_every_steps"}, "data": {"pool", "num_workers"}, "model": {"pretrained"}}
-    values = config.model_dump(mode="json", exclude=places)
+    """Hash what decides the numbers, see `bmpt.config.identity`."""
+    values = identity(config, with_places=False)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write atomically. Raises: StorageError naming the file, for example when the disk is full."""
-    with _replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` and rename it at the end. Raises: StorageError naming `path`."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        temporary.write_bytes(data)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+    except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise StorageError(f"{path}: cannot be written: {reason}; make room or give another run.dir") from None
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or error}; make room or give another run.dir"
+        ) from None
 
 
 def save_checkpoint(
@@ -158,17 +151,17 @@ def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) ->
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write state.pt atomically. Raises: StorageError."""
-    with _replacing(path) as temporary:
-        torch.save({"version": STATE_FORMAT, **state}, temporary)
+    buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.save({"version": STATE_FORMAT, **state}, buffer)
+    write_file(path, buffer.getvalue())
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
     """Read state.pt without executing anything in it. Raises: FormatError."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"{path}: cannot be read: {reason}; start over with --fresh") from None
+    except UNREADABLE:
+        raise FormatError(f"{path}: is not a state that can be read safely; start over with --fresh") from None
     found = state.get("version") if isinstance(state, dict) else None
     if found != STATE_FORMAT:
         raise FormatError(f"{path}: has state version {found}, this code reads {STATE_FORMAT}; start over with --fresh")

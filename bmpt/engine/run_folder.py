@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bmpt.config import TrainConfig
+from bmpt.config import TrainConfig, identity
 from bmpt.engine.checkpoint import write_file
 from shards.config import build_settings, read_yaml_with_base, to_yaml
-from shards.errors import ConfigError
+from shards.errors import ConfigError, StorageError
 
 CONFIG = "config.yaml"
 STATE = "state.pt"
@@ -18,29 +22,48 @@ METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 PREDICTIONS = "predictions"
 
-# What may differ between two starts of one run: it changes neither the batches nor their order.
-_TOPOLOGY: Any = {"run": True, "data": {"num_workers"}, "train": {"accumulation"}}
 
+@contextmanager
+def hold(config: TrainConfig, *, fresh: bool = False, scores_only: bool = False) -> Iterator[Path]:
+    """Hold the run folder for this config; what an earlier start left in it stays unless `fresh`.
 
-def claim(config: TrainConfig, *, fresh: bool) -> Path:
-    """Take the run folder for this config; what an earlier start left in it stays unless `fresh`.
-
-    Raises: ConfigError if the folder belongs to another config; StorageError if it cannot be written."""
+    scores_only: an evaluation may score other manifests than the run that the folder belongs to.
+    The kernel releases the lock when the process ends, however it ends.
+    Raises: ConfigError if the folder belongs to another config or another process; StorageError."""
     folder = Path(str(config.run.dir))
-    ours = config.model_dump(mode="json", exclude=_TOPOLOGY)
-    if fresh:
-        _clear(folder)
-    elif (folder / CONFIG).exists():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; give another run.dir") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{folder}: another run is writing there; wait for it or give another run.dir") from None
+        if fresh:
+            _clear(folder)
+        _check_owner(folder, config, scores_only=scores_only)
+        if not (scores_only and (folder / CONFIG).exists()):
+            write_file(folder / CONFIG, to_yaml(config).encode())
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _check_owner(folder: Path, config: TrainConfig, *, scores_only: bool) -> None:
+    """Raises: ConfigError naming the first key in which the folder's config differs."""
+    if (folder / CONFIG).exists():
         stored = build_settings(TrainConfig, read_yaml_with_base(folder / CONFIG), where=str(folder / CONFIG))
-        theirs = stored.model_dump(mode="json", exclude=_TOPOLOGY)
+        theirs, ours = (identity(each, with_places=True) for each in (stored, config))
+        if scores_only:
+            theirs["eval"] = ours["eval"]
         if theirs != ours:
             key, there, here = _first_difference(theirs, ours)
             raise ConfigError(
                 f"{folder / CONFIG}: belongs to another config ({key} is {there!r} there, {here!r} here); "
                 "give another run.dir, or --fresh to start over"
             )
-    write_file(folder / CONFIG, to_yaml(config).encode())
-    return folder
 
 
 def _clear(folder: Path) -> None:
@@ -52,17 +75,27 @@ def _clear(folder: Path) -> None:
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Add one JSON line to metrics.jsonl."""
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    try:
+        with (folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise StorageError(f"{folder / METRICS}: cannot be written: {error.strerror or error}; make room") from None
 
 
 def drop_metrics_after(folder: Path, step: int) -> None:
     """Forget the lines of steps that a resumed run does again, and one that a kill cut short."""
     path = folder / METRICS
     if path.exists():
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if 0 < _step_of(line) <= step]
         write_file(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _step_of(line: str) -> int:
+    """The step of a metrics line, 0 for one that a kill cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def _first_difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:

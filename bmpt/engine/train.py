@@ -2,85 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from bmpt.augment import normalize
-from bmpt.config import TrainConfig
 from bmpt.engine import run_folder
-from bmpt.engine.checkpoint import (
-    CheckpointInfo,
-    config_sha256,
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-    save_state,
-)
-from bmpt.engine.distributed import World, from_main, sum_over_ranks
+from bmpt.engine.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
+from bmpt.engine.distributed import sum_over_ranks
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.progress import ProgressBars
-from bmpt.evaluation.evaluate import evaluate
 from bmpt.losses import cross_entropy_sum
-from bmpt.task import Task, open_task
-from shards.errors import ConfigError
+from bmpt.task import Task
+from shards.errors import FormatError
 from shards.loader import MicroBatch, TrainLoader, build_train_loader
 from shards.stream import StreamState
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """How a run ended: results on the main rank, None elsewhere or after a stop signal."""
-
-    folder: Path
-    results: dict[str, Any] | None
-    was_stopped: bool = False
-
-
-def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> RunOutcome:
-    """Train, go on from state.pt if the folder has one, then score; a finished run is read, not redone.
-
-    Raises: ConfigError, FormatError, StorageError: each names the file or key, the value and the cure."""
-    task = open_task(config, world, trains=True)
-    folder = Path(str(config.run.dir))
-    if world.is_main:
-        run_folder.claim(config, fresh=fresh)
-    from_main(None, world)  # the folder is claimed, or the main rank has raised
-    finished = from_main(_finished_results(folder, task) if world.is_main else None, world)
-    if finished is not None:
-        return RunOutcome(folder, finished if world.is_main else None)
-    with ProgressBars(enabled=world.is_main) as bars:
-        trainer = Trainer(task, folder)
-        if not trainer.run(bars):
-            return RunOutcome(folder, None, was_stopped=True)
-        checkpoint = trainer.save_checkpoint()
-        results = evaluate(task, folder=folder, checkpoint=checkpoint, progress=bars.update)
-    return RunOutcome(folder, results)
-
-
-def run_evaluation(config: TrainConfig, world: World, *, checkpoint: Path | None) -> RunOutcome:
-    """Score the manifests of a config, with a checkpoint unless the method trains nothing."""
-    task = open_task(config, world, trains=False)
-    if checkpoint is None and task.method.trained_groups():
-        raise ConfigError(
-            f"method.name={config.method.name}: trains, so scoring it needs --checkpoint FILE (prompts.safetensors)"
-        )
-    info = None if checkpoint is None else load_checkpoint(checkpoint, task.method, task.backbone, config)
-    folder = Path(str(config.run.dir))
-    with ProgressBars(enabled=world.is_main) as bars:
-        results = evaluate(task, folder=folder, checkpoint=info, progress=bars.update)
-    return RunOutcome(folder, results)
 
 
 class Trainer:
@@ -95,6 +38,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.method, self.config.train)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.train.precision == "fp16")
         self.step = 0
+        self._failed: set[str] = set()
         self.loader = self._build_loader(self._resume())
         self.model: torch.nn.Module = self.method
         if self.world.size > 1:
@@ -103,22 +47,21 @@ class Trainer:
         self.num_steps = self.loader.num_steps * self.config.train.epochs
         self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
-    def run(self, bars: ProgressBars) -> bool:
-        """Train to the end; False if SIGTERM asked to stop, with the state saved."""
-        with _StopSignal() as stop:
-            while self.step < self.num_steps:
-                for step, batches in _steps(self.loader):
-                    row, wants_stop = self._train_step(batches, wants_stop=stop.is_set)
-                    state = self.loader.state(step + 1)
-                    ends_epoch = state.position == 0
-                    every = self.config.run.save_every_steps
-                    if self.world.is_main:  # before the state: what a kill leaves too much is dropped, see _resume
-                        run_folder.append_metrics(self.folder, row)
-                        bars.update("train", self.step, self.num_steps, f"loss {row['loss']:.4f}")
-                    if ends_epoch or wants_stop or (every is not None and self.step % every == 0):
-                        self._save_state(state)
-                    if wants_stop:
-                        return False
+    def run(self, bars: ProgressBars, *, wants_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train to the end; False if some rank wanted to stop, with the state saved."""
+        every = self.config.run.save_every_steps
+        while self.step < self.num_steps:
+            for step, batches in _steps(self.loader):
+                row, stops = self._train_step(batches, wants_stop=wants_stop())
+                state = self.loader.state(step + 1)
+                if self.world.is_main:  # before the state: what a kill leaves too much is dropped, see _resume
+                    run_folder.append_metrics(self.folder, row)
+                    bars.update("train", self.step, self.num_steps, f"loss {row['loss']:.4f}")
+                ends_epoch = state.position == 0
+                if ends_epoch or stops or (every is not None and self.step % every == 0):
+                    self._save_state(state)
+                if stops:
+                    return False
         return True
 
     def save_checkpoint(self) -> CheckpointInfo | None:
@@ -141,6 +84,7 @@ class Trainer:
         """One optimiser step. The loss is a sum over the valid clips of the global batch divided by their number,
         times the number of ranks for DDP's mean: it does not depend on how the clips are spread."""
         started = time.perf_counter()
+        self._name_failures(batches)
         valid_here = float(sum(batch.clips.weights_B.sum().item() for batch in batches))
         valid, stops = sum_over_ranks([valid_here, float(wants_stop)], self.world)
         set_lr(self.optimizer, lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps))
@@ -166,6 +110,14 @@ class Trainer:
             "seconds": round(time.perf_counter() - started, 4),
         }
         return row, stops > 0
+
+    def _name_failures(self, batches: list[MicroBatch]) -> None:
+        """Say once which samples could not be read; their places are empty and weigh nothing."""
+        for batch in batches:
+            for key, failure in zip(batch.clips.keys, batch.clips.failures, strict=True):
+                if failure is not None and key not in self._failed:
+                    self._failed.add(key)
+                    print(f"warning: {key} is left out of training: {failure}", file=sys.stderr, flush=True)
 
     def _backward(self, batch: MicroBatch, *, share: float) -> float:
         """Add one micro-batch's gradient; returns its part of the loss."""
@@ -219,47 +171,24 @@ class Trainer:
                 run_folder.drop_metrics_after(self.folder, 0)
             return None
         saved = load_state(path, self.world.device)
-        stream = StreamState.model_validate(saved["stream"])
+        try:
+            stream = StreamState.model_validate(saved["stream"])
+            with torch.no_grad():
+                for name, value in saved["trained"].items():
+                    self.method.get_parameter(name).copy_(value)
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
+            self.step = int(saved["step"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            what = " ".join(str(error).split())[:120]
+            raise FormatError(f"{path}: is not a state of this run ({what}); start over with --fresh") from None
         stream.check(self.split.manifest, seed=self.config.seed)
-        with torch.no_grad():
-            for name, value in saved["trained"].items():
-                self.method.get_parameter(name).copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
-        self.step = saved["step"]
         if self.world.is_main:
             run_folder.drop_metrics_after(self.folder, self.step)
         return stream
-
-
-class _StopSignal:
-    """Notes SIGTERM (as schedulers send it) while training, so that the step in hand is finished and saved."""
-
-    def __enter__(self) -> _StopSignal:
-        self.is_set = False
-        self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.is_set = True
 
 
 def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch]]]:
     """(step within the epoch, its micro-batches) of one epoch."""
     for step, batches in groupby(loader, key=lambda batch: batch.step):
         yield step, list(batches)
-
-
-def _finished_results(folder: Path, task: Task) -> dict[str, Any] | None:
-    """The results of this config, this pool and the checkpoint that lies there, if the run is through."""
-    path, checkpoint = folder / run_folder.RESULTS, folder / run_folder.CHECKPOINT
-    if not path.exists() or not checkpoint.exists():
-        return None
-    results = json.loads(path.read_text(encoding="utf-8"))
-    ours = {"config_sha256": config_sha256(task.config), "pool_id": task.pool.card.pool_id}
-    is_ours = ours.items() <= results.items() and results.get("checkpoint") is not None
-    is_whole = is_ours and results["checkpoint"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return results if is_whole else None

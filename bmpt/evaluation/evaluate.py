@@ -78,7 +78,9 @@ def _write_predictions(name: str, task: Task, split: Split, block: Block, folder
     is_scored_N = np.array([failure is None for failure in block.failures], dtype=bool)
     scored = int(is_scored_N.sum())
     correct = [count_correct(top_NP[is_scored_N], block.labels_N[is_scored_N], count) for count in (1, TOP)]
-    verdicts = split.manifest.table["verdict"].to_pylist()
+    verdicts = [
+        v for v, scored_ in zip(split.manifest.table["verdict"].to_pylist(), is_scored_N, strict=True) if scored_
+    ]
     return {
         "manifest": name,
         "fingerprint": info.fingerprint,

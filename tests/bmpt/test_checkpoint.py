@@ -214,14 +214,14 @@ def test_a_state_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"these are no weights\n" * 9, b"PK\x03\x04 cut"])
 def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(FormatError, match=r"state\.pt: cannot be read.*--fresh") as caught:
+    with pytest.raises(FormatError, match=r"state\.pt: is not a state that can be read safely.*--fresh") as caught:
         load_state(tmp_path / "state.pt", torch.device("cpu"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"path": Path("x")}, tmp_path / "state.pt")
-    with pytest.raises(FormatError, match=r"state\.pt: cannot be read"):
+    with pytest.raises(FormatError, match=r"state\.pt: is not a state that can be read safely"):
         load_state(tmp_path / "state.pt", torch.device("cpu"))
 
 

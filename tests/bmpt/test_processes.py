@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from bmpt.config import TrainConfig, load_config
-from bmpt.engine.train import run_evaluation, run_training
+from bmpt.engine.run import run_evaluation, run_training
 from tests.bmpt.tiny import ALONE, losses_of, make_config, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +125,18 @@ def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
     assert before == theirs[: len(before)] == ours[: len(before)]
     assert [step for step, _ in ours] == [step for step, _ in theirs]
     assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-2, abs=1e-3)
+
+
+def test_ctrl_c_in_training_is_one_line_and_exit_130(folder: Path, clip: Path, toy_pool: Path) -> None:
+    path = write_config(folder, clip, toy_pool, run="interrupted", train={"epochs": 2000}, data={"num_workers": 1})
+    command = [sys.executable, "-m", "bmpt", "train", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = folder / "interrupted" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted; run the same command again" in errors

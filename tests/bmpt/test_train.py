@@ -26,7 +26,9 @@ from bmpt.clip import hash_weights
 from bmpt.config import TrainConfig, load_config
 from bmpt.engine.checkpoint import load_state, save_state
 from bmpt.engine.progress import ProgressBars
-from bmpt.engine.train import RunOutcome, Trainer, run_evaluation, run_training
+from bmpt.engine.run import RunOutcome, run_evaluation, run_training
+from bmpt.engine.run_folder import hold
+from bmpt.engine.train import Trainer
 from bmpt.methods import build_method
 from bmpt.task import open_task
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
@@ -574,16 +576,43 @@ def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(conf
     assert same == [index for index in range(12) if index != 4]
 
 
-def test_a_manifest_of_which_nothing_can_be_read_has_no_percentage(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_manifest_of_which_nothing_can_be_read_stops_the_run(config: MakeConfig, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, classes=2, samples_per_class=3)
     for index in range(2):
         damage_a_sample(pool, "few_shot/val", index)
-    results = run_evaluation(config(data={"pool": str(pool)}, method={"name": "zero_shot"}), ALONE, checkpoint=None)
-    assert results.results is not None
-    (entry,) = results.results["evaluations"]
-    assert (entry["scored"], entry["failed"], entry["top1"], entry["top5"]) == (0, 2, None, None)
-    assert entry["correct_top1"] == 0
+    settings = config(data={"pool": str(pool)}, method={"name": "zero_shot"})
+    with pytest.raises(StorageError, match=r"2 samples in a row could not be read; the last: .*wrong CRC"):
+        run_evaluation(settings, ALONE, checkpoint=None)
+
+
+def test_an_evaluation_in_the_folder_of_another_method_is_refused(config: MakeConfig) -> None:
+    run(config(train={"epochs": 1}))
+    with pytest.raises(ConfigError, match=r"config\.yaml: belongs to another config \(method\.name is 'bmpt' there"):
+        run_evaluation(config(method={"name": "zero_shot"}, train={"epochs": 1}), ALONE, checkpoint=None)
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(config: MakeConfig) -> None:
+    settings = config()
+    with hold(settings), pytest.raises(ConfigError, match=r"another run is writing there"):
+        run(settings)
+
+
+@pytest.mark.parametrize(("name", "content"), [("results.json", "x"), ("metrics.jsonl", "{bad}\n")])
+def test_a_damaged_file_of_an_earlier_start_does_not_stop_a_run(config: MakeConfig, name: str, content: str) -> None:
+    settings = config(train={"epochs": 1})
+    run(settings)
+    (folder_of(settings) / name).write_text(content)
+    outcome = run(settings)
+    assert outcome.results is not None
+
+
+def test_a_state_of_something_else_is_refused(config: MakeConfig) -> None:
+    settings = config(train={"epochs": 1})
+    folder_of(settings).mkdir()
+    save_state(folder_of(settings) / "state.pt", {"step": 1})
+    with pytest.raises(FormatError, match=r"state\.pt: is not a state of this run .* --fresh"):
+        run(settings)
 
 
 def test_a_run_changes_nothing_in_the_pool(config: MakeConfig, toy_pool: Path) -> None:

@@ -13,7 +13,7 @@ from bmpt.demo.render import MOTIONS, PLAIN
 from bmpt.demo.run import run_demo
 from bmpt.demo.videos import CODECS, DemoVideo, write_video
 from bmpt.engine.distributed import start_world
-from bmpt.engine.train import run_evaluation
+from bmpt.engine.run import run_evaluation
 from preprocess.build_shards import main as build_main
 from preprocess.pipeline import run_build
 from preprocess.settings import make_build_settings

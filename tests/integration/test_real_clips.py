@@ -13,7 +13,7 @@ import torch
 
 from bmpt.config import TrainConfig
 from bmpt.engine.distributed import start_world
-from bmpt.engine.train import run_training
+from bmpt.engine.run import run_training
 from preprocess.pipeline import run_build
 from preprocess.settings import make_build_settings
 from shards.jpeg import decode
