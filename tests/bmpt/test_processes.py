@@ -128,7 +128,7 @@ def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
 
 
 def test_ctrl_c_in_training_is_one_line_and_exit_130(folder: Path, clip: Path, toy_pool: Path) -> None:
-    path = write_config(folder, clip, toy_pool, run="interrupted", train={"epochs": 2000}, data={"num_workers": 1})
+    path = write_config(folder, clip, toy_pool, run="interrupted", train={"epochs": 2000})
     command = [sys.executable, "-m", "bmpt", "train", str(path)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = folder / "interrupted" / "metrics.jsonl"
