@@ -124,9 +124,8 @@ def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     spec: dict[str, Any] = {}
     try:
         if file.suffix == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
-                spec = json.loads((opened.metadata() or {}).get(SPEC_METADATA_KEY, "{}"))
-                state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+            state, metadata = read_safetensors(file)
+            spec = json.loads(metadata.get(SPEC_METADATA_KEY, "{}"))
         else:
             state, spec = _read_torch_file(file)
     except SafetensorError as error:
@@ -135,6 +134,13 @@ def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _one_line(error)
         raise FormatError(f"{file}: is not a weight file that can be read safely: {why}") from None
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}, spec
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors by name, metadata). Raises: OSError, SafetensorError."""
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+        return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
 
 
 def hash_weights(state: Mapping[str, torch.Tensor], temporal_TE: torch.Tensor | None = None) -> str:

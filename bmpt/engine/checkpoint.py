@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 
-from bmpt.clip import UNREADABLE, Backbone
+from bmpt.clip import UNREADABLE, Backbone, read_safetensors
 from bmpt.config import TrainConfig, identity
 from bmpt.methods.base import Method
 from shards.errors import ConfigError, FormatError, StorageError
@@ -79,14 +79,12 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
 
     Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for another file."""
     try:
-        with safe_open(path, framework="pt") as opened:
-            text = (opened.metadata() or {}).get(METADATA_KEY)
-            state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+        state, stored = read_safetensors(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors") from None
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
-    metadata = _parse_metadata(path, text)
+    metadata = _parse_metadata(path, stored.get(METADATA_KEY))
     _check_method(path, metadata["config"]["method"], config)
     if metadata["model"]["weights_sha256"] != backbone.weights_sha256:
         raise ConfigError(

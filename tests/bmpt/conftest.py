@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bmpt.config import TrainConfig
+from tests.bmpt.runs import VAL, run
 from tests.bmpt.tiny import make_config, write_clip
 from tests.pools import make_pool
 
@@ -47,3 +48,13 @@ def config(tmp_path: Path, clip: Path, toy_pool: Path) -> MakeConfig:
         return make_config(tmp_path, clip, toy_pool, run=run, **sections)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) -> TrainConfig:
+    """One run through training and evaluation that several tests look at and none changes."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("finished")
+    settings = make_config(folder, clip, toy_pool, eval={"manifests": [*VAL, "few_shot/val"]})
+    run(settings)
+    return settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 import threading
 import time
@@ -25,36 +24,10 @@ from tests.preprocess.builds import (
     build,
     build_interrupted,
     digests,
-    make_tree,
     run_killed,
     run_python,
 )
 from tests.preprocess.tiny_videos import index_of, make_video
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("videos") / "tree")
-
-
-@pytest.fixture(scope="module")
-def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pool of an undisturbed build with one worker."""
-    out = tmp_path_factory.mktemp("reference") / "pool"
-    build(videos, out)
-    return out
-
-
-@pytest.fixture
-def tree(videos: Path, tmp_path: Path) -> Path:
-    """A copy of the videos that a test may change."""
-    return Path(shutil.copytree(videos, tmp_path / "tree"))
-
-
-@pytest.fixture
-def pool(reference: Path, tmp_path: Path) -> Path:
-    """A copy of the finished pool that a test may change."""
-    return Path(shutil.copytree(reference, tmp_path / "pool"))
 
 
 def test_every_video_has_a_row_and_every_stored_frame_is_the_right_one(videos: Path, reference: Path) -> None:

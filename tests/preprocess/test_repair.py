@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,11 @@ from bmpt.cli import app
 from preprocess.repair import RepairOptions, RepairReport, repair_pool
 from shards.commands import run_app
 from shards.errors import ConfigError, FormatError
-from tests.preprocess.builds import build, digests, make_tree
+from tests.preprocess.builds import build, digests
 from tests.preprocess.tiny_videos import make_video
 
 FIRST, SECOND = "shards/folder-000000.tar", "shards/folder-000001.tar"
 MANIFEST = "manifests/fully_supervised/val.parquet"
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("videos") / "tree")
-
-
-@pytest.fixture(scope="module")
-def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("reference") / "pool"
-    build(videos, out)
-    return out
-
-
-@pytest.fixture
-def tree(videos: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(videos, tmp_path / "tree"))
-
-
-@pytest.fixture
-def pool(reference: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(reference, tmp_path / "pool"))
 
 
 def repair(pool: Path, videos: Path, **more: Any) -> RepairReport:
