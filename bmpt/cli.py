@@ -161,7 +161,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="another pool")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say how two pools differ; ends with 1 if their samples, manifests or classes do."""
+    """Say how two pools differ by their tables (no shard is opened: see `bmpt verify`); ends with 1 if they do."""
     from shards.diff import diff_pools, diff_text
 
     found = diff_pools(a, b)

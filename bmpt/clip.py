@@ -5,6 +5,7 @@ our own towers (`bmpt/towers.py`) walk their blocks."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import json
@@ -93,9 +94,10 @@ def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
         temporal_TE = state.pop(TEMPORAL_KEY, None)
         model = _build_from_state(name, config, spec, state, where=str(file))
     elif config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
         raise ConfigError(
             f"model.name={name}: open_clip has no such architecture and model.pretrained={pretrained} is no file; "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists the names"
+            f"{'near: ' + ', '.join(near) if near else 'give for example ViT-B-16 or ViT-L-14'}"
         )
     elif pretrained == RANDOM:
         with torch.random.fork_rng(devices=[]):

@@ -61,7 +61,10 @@ def open_task(config: TrainConfig, world: World, *, trains: bool) -> Task:
     if config.train.precision == "fp16" and world.device.type != "cuda":
         raise ConfigError("train.precision=fp16: needs a GPU; set bf16 or fp32")
     if trains and config.data.train is None:
-        raise ConfigError("data.train is not set: name a manifest, for example --set data.train=few_shot/train_k16")
+        raise ConfigError(
+            "data.train is not set: name a manifest, for example --set data.train=few_shot/train_k16 "
+            "(what trains nothing is scored with `bmpt eval`)"
+        )
     pool = open_pool(config.data.pool)
     names = [config.data.train] if trains and config.data.train is not None else []
     names += _names_to_score(config)
@@ -84,7 +87,23 @@ def open_task(config: TrainConfig, world: World, *, trains: bool) -> Task:
         scored={name: splits[name] for name in _names_to_score(config)},
     )
     _check_loaders(task)
+    _check_texts(task)
     return task
+
+
+@torch.no_grad()
+def _check_texts(task: Task) -> None:
+    """Raises: ConfigError for two classes with one feature, which no training could tell apart."""
+    for name, split in {**({"data.train": task.train} if task.train else {}), **task.scored}.items():
+        _, groups_K = task.method.encode_classes(split.ids_KS).unique(dim=0, return_inverse=True)
+        first_of: dict[int, str] = {}
+        for class_name, group in zip(split.manifest.info.classes, groups_K.tolist(), strict=True):
+            if first_of.setdefault(group, class_name) != class_name:
+                raise ConfigError(
+                    f"{name}: the classes {first_of[group]!r} and {class_name!r} have the same text feature: "
+                    f"{task.config.model.name} does not know their words, or their texts are equal; take another model "
+                    "or text.template"
+                )
 
 
 def _names_to_score(config: TrainConfig) -> list[str]:

@@ -52,7 +52,7 @@ class Trainer:
         every = self.config.run.save_every_steps
         while self.step < self.num_steps:
             for step, batches in _steps(self.loader):
-                row, stops = self._train_step(batches, wants_stop=wants_stop())
+                row, stops = self._train_step(batches, wants_stop)
                 state = self.loader.state(step + 1)
                 if self.world.is_main:  # before the state: what a kill leaves too much is dropped, see _resume
                     run_folder.append_metrics(self.folder, row)
@@ -80,13 +80,13 @@ class Trainer:
             path, self.method, self.task.backbone, self.config, step=self.step, provenance=provenance
         )
 
-    def _train_step(self, batches: list[MicroBatch], *, wants_stop: bool) -> tuple[dict[str, Any], bool]:
+    def _train_step(self, batches: list[MicroBatch], wants_stop: Callable[[], bool]) -> tuple[dict[str, Any], bool]:
         """One optimiser step. The loss is a sum over the valid clips of the global batch divided by their number,
         times the number of ranks for DDP's mean: it does not depend on how the clips are spread."""
         started = time.perf_counter()
         self._name_failures(batches)
         valid_here = float(sum(batch.clips.weights_B.sum().item() for batch in batches))
-        valid, stops = sum_over_ranks([valid_here, float(wants_stop)], self.world)
+        (valid,) = sum_over_ranks([valid_here], self.world)
         set_lr(self.optimizer, lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps))
         self.method.train()
         loss_here = 0.0
@@ -100,7 +100,7 @@ class Trainer:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        (loss,) = sum_over_ranks([loss_here / self.world.size], self.world)
+        loss, stops = sum_over_ranks([loss_here / self.world.size, float(wants_stop())], self.world)
         row = {
             "step": self.step,
             "epoch": batches[0].epoch,

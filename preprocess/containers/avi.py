@@ -102,7 +102,8 @@ def _walk_movi(data: Buffer, start: int, end: int, notes: Notes) -> _Chunks:
 def _check_index(data: Buffer, index: tuple[int, int], movi: int, chunks: _Chunks, notes: Notes) -> None:
     """Every entry names a chunk that is there; offsets count from the word `movi`, in some files from byte 0."""
     start, end = index
-    entries = list(_INDEX_ENTRY.iter_unpack(data[start : end - (end - start) % 16]))
+    held = data[start:end]  # less than stated where the file is cut
+    entries = list(_INDEX_ENTRY.iter_unpack(held[: len(held) - len(held) % _INDEX_ENTRY.size]))
     if not entries:
         return
     name, offset, length = entries[0]

@@ -75,6 +75,9 @@ def draw(dataset: str, annotations: Annotations, seed: int) -> tuple[list[Select
     counts = Counter(train.classes)
     by_count = sorted(annotations.classes, key=lambda name: (-counts[name], name))
     num_base = math.ceil(len(by_count) / 2)
+    warnings = []
+    if len(by_count) < 4:
+        warnings.append(f"{dataset}: {len(by_count)} classes leave base or novel with one class, whose answer is given")
     base, novel = own_class_names(by_count[:num_base]), own_class_names(by_count[num_base:])
     selections = [_shots(dataset, few_shot_spec(shot, seed=seed), train, full, seed) for shot in SHOTS]
     if val is not None:
@@ -85,7 +88,7 @@ def draw(dataset: str, annotations: Annotations, seed: int) -> tuple[list[Select
     selections.append(_all(TRAIN_BASE, train, base, seed))
     if val is not None:
         selections += [_all(VAL_BASE, val, base, seed), _all(VAL_NOVEL, val, novel, seed)]
-    return selections, _too_few(selections, counts)
+    return selections, warnings + _too_few(selections, counts)
 
 
 def _all(spec: ManifestSpec, official: OfficialList, classes: ClassNames, seed: int) -> Selection:

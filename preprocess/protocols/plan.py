@@ -75,6 +75,11 @@ def _plan_own(source: Source, index: VideoIndex, seed: int) -> ProtocolPlan:
     annotations = source.annotations
     if annotations is None and source.dataset in PATH_KEYED:
         annotations = folder_annotations(source, seed)
+        if not annotations.classes:
+            raise ConfigError(
+                f"{source.root}: has no class folders, so no video has a class; give the folder that holds one folder "
+                "a class with --videos, or lists with --splits"
+            )
     if annotations is None:
         selections: list[Selection] = []
         warnings = [f"{source.dataset}: neither --splits nor --annotations is given, so there are no manifests"]

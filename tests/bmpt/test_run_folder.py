@@ -248,6 +248,13 @@ def test_an_evaluation_in_the_folder_of_another_method_is_refused(config: MakeCo
         run_evaluation(config(method={"name": "zero_shot"}, train={"epochs": 1}), ALONE, checkpoint=None)
 
 
+def test_classes_whose_texts_are_one_are_refused(config: MakeConfig) -> None:
+    settings = config(text={"template": "very " * 80 + "{}"})  # the class name is cut off
+    with pytest.raises(ConfigError, match=r"the classes 'Class00' and 'Class01' have the same text feature: tiny"):
+        run(settings)
+    assert not folder_of(settings).exists()
+
+
 def test_two_runs_at_once_in_one_folder_are_refused(config: MakeConfig) -> None:
     settings = config()
     with hold(settings), pytest.raises(ConfigError, match=r"another run is writing there"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from preprocess.containers import Structure, check_bytes, check_container
@@ -138,6 +138,7 @@ def test_what_is_no_container_has_nothing_to_say(tmp_path: Path) -> None:
     end=st.floats(0.0, 1.0),
     changes=st.lists(st.tuples(st.floats(0.0, 0.999), st.binary(min_size=1, max_size=8)), max_size=4),
 )
+@example(suffix=".avi", end=0.9999999999999999, changes=[])
 def test_no_bytes_whatever_raise_an_error(
     whole: Whole, suffix: str, end: float, changes: list[tuple[float, bytes]]
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from preprocess.protocols import ManifestPlan, plan_protocols
 from preprocess.protocols.draw import keyed_order
 from preprocess.sources import Source, open_source
+from shards.errors import ConfigError
 from tests.preprocess.trees import write_tree, write_videos
 from tests.shared_data import shared_data
 
@@ -140,10 +141,16 @@ def test_a_folder_data_set_is_split_80_to_20_in_each_class(tmp_path: Path, datas
     assert manifests["base_to_novel/val_novel"].classes == ["sit", "wave"]
 
 
-def test_a_folder_without_classes_has_no_manifest_rows(tmp_path: Path) -> None:
-    plan = plan_protocols(open_source("folder", write_videos(tmp_path, ["a.mp4"]), None), [])
-    assert all(not manifest.rows for manifest in plan.manifests)
-    assert plan.classes == []
+def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
+    source = open_source("folder", write_videos(tmp_path, ["a.mp4"]), None)
+    with pytest.raises(ConfigError, match="has no class folders, so no video has a class; give the folder that holds"):
+        plan_protocols(source, [])
+
+
+def test_a_part_of_one_class_is_warned_about_since_its_answer_is_given(tmp_path: Path) -> None:
+    names = [f"{name}/{i}.mp4" for name in ("jump", "run") for i in range(40)]
+    plan = plan_protocols(open_source("folder", write_videos(tmp_path, names), None), [])
+    assert plan.warnings[0] == "folder: 2 classes leave base or novel with one class, whose answer is given"
 
 
 def test_a_new_class_changes_no_other_draw(tmp_path: Path) -> None:
