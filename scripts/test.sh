@@ -4,11 +4,13 @@
 set -euo pipefail
 . "$(dirname "$0")/setup.sh" "[dev]"
 select="not long"
+examples=same
 if [ "${1:-}" = "--all" ]; then
     select="long or not long"
+    examples=new
     shift
 fi
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal -m "$select" "$@"
+exec .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal -m "$select" --hypothesis-profile "$examples" "$@"
