@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -16,7 +20,7 @@ class ProgressBars:
         self._enabled = enabled
         self._is_terminal = enabled and sys.stderr.isatty()
         self._last_line = 0.0
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressBars:
         if self._is_terminal:
@@ -39,7 +43,7 @@ class ProgressBars:
         if self._is_terminal:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=total, note=note)
-            self._bars.update(self._tasks[name], completed=done, total=total, note=note)  # type: ignore[arg-type]
+            self._bars.update(self._tasks[name], completed=done, total=total, note=note)
         elif self._enabled and (done == total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES):
             self._last_line = time.monotonic()
             print(f"{name}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -92,8 +92,8 @@ class Trainer:
         loss_here = 0.0
         for batch in batches:
             is_last = batch is batches[-1]
-            sync = nullcontext() if is_last or self.world.size == 1 else self.model.no_sync()  # type: ignore[operator]
-            with sync:
+            joint = self.model if isinstance(self.model, DistributedDataParallel) else None
+            with nullcontext() if is_last or joint is None else joint.no_sync():
                 loss_here += self._backward(batch, share=self.world.size / max(1.0, valid))
         if valid > 0:
             self.scaler.step(self.optimizer)

@@ -29,7 +29,8 @@ class ExchangeLayer(nn.Module):
     """One layer's exchange: the first half of each tower's tokens moves the second half of the other's.
 
     Both directions read the un-updated halves; the gates start at 0, so that step 0 equals the uncoupled model
-    and the gates have a gradient. Source: format, 'Exchange'; methods of BMPT 1.5 C."""
+    and the gates have a gradient. BMPT as released builds its
+    exchange at 768 in both towers and never calls it; this one is ours."""
 
     def __init__(self, vision_width: int, text_width: int, hidden_width: int) -> None:
         super().__init__()

@@ -192,4 +192,4 @@ def test_a_config_written_as_yaml_reads_back_equal(minimal: Path, tmp_path: Path
 
 def test_a_config_cannot_be_changed(minimal: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load_config(minimal).seed = 3  # type: ignore[misc]
+        load_config(minimal).seed = 3

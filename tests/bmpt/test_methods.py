@@ -98,8 +98,8 @@ def test_class_features_that_are_given_are_used(clip: Path) -> None:
 def test_at_step_0_the_exchange_changes_nothing(clip: Path) -> None:
     method = bmpt_on(clip)
     vision, text = method.layer_prompts()
-    assert torch.equal(torch.stack(list(vision)), method.vision_LPE)  # type: ignore[arg-type]
-    assert torch.equal(torch.stack(list(text)), method.text_LPE)  # type: ignore[arg-type]
+    assert torch.equal(torch.stack(list(vision)), method.vision_LPE)
+    assert torch.equal(torch.stack(list(text)), method.text_LPE)
 
 
 @pytest.mark.parametrize(("prompts", "features"), [("vision_LPE", "text"), ("text_LPE", "vision")])
@@ -134,7 +134,7 @@ def test_every_trained_parameter_of_the_exchange_has_a_gradient_once_the_gates_a
     method = bmpt_on(clip)
     open_gates(method)
     method(random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)).logsumexp(dim=1).sum().backward()
-    idle = [name for name in method.trained_groups() if not method.get_parameter(name).grad.abs().sum() > 0]  # type: ignore[union-attr]
+    idle = [name for name in method.trained_groups() if not method.get_parameter(name).grad.abs().sum() > 0]
     assert idle == []
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from bmpt.classes import class_texts
-from bmpt.clip import Backbone, load_backbone
+from bmpt.clip import Backbone, load_backbone, read_safetensors
 from bmpt.config import MethodSettings, TextSettings
 from bmpt.methods import build_method
 from bmpt.methods.bmpt import Bmpt
@@ -34,8 +33,8 @@ def backbone(reference: Path) -> Backbone:
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    with safe_open(file, framework="pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["meta"])  # noqa: SIM118
+    state, metadata = read_safetensors(file)
+    return state, json.loads(metadata["meta"])
 
 
 def assert_close(logits: torch.Tensor, expected: torch.Tensor) -> None:

@@ -45,7 +45,7 @@ def drawn_manifests(source: Source, seed: int = 0) -> dict[str, ManifestPlan]:
 @given(st.sets(st.text(max_size=4), max_size=8), st.integers(0, 5), st.randoms())
 def test_the_keyed_order_does_not_depend_on_the_order_of_the_keys(keys: set[str], seed: int, rng: object) -> None:
     listed = sorted(keys)
-    rng.shuffle(listed)  # type: ignore[attr-defined]
+    rng.shuffle(listed)
     ordered = keyed_order(listed, seed)
     assert ordered == keyed_order(keys, seed)
     assert ordered == sorted(keys, key=lambda key: sha256(f"{seed}\t{key}".encode()).hexdigest())

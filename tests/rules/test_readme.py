@@ -37,8 +37,8 @@ def parse(words: list[str]) -> None:
         return
     assert words[0] == "bmpt", f"README runs {words[0]}, which this test does not know"
     group = typer.main.get_command(app)
-    assert words[1] in group.commands  # type: ignore[attr-defined]
-    group.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
+    assert words[1] in group.commands
+    group.commands[words[1]].make_context(words[1], words[2:])
 
 
 def test_readme_has_commands() -> None:

@@ -54,7 +54,7 @@ def test_the_resolved_yaml_reads_back_to_the_same_settings(tmp_path: Path) -> No
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Run().seed = 1  # type: ignore[misc]
+        Run().seed = 1
 
 
 @pytest.mark.parametrize(

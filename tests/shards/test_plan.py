@@ -239,4 +239,4 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_both_numbers(
     options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_batch(8, **{"accumulation": 1, "world_size": 1, **options})  # type: ignore[arg-type]
+        check_batch(8, **{"accumulation": 1, "world_size": 1, **options})

@@ -61,7 +61,7 @@ def test_the_byte_ranges_are_the_members_that_tarfile_finds(pool: Pool) -> None:
     row = pool.manifest("few_shot/train_k2").row(3)
     with tarfile.open(pool.store.uri(row["shard"])) as tar:
         names = [name for name in tar.getnames() if name.startswith(row["key"] + ".")]
-        members = [tar.extractfile(name).read() for name in names]  # type: ignore[union-attr]
+        members = [tar.extractfile(name).read() for name in names]
     assert names == [f"{row['key']}.{position:03d}.jpg" for position in range(12)] + [f"{row['key']}.json"]
     assert read_frame_bytes(pool.store, row, range(12)) == members[:-1]
     assert json.loads(members[-1])["key"] == row["key"]

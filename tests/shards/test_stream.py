@@ -71,7 +71,7 @@ def test_a_plan_without_a_loader_worker_makes_everything_itself(pool: Pool) -> N
         seen.append(place)
         return list(eval_plan(4, block_size=3, place=place))
 
-    stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)  # type: ignore[arg-type]
+    stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)
     assert [item.index for item in stage()] == [0, 1, 2, 3]
     assert seen == [Place(rank=0, world_size=1, worker=0, num_workers=1)]
 
@@ -82,7 +82,7 @@ def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
     def plan(*, place: Place) -> list[MicroPlan]:
         return list(eval_plan(4, block_size=3, place=place))
 
-    stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)  # type: ignore[arg-type]
+    stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)
     pipeline = make_pipeline(stage, pool.store)
     assert isinstance(pipeline, DataPipeline)
     assert [batch.clips.positions_B.tolist() for batch in pipeline] == [[0, 1, 2], [3]]
