@@ -23,7 +23,11 @@ def _readable_to_even(plane: Image) -> Image:
     height, width = plane.shape
     if height % 2 == 0 and width % 2 == 0:
         return plane
-    return np.pad(plane, ((0, height % 2), (0, width % 2)), mode="edge")[:height, :width]
+    even = np.empty((height + height % 2, width + width % 2), np.uint8)  # 3 times as fast as np.pad
+    even[:height, :width] = plane
+    even[:height, width:] = even[:height, width - 1 : width]
+    even[height:] = even[height - 1]
+    return even[:height, :width]
 
 
 def encode_rgb(image_HWC: Image, *, quality: int) -> bytes:

@@ -12,10 +12,12 @@ Buffer = bytes | mmap.mmap
 class Structure:
     """What a container's structure says of its file, in words; None where nothing is wrong.
 
-    missing: what is stated beyond the end of the file; inside: what contradicts itself within it"""
+    missing: what is stated beyond the end of the file; inside: what contradicts itself within it
+    num_blocks: in Matroska the blocks of the only track that has any, which are its packets; else None"""
 
     missing: str | None = None
     inside: str | None = None
+    num_blocks: int | None = None
 
 
 class Notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from preprocess.containers.bytewise import Buffer, Notes, Structure
 
@@ -11,6 +11,7 @@ EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER, _CUES, _BLOCK_GROUP = 0x18538067, 0x1F43B675, 0x1C53BB6B, 0xA0
 _VOID, _CRC32 = 0xEC, 0xBF
 _CUE_POINT, _CUE_POSITIONS, _CUE_CLUSTER = 0xBB, 0xB7, 0xF1
+_BLOCKS = frozenset({0xA3, 0xA1})  # simple, and in a block group
 _ANYWHERE = frozenset({_VOID, _CRC32})
 # SeekHead, Info, Tracks, Tags, Attachments, Chapters
 _LEVEL_1 = _ANYWHERE | {_CLUSTER, _CUES, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1254C367, 0x1941A469, 0x1043A770}
@@ -34,12 +35,23 @@ class _Element:
 
 @dataclass
 class _Walk:
-    """What is known while one file is walked; `clusters` are their first bytes."""
+    """What is known while one file is walked; `clusters` are their first bytes, `blocks` are counted by track."""
 
     data: Buffer
     notes: Notes
     clusters: set[int] = field(default_factory=set)
     cues: list[_Element] = field(default_factory=list)
+    blocks: dict[int, int] = field(default_factory=dict)
+
+    def count_block(self, content: int) -> None:
+        """Count a block; the first byte of its content is its track (of up to 126)."""
+        track = self.data[content] if content < self.notes.size else 0
+        self.blocks[track] = self.blocks.get(track, 0) + 1
+
+    def result(self) -> Structure:
+        """The findings and, where one track alone has blocks, their number."""
+        count = next(iter(self.blocks.values())) if len(self.blocks) == 1 else None
+        return replace(self.notes.result(), num_blocks=count)
 
 
 def check_matroska(data: Buffer) -> Structure:
@@ -50,14 +62,14 @@ def check_matroska(data: Buffer) -> Structure:
     if segment is None or segment.id != _SEGMENT:
         if not walk.notes.missing:
             walk.notes.contradict("no segment follows the header")
-        return walk.notes.result()
+        return walk.result()
     if segment.end is not None and segment.end > walk.notes.size:
         walk.notes.cut(segment.end, "the segment header")
     _walk_segment(walk, segment)
     if walk.notes.missing is None:
         for cues in walk.cues:
             _check_cues(walk, cues, segment.content)
-    return walk.notes.result()
+    return walk.result()
 
 
 def _walk_segment(walk: _Walk, segment: _Element) -> None:
@@ -100,9 +112,10 @@ def _walk_children(walk: _Walk, parent: _Element, end: int) -> int:
             first = data[at + 1]
             num_bytes = 9 - first.bit_length()
             length = int.from_bytes(data[at + 1 : at + 1 + num_bytes], "big") & ((1 << 7 * num_bytes) - 1)
-            after = at + 1 + num_bytes + length
-            if after <= end:
-                at = after
+            content = at + 1 + num_bytes
+            if content + length <= end:
+                walk.count_block(content)
+                at = content + length
                 continue
         element = _read_element(walk, at)
         if element is None:
@@ -118,6 +131,8 @@ def _walk_children(walk: _Walk, parent: _Element, end: int) -> int:
             return -1
         if not _fits(walk, element, end, parent):
             return -1
+        if element.id in _BLOCKS:
+            walk.count_block(element.content)
         if element.id == _BLOCK_GROUP and _walk_children(walk, element, element.end) < 0:
             return -1
         at = element.end

@@ -79,13 +79,17 @@ def test_only_ok_has_no_reason_and_only_undecodable_has_no_frames(evidence: Evid
         assert verdict.name == "undecodable"
 
 
+def is_sound(structure: Structure) -> bool:
+    return structure.missing is None and structure.inside is None
+
+
 @pytest.mark.parametrize("suffix", [".avi", ".webm", ".mp4", ".mkv"])
 @pytest.mark.parametrize(
     "percent", [10, 50, 90, 98, *(pytest.param(p, marks=pytest.mark.long) for p in range(15, 100, 5))]
 )
 def test_a_truncated_file_is_never_ok(tmp_path: Path, suffix: str, percent: int) -> None:
     whole = make_video(tmp_path / f"a{suffix}", frames=30)
-    assert check_container(whole) == Structure()
+    assert is_sound(check_container(whole))
     assert read(whole).verdict.name == "ok"
     cut = tmp_path / f"b{suffix}"
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * percent // 100])
@@ -98,7 +102,7 @@ def test_bytes_behind_the_end_are_no_cut(tmp_path: Path) -> None:
     for suffix in (".avi", ".mp4", ".webm"):
         whole = make_video(tmp_path / f"a{suffix}")
         whole.write_bytes(whole.read_bytes() + bytes(300))
-        assert check_container(whole) == Structure()
+        assert is_sound(check_container(whole))
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def test_tarfile_reads_the_members_in_order_without_owner_or_time(whole: tuple[b
         (0, "bmpt", "bmpt", 0o444)
     }
     assert facts == {"key": "jump/clip 7", "verdict": "ok"}
+    offsets = [row["offset"] + frame for row in whole[2] if row["shard"] for frame in row["frame_offset"]]
+    assert offsets == [member.offset_data for member in members if member.name.endswith(".jpg")]
 
 
 def test_stock_webdataset_reads_the_shard(whole: tuple[bytes, bytes, list], tmp_path: Path) -> None:
