@@ -7,7 +7,7 @@ never repeated lines skipped (libav remembers them across files)."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import av
 import av.logging
 from av.stream import Disposition
 
-from preprocess.containers import check_container
+from preprocess.containers import Structure, check_container
 from preprocess.decoders import ERR_DETECT, PacketDecoder, has_zeroed_block, is_shown
 from preprocess.pixels import FrameEncoder
 from preprocess.planning import stored_indices
@@ -24,7 +24,8 @@ from preprocess.verdicts import CUT_LINES, HARMLESS_LINES, WARNING_LEVEL, Eviden
 from shards.errors import SampleError
 from shards.schema import Encoding
 
-_LogLine = tuple[int, str, str]
+LogLine = tuple[int, str, str]  # libav's level, the name of what speaks, what it says
+_EMPTY = Evidence(problem="the file is empty")
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,27 @@ class ReadVideo:
     stored_size: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a file shows without being decoded, for a decoder that is another process.
+
+    stream_index: of the video stream in its container
+    num_frames_expected: what a whole file decodes to
+    evidence: structure, packet counts and what the demuxer said; no frame and nothing a decoder would say"""
+
+    stream: StreamFacts
+    stream_index: int
+    num_frames_expected: int
+    evidence: Evidence
+
+
 @dataclass
 class _Pass:
-    """What one decoding pass has collected so far."""
+    """What one pass over a file has collected so far."""
 
     wanted: frozenset[int]
+    stream_index: int = 0
+    num_stated: int = 0
     stream: StreamFacts = field(default_factory=StreamFacts)
     evidence: Evidence = field(default_factory=Evidence)
     num_packets: int = 0
@@ -71,6 +88,7 @@ class _Pass:
     findings: list[Finding] = field(default_factory=list)
     size: tuple[int, int] | None = None
     last_packet_seconds: float = 0.0
+    last_frame_seconds: float | None = None
     kept: dict[int, tuple[bytes, float]] = field(default_factory=dict)
 
 
@@ -86,29 +104,19 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
 
     A second pass only if the decoded count is not the expected one. Raises: OSError, SampleError, av.FFmpegError."""
     if path.stat().st_size == 0:
-        return ReadVideo(StreamFacts(), judge(Evidence(problem="the file is empty")))
+        return ReadVideo(StreamFacts(), judge(_EMPTY))
     structure = check_container(path)
-    expected = _expect_frames(path)
-    done = _decode(path, encoder, frozenset(stored_indices(expected, encoding.frames_per_clip)))
+    expected = structure.num_blocks or _expect_frames(path)
+    done = _read_through(path, encoder, frozenset(stored_indices(expected, encoding.frames_per_clip)))
     wanted = stored_indices(done.num_good, encoding.frames_per_clip)
     if not done.kept.keys() >= set(wanted):
         counted = done.num_good
-        done = _decode(path, encoder, frozenset(wanted))
+        done = _read_through(path, encoder, frozenset(wanted))
         if done.num_good != counted:
             raise SampleError(f"decoded {counted} frames, then {done.num_good}: does something write this file?")
-    evidence = replace(
-        done.evidence,
-        missing_end=structure.missing,
-        inconsistent=structure.inside,
-        num_packets=done.num_packets,
-        num_packets_shown=done.num_shown,
-        num_frames_good=done.num_good,
-        num_frames_bad=done.num_bad,
-        findings=tuple(done.findings),
-    )
     return ReadVideo(
         stream=done.stream,
-        verdict=judge(evidence),
+        verdict=judge(_with_counts(done, structure)),
         num_frames_decoded=done.num_good,
         num_decoder_errors=len(done.findings),
         frames=[done.kept[index][0] for index in wanted],
@@ -118,8 +126,31 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
     )
 
 
+def survey_video(path: Path) -> Survey:
+    """Demux a video to its end and decode nothing. Raises: OSError."""
+    if path.stat().st_size == 0:
+        return Survey(StreamFacts(), 0, 0, _EMPTY)
+    structure = check_container(path)
+    done = _read_through(path, None, frozenset())
+    return Survey(done.stream, done.stream_index, done.num_stated or done.num_shown, _with_counts(done, structure))
+
+
+def _with_counts(done: _Pass, structure: Structure) -> Evidence:
+    return replace(
+        done.evidence,
+        missing_end=structure.missing,
+        inconsistent=structure.inside,
+        num_packets=done.num_packets,
+        num_packets_shown=done.num_shown,
+        num_frames_good=done.num_good,
+        num_frames_bad=done.num_bad,
+        findings=tuple(done.findings),
+    )
+
+
 def _open(path: Path) -> Any:
-    return av.open(str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT})
+    # generated times run backwards in AVI with packed B-frames (HMDB-51)
+    return av.open(str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT, "fflags": "-genpts"})
 
 
 def _expect_frames(path: Path) -> int:
@@ -129,16 +160,21 @@ def _expect_frames(path: Path) -> int:
             stream = _video_stream(container)
             if stream is None:
                 return 0
-            if stream.frames:
-                # DivX with packed B-frames (HMDB-51) states one more than there are; a wrong guess costs a pass
-                return stream.frames - (stream.codec_context.codec_tag == "DX50")
-            return sum(packet.size > 0 for packet in container.demux(stream))
+            return _stated_frames(stream) or sum(packet.size > 0 for packet in container.demux(stream))
     except (av.FFmpegError, OSError):
         return 0  # the decoding pass says why
 
 
-def _decode(path: Path, encoder: FrameEncoder, wanted: frozenset[int]) -> _Pass:
-    """One decoding pass; keeps the frames whose index among the good ones is wanted."""
+def _stated_frames(stream: Any) -> int:
+    """The frames that a stream says it has, 0 if it does not."""
+    if not stream.frames:
+        return 0
+    # DivX with packed B-frames (HMDB-51) states one more than there are; a wrong guess costs a pass
+    return stream.frames - (stream.codec_context.codec_tag == "DX50")
+
+
+def _read_through(path: Path, encoder: FrameEncoder | None, wanted: frozenset[int]) -> _Pass:
+    """One pass; keeps the frames whose index among the good ones is wanted. Without an encoder nothing is decoded."""
     state = _Pass(wanted)
     with av.logging.Capture(local=True) as lines:
         try:
@@ -151,23 +187,24 @@ def _decode(path: Path, encoder: FrameEncoder, wanted: frozenset[int]) -> _Pass:
             if stream is None:
                 state.evidence = Evidence(problem=_no_stream(container))
                 return state
-            decoder = PacketDecoder(stream)
+            decoder = PacketDecoder(stream) if encoder else None
+            state.stream_index, state.num_stated = stream.index, _stated_frames(stream)
             state.stream = _facts_of(container, stream)
             demuxer = container.format.name
-            state.findings += _findings([line for line in lines if line[1] == demuxer], packet=-1)
+            state.findings += findings_in([line for line in lines if line[1] == demuxer], packet=-1)
             lines.clear()
-            _decode_packets(container.demux(), decoder, stream, state, encoder, lines)
+            _take_packets(container.demux(), decoder, stream, state, encoder, lines)
             state.evidence = _evidence_of(container, stream, state)
     return state
 
 
-def _decode_packets(
+def _take_packets(
     packets: Iterator[Any],
-    decoder: PacketDecoder,
+    decoder: PacketDecoder | None,
     stream: Any,
     state: _Pass,
-    encoder: FrameEncoder,
-    lines: list[_LogLine],
+    encoder: FrameEncoder | None,
+    lines: list[LogLine],
 ) -> None:
     """Demux and decode to the end; a broken packet never ends the loop, a broken container does."""
     while True:
@@ -180,12 +217,13 @@ def _decode_packets(
         failure: str | None = None
         if packet is not None:
             frames, failure = _decode_packet(packet, decoder, stream, state)
-        found = _findings(lines, packet=state.num_packets)
+        found = findings_in(lines, packet=state.num_packets)
         if failure is not None and not found:  # mostly the log says it better
             found = [Finding(state.num_packets, failure)]
         state.findings += found
-        for frame in frames:
-            _take_frame(frame, decoder, state, encoder)
+        if decoder and encoder:
+            for frame in frames:
+                _take_frame(frame, decoder, state, encoder)
         lines.clear()  # what the scaler said is no evidence
         if packet is None:
             return
@@ -193,7 +231,9 @@ def _decode_packets(
             _count_packet(packet, state)
 
 
-def _decode_packet(packet: Any, decoder: PacketDecoder, stream: Any, state: _Pass) -> tuple[list[Any], str | None]:
+def _decode_packet(
+    packet: Any, decoder: PacketDecoder | None, stream: Any, state: _Pass
+) -> tuple[list[Any], str | None]:
     """Decode a packet of the video stream; returns its frames and what failed, in words."""
     if packet.stream.index != stream.index:  # flushing packets all have the stream_index 0
         if packet.is_corrupt:
@@ -204,7 +244,7 @@ def _decode_packet(packet: Any, decoder: PacketDecoder, stream: Any, state: _Pas
     if has_zeroed_block(packet, state.stream.codec or ""):
         state.findings.append(Finding(state.num_packets, "zeros stand where coded video should"))
     try:
-        return decoder.decode(packet), None
+        return decoder.decode(packet) if decoder else [], None
     except av.FFmpegError as error:
         return [], f"decoding failed: {error.strerror}"
 
@@ -233,12 +273,19 @@ def _take_frame(frame: Any, decoder: PacketDecoder, state: _Pass, encoder: Frame
 
 
 def _time_of(frame: Any, state: _Pass) -> float:
-    if frame.time is not None:
-        return round(frame.time, 6)
-    return round((state.num_good + state.num_bad) / (state.stream.fps or 25.0), 6)
+    """Seconds; where the container has no presentation times, the decoding time, as FFmpeg takes it."""
+    ticks = frame.dts if frame.pts is None else frame.pts
+    if ticks is not None:
+        seconds = float(ticks * frame.time_base)
+    elif state.last_frame_seconds is None:
+        seconds = 0.0
+    else:
+        seconds = state.last_frame_seconds + 1 / (state.stream.fps or 25.0)
+    state.last_frame_seconds = seconds
+    return round(seconds, 6)
 
 
-def _findings(lines: list[_LogLine], *, packet: int) -> list[Finding]:
+def findings_in(lines: Sequence[LogLine], *, packet: int) -> list[Finding]:
     """The lines that tell of damage; what is said at INFO is noise, but for concealed errors."""
     found = []
     for level, _, raw in lines:

@@ -13,28 +13,41 @@ import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
-from preprocess.decode_worker import READY, Decoded
+from preprocess.decode_worker import READY, Decoded, DecodeOptions
 from preprocess.rows import undecodable_row
 from preprocess.sources import SourceVideo
 from shards.errors import ConfigError
-from shards.schema import Encoding
 
 _AHEAD_PER_WORKER = 8  # how far decoding may run ahead of the first unfinished video; about 1 MB a video
+_LARGE_BYTES = 100_000_000  # 10 minutes of 1080p have 300 MB and take 22 s (h264) to 54 s (VP9) of a free core
 _START_SECONDS = 60.0  # for a worker's imports; 0.4 s on an idle machine
 _SERVE = "import sys; from preprocess.decode_worker import serve; serve(int(sys.argv[1]))"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+def limit_seconds(video: SourceVideo, timeout_seconds: float) -> float:
+    """The time that a video has: the timeout, in a file of more than 100 MB the timeout for each 100 MB."""
+    return timeout_seconds * max(1.0, video.num_bytes / _LARGE_BYTES)
+
+
 class _Worker:
     """One process and what it is doing; `position` is None while it is idle."""
 
-    def __init__(self, encoding: Encoding, timeout_seconds: float) -> None:
-        self.timeout_seconds = timeout_seconds
+    def __init__(self, options: DecodeOptions) -> None:
+        self.options = options
+        self.position: int | None = None
+        self.limit_seconds = self.deadline = 0.0
+        self._launch(options.timeout_seconds)
+
+    def _launch(self, longest_seconds: float) -> None:
+        """Start the process, which ends itself some time after `longest_seconds` with one video."""
+        self.longest_seconds = longest_seconds
         self.is_ready = False
         self.connection, theirs = Pipe()
         with theirs:
@@ -45,11 +58,14 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self.position: int | None = None
-        self.deadline = 0.0
-        self.connection.send((encoding, timeout_seconds))
+        self.connection.send(replace(self.options, timeout_seconds=longest_seconds))
 
     def start(self, position: int, video: SourceVideo) -> None:
+        """Hand out a video; a larger file than any before takes a new process."""
+        self.limit_seconds = limit_seconds(video, self.options.timeout_seconds)
+        if self.limit_seconds > self.longest_seconds:
+            self.kill()
+            self._launch(self.limit_seconds)
         self.position = position
         self.set_deadline()
         with contextlib.suppress(OSError):  # it has died while idle: the read that follows finds out
@@ -57,7 +73,7 @@ class _Worker:
 
     def set_deadline(self) -> None:
         """The time for one video; a worker that is not ready yet gets the time for its imports on top."""
-        self.deadline = time.monotonic() + self.timeout_seconds + (0.0 if self.is_ready else _START_SECONDS)
+        self.deadline = time.monotonic() + self.limit_seconds + (0.0 if self.is_ready else _START_SECONDS)
 
     def kill(self) -> int:
         """End the process whatever it is doing; returns its exit code, negative for a signal."""
@@ -72,10 +88,9 @@ class WorkerPool:
     A video whose worker hangs or dies is tried once more alone, with nothing else running, and is undecodable
     after that: the reason says which."""
 
-    def __init__(self, num_workers: int, *, encoding: Encoding, timeout_seconds: float) -> None:
+    def __init__(self, num_workers: int, options: DecodeOptions) -> None:
         self._num_workers = num_workers
-        self._encoding = encoding
-        self._timeout_seconds = timeout_seconds
+        self._options = options
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> WorkerPool:
@@ -94,9 +109,10 @@ class WorkerPool:
         alone: deque[int] = deque()
         failures: dict[int, str] = {}
         answers: dict[int, Decoded] = {}
+        ahead = _AHEAD_PER_WORKER * self._num_workers
         for position in range(len(videos)):
             while position not in answers:
-                self._hand_out(videos, waiting, alone, position + _AHEAD_PER_WORKER * self._num_workers)
+                self._hand_out(videos, waiting, alone, position + ahead)
                 for done, answer in self._collect():
                     if isinstance(answer, Decoded):
                         answers[done] = answer
@@ -105,6 +121,7 @@ class WorkerPool:
                     else:
                         failures[done] = answer
                         alone.append(done)
+            self._hand_out(videos, waiting, alone, position + 1 + ahead)  # nobody waits while this answer is written
             yield answers.pop(position)
 
     def _hand_out(self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int) -> None:
@@ -123,7 +140,7 @@ class WorkerPool:
     def _idle_worker(self) -> _Worker:
         idle = next((worker for worker in self._workers if worker.position is None), None)
         if idle is None:
-            idle = _Worker(self._encoding, self._timeout_seconds)
+            idle = _Worker(self._options)
             self._workers.append(idle)
         return idle
 
@@ -142,7 +159,7 @@ class WorkerPool:
                 yield position, self._receive(worker)
             elif time.monotonic() >= worker.deadline:
                 self._replace(worker)
-                yield position, f"the decoder did not end within {self._timeout_seconds:g} s, tried twice"
+                yield position, f"the decoder did not end within {worker.limit_seconds:g} s, tried twice"
 
     def _greet(self, worker: _Worker) -> None:
         """Take a worker's first message. Raises: ConfigError if it could not even start: no video is to blame."""

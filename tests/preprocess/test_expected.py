@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.decode_worker import hash_file
 from preprocess.expected import SourceCheck, differs, is_settled, mark, read_expected
 from preprocess.sources.records import ExpectedSource
 from shards.errors import ConfigError, FormatError
+from shards.hashing import hash_file
 from shards.reader import open_pool
 from tests.preprocess.builds import arguments, build, build_interrupted, digests, run_script
 from tests.preprocess.tiny_videos import make_video

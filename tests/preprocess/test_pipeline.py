@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from preprocess.decode_worker import DecodeOptions
 from preprocess.settings import make_build_settings
 from preprocess.sources import SourceVideo
-from preprocess.state import lock_folder
 from preprocess.workers import WorkerPool
+from preprocess.workspace import open_workspace
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.reader import open_pool, read_frames
 from shards.schema import Encoding
@@ -215,9 +216,9 @@ def test_other_settings_are_an_error_with_both_values(videos: Path, pool: Path, 
 def test_two_builds_of_one_folder_at_once_are_refused_and_no_lock_survives(videos: Path, pool: Path) -> None:
     whole = make_build_settings({"dataset": "folder", "videos": videos, "out": str(pool)})
     part = make_build_settings({"dataset": "folder", "videos": videos, "out": str(pool), "part": "1/2"})
-    with lock_folder(pool, whole), pytest.raises(ConfigError, match="another build is writing there"):
+    with open_workspace(whole).lock(whole), pytest.raises(ConfigError, match="another build is writing there"):
         build(videos, pool)
-    with lock_folder(pool, part):
+    with open_workspace(part).lock(part):
         with pytest.raises(ConfigError, match="another build is writing there"):
             build(videos, pool, part="1/2")
         build(videos, pool, part="2/2")
@@ -251,7 +252,7 @@ def source_video(path: Path) -> SourceVideo:
 def test_a_hanging_decoder_is_killed_and_only_its_video_is_lost(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.avi")  # opening it waits for a writer that never comes
     files = [make_video(tmp_path / "a.avi"), tmp_path / "b.avi", make_video(tmp_path / "c.avi")]
-    with WorkerPool(2, encoding=Encoding(), timeout_seconds=0.7) as pool:
+    with WorkerPool(2, DecodeOptions(Encoding(), timeout_seconds=0.7)) as pool:
         answers = list(pool.decode([source_video(path) for path in files]))
     assert [answer.row["key"] for answer in answers] == ["a", "b", "c"]
     assert [answer.row["verdict"] for answer in answers] == ["ok", "undecodable", "ok"]
@@ -262,7 +263,7 @@ def test_a_decoder_that_dies_takes_only_its_video_along(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.avi")
     files = [tmp_path / "a.avi", make_video(tmp_path / "b.avi")]
     ended = threading.Event()
-    with WorkerPool(1, encoding=Encoding(), timeout_seconds=60) as pool:
+    with WorkerPool(1, DecodeOptions(Encoding(), timeout_seconds=60)) as pool:
 
         def kill_what_reads_the_fifo() -> None:
             while not ended.wait(0.05):
@@ -284,7 +285,7 @@ def test_workers_that_cannot_start_end_the_build_instead_of_blaming_videos(
 ) -> None:
     monkeypatch.setattr("preprocess.workers._SERVE", "raise SystemExit(3)")
     with (
-        WorkerPool(2, encoding=Encoding(), timeout_seconds=60) as pool,
+        WorkerPool(2, DecodeOptions(Encoding(), timeout_seconds=60)) as pool,
         pytest.raises(ConfigError, match=r"a decode worker did not start \(exit code 3\)"),
     ):
         list(pool.decode([source_video(make_video(tmp_path / "a.avi"))]))
@@ -307,9 +308,10 @@ def _orphans() -> list[str]:
 def test_a_decode_worker_imports_neither_torch_nor_webdataset(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from preprocess import decode_worker as d;"
-        "from preprocess.sources import SourceVideo; from preprocess.pixels import FrameEncoder;"
+        "from preprocess.sources import SourceVideo;"
         "from shards.schema import Encoding; p = Path(sys.argv[1]);"
-        "a = d.decode_video(SourceVideo('a', p, 'a', 1, None), FrameEncoder(Encoding()), Encoding());"
+        "read = d.open_reader(d.DecodeOptions(Encoding(), timeout_seconds=60));"
+        "a = d.decode_video(SourceVideo('a', p, 'a', 1, None), read);"
         "print(a.row['verdict'], [m for m in ('torch', 'webdataset', 'obstore') if m in sys.modules])"
     )
     done = run_python("-c", code, str(make_video(tmp_path / "a.avi")), cwd=ROOT)
