@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML of configs/experiments")]
-PoolPath = Annotated[Path, typer.Argument(metavar="POOL", help="the folder of a finished pool")]
+PoolPath = Annotated[str, typer.Argument(metavar="POOL", help="a finished pool: its folder, or s3://bucket/prefix")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated")
 ]
@@ -157,8 +157,8 @@ def repair(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="a pool")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="another pool")],
+    a: Annotated[str, typer.Argument(metavar="A", help="a pool")],
+    b: Annotated[str, typer.Argument(metavar="B", help="another pool")],
     as_json: JsonOption = False,
 ) -> None:
     """Say how two pools differ by their tables (no shard is opened: see `bmpt verify`); ends with 1 if they do."""
@@ -172,14 +172,15 @@ def diff(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="POOL|RUN", help="a pool, or the folder of a run")],
+    folder: Annotated[str, typer.Argument(metavar="POOL|RUN", help="a pool, or the folder of a run")],
     key: Annotated[str | None, typer.Option(help="a sample of the pool: write its frames as one picture")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture, a .jpg")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """State what a pool holds, manifest by manifest and verdict by verdict, or the results of a run."""
-    if (folder / "results.json").is_file():
-        _show_results(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder, as_json=as_json)
+    results = Path(folder) / "results.json"
+    if results.is_file():
+        _show_results(json.loads(results.read_text(encoding="utf-8")), Path(folder), as_json=as_json)
         return
     if key is not None or out is not None:
         from shards.contact_sheet import write_contact_sheet

@@ -48,8 +48,23 @@ def build(
         Path | None,
         typer.Option(metavar="FILE", help="Sizes and sha256 of good files: another pool's samples.parquet, or a CSV."),
     ] = None,
-    decoder: Annotated[str | None, typer.Option(metavar="NAME", help="pyav.  [default: pyav]")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    engine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where videos are decoded: local or ray.  [default: local]")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="A", help="A running Ray cluster: auto, or host:port.  [default: a new one]")
+    ] = None,
+    decoder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="pyav, or ffmpeg: one process a video.  [default: pyav]")
+    ] = None,
+    hwaccel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="FFmpeg's -hwaccel, with --decoder ffmpeg: cuda, vaapi, ...")
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Open shards of an s3:// pool.  [default: ./scratch/<dataset>]"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizes and time, write nothing.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End with 1 if anything is missing or not ok.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     overrides: Annotated[
@@ -66,6 +81,7 @@ def build(
     options: dict[str, Any] = {
         **{"dataset": dataset, "videos": videos, "annotations": annotations, "splits": splits, "out": out},
         **{"workers": workers, "part": part, "limit": limit, "decoder": decoder, "json": json_output or None},
+        **{"engine": engine, "ray_address": ray_address, "hwaccel": hwaccel, "scratch": scratch},
         "expect_sources": expect_sources,
         **{name: value or None for name, value in flags.items()},
     }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,40 +13,29 @@ from preprocess.job import Job
 from preprocess.planning import ShardPlan, part_of
 from preprocess.protocols import write_manifests
 from preprocess.rows import missing_row
-from preprocess.settings import BuildSettings
-from preprocess.state import (
-    BUILD_NOTE,
-    PARTS,
-    REPAIR,
-    SHARDS,
-    PoolState,
-    has_journal,
-    join_versions,
-    library_versions,
-    tar_path,
-)
-from preprocess.tables import ShardRows, join_tables, read_samples, rows_table, split_by_shard, to_parquet
+from preprocess.state import PARTS, SHARDS, PoolState, join_versions, library_versions, tar_name
+from preprocess.tables import ShardRows, end_of_tar, join_tables, read_samples, rows_table, split_by_shard, to_parquet
 from shards.errors import ConfigError
+from shards.pool_report import ManifestReport
 from shards.schema import (
     FORMAT_VERSION,
     POOL_CARD,
     SAMPLES,
-    ManifestInfo,
     PoolCard,
     ShardEntry,
     count_samples,
     pool_id,
 )
 from shards.storage import Store
-from shards.writer import describe_shard
 
 _PART_NAME = re.compile(r"parts/(\d+)-of-(\d+)\.parquet")
 
 
-def write_part(store: Store, settings: BuildSettings, shards: Sequence[ShardRows]) -> None:
-    """Write `parts/<I>-of-<N>.parquet`: the rows of the shards that this part has finished."""
-    name = f"{PARTS}/{settings.part_index}-of-{settings.num_parts}.parquet"
-    store.put(name, to_parquet(join_tables(shards, rows_table([]))))
+def write_part(job: Job, shards: Sequence[ShardRows]) -> None:
+    """Write `parts/<I>-of-<N>.parquet`: rows and hashes of the shards that this part has finished."""
+    name = f"{PARTS}/{job.settings.part_index}-of-{job.settings.num_parts}.parquet"
+    described = [replace(shard, entry=shard.entry or _describe(job.store, shard)) for shard in shards]
+    job.store.put(name, to_parquet(join_tables(described, rows_table([]), with_entries=True)))
 
 
 def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> list[ShardRows]:
@@ -68,12 +56,13 @@ def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> l
     for name in parts.values():
         for shard in split_by_shard(read_samples(store.read(name), where=store.uri(name))):
             found[shard.plan.name] = shard
+    held = store.sizes(f"{SHARDS}/")
     for plan in layout:
-        part_shard = found.get(plan.name)
-        if part_shard is None or part_shard.plan.keys != plan.keys or not tar_path(store, plan.name).is_file():
+        name, part_shard = tar_name(plan.name), found.get(plan.name)
+        if part_shard is None or part_shard.plan.keys != plan.keys or held.get(name) != end_of_tar(part_shard.table):
             part = part_of(plan.index, num_parts)
             raise ConfigError(
-                f"{store.uri(f'{SHARDS}/{plan.name}.tar')}: part {part}/{num_parts} has built other videos or another "
+                f"{store.uri(name)}: part {part}/{num_parts} has built other videos or another "
                 f"--limit than --merge was given; run `--part {part}/{num_parts}` again with the same options"
             )
     return [found[plan.name] for plan in layout]
@@ -81,7 +70,7 @@ def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> l
 
 def close_pool(
     job: Job, state: PoolState, shards: Sequence[ShardRows], *, has_new_bytes: bool
-) -> tuple[PoolCard, pa.Table, list[ManifestInfo]]:
+) -> tuple[PoolCard, pa.Table, list[ManifestReport]]:
     """Write the tables, the manifests and, last, the card; remove what only an unfinished build needs.
 
     has_new_bytes: whether this run decoded something, so that its library versions count"""
@@ -91,14 +80,15 @@ def close_pool(
     samples = join_tables(shards, rows_table(missing_row(video.key, video.class_name) for video in absent))
     libraries = state.libraries
     if has_new_bytes or not libraries:
-        libraries = join_versions(libraries, library_versions())
+        settings = job.settings
+        libraries = join_versions(libraries, library_versions(settings.decoder, settings.hwaccel))
     card = _make_card(job, state, shards, samples, libraries)
     _put_if_new(store, SAMPLES, to_parquet(samples))
     manifests = write_manifests(protocols, samples, store, dataset=job.settings.dataset, pool_id=card.pool_id)
     if state.card is None or state.card.shards != card.shards:
         _remove_stale_manifests(store, manifests)
     _put_if_new(store, POOL_CARD, card.to_json().encode())
-    _remove_leftovers(store, job.settings.dataset, {shard.plan.name for shard in shards})
+    job.workspace.clear(job.settings.dataset, {shard.plan.name for shard in shards})
     return card, samples, manifests
 
 
@@ -109,12 +99,9 @@ def _make_card(
     entries: list[ShardEntry] = []
     for shard in shards:
         entry = shard.entry
-        if entry is None and not has_journal(job.store, shard.plan.name):  # a journal: its bytes are new
-            entry = known.get(f"{SHARDS}/{shard.plan.name}.tar")
-        if entry is None:
-            stored = shard.table.num_rows - shard.table["shard"].null_count
-            entry = describe_shard(tar_path(job.store, shard.plan.name), samples=stored)
-        entries.append(entry)
+        if entry is None and not job.workspace.is_begun(shard.plan.name):  # begun: its bytes are new
+            entry = known.get(tar_name(shard.plan.name))
+        entries.append(entry or _describe(job.store, shard))
     stored_rows = samples.filter(pc.is_valid(samples["sha256"]))
     return PoolCard(
         format_version=FORMAT_VERSION,
@@ -128,27 +115,21 @@ def _make_card(
     )
 
 
+def _describe(store: Store, shard: ShardRows) -> ShardEntry:
+    """Hash a finished shard where it lies."""
+    name = tar_name(shard.plan.name)
+    stored = shard.table.num_rows - shard.table["shard"].null_count
+    return ShardEntry(name=name, size=store.size(name), samples=stored, sha256=store.sha256(name))
+
+
 def _put_if_new(store: Store, name: str, data: bytes) -> None:
     if not store.exists(name) or store.read(name) != data:
         store.put(name, data)
 
 
-def _remove_stale_manifests(store: Store, written: Sequence[ManifestInfo]) -> None:
+def _remove_stale_manifests(store: Store, written: Sequence[ManifestReport]) -> None:
     """Manifests of earlier lists state offsets and a pool_id that no longer hold."""
     keep = {f"manifests/{info.path}.parquet" for info in written}
     for name in store.names("manifests/"):
         if name not in keep:
-            Path(store.uri(name)).unlink(missing_ok=True)
-
-
-def _remove_leftovers(store: Store, dataset: str, names: set[str]) -> None:
-    """Journals, locks, parts, the build's note, and tars of this dataset that the pool does not have."""
-    folder = store.root / SHARDS
-    ours = re.compile(rf"\.?({re.escape(dataset)}-\d{{6,}})\.(tar|tar\.part|jsonl)|\.part-\d+-of-\d+\.lock")
-    for path in folder.iterdir():
-        match = ours.fullmatch(path.name)
-        if match and not (path.name.endswith(".tar") and match[1] in names):
-            path.unlink(missing_ok=True)
-    shutil.rmtree(store.root / PARTS, ignore_errors=True)
-    shutil.rmtree(store.root / REPAIR, ignore_errors=True)
-    (store.root / BUILD_NOTE).unlink(missing_ok=True)
+            store.delete(name)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from preprocess.decode_worker import DecodeOptions
 from preprocess.expected import read_expected
 from preprocess.protocols import ProtocolPlan, plan_protocols
+from preprocess.ray_engine import RayPool
 from preprocess.settings import BuildSettings
 from preprocess.sources import Source, SourceVideo, open_source
 from preprocess.state import PoolState, join_versions, library_versions, write_note
 from preprocess.workers import WorkerPool
+from preprocess.workspace import Workspace, open_workspace
 from shards.errors import ConfigError
 from shards.schema import POOL_CARD
-from shards.storage import Store, open_store
+from shards.storage import Store
 
 Progress = Callable[[int, int], None]  # (videos done, videos in all); the first call says what stood before
 
@@ -24,27 +26,46 @@ class Job:
     """A run; `videos` are those of the source by key."""
 
     settings: BuildSettings
-    store: Store
+    workspace: Workspace
     source: Source
     protocols: ProtocolPlan
     videos: dict[str, SourceVideo]
     progress: Progress
 
+    @property
+    def store(self) -> Store:
+        """The pool."""
+        return self.workspace.store
+
     def workers(self) -> WorkerPool:
         """Decode workers, to be used as a context manager; they start when they get a video."""
         settings = self.settings
-        return WorkerPool(settings.workers, encoding=settings.encoding, timeout_seconds=settings.timeout_seconds)
+        if settings.engine == "ray":
+            num_tasks = settings.workers if "workers" in settings.model_fields_set else None
+            return RayPool(self.decode_options, address=settings.ray_address, num_tasks=num_tasks)
+        return WorkerPool(settings.workers, self.decode_options)
+
+    @property
+    def decode_options(self) -> DecodeOptions:
+        """What each worker is told, whatever runs it."""
+        settings = self.settings
+        return DecodeOptions(settings.encoding, settings.timeout_seconds, settings.hwaccel)
 
     def begin_writing(self, state: PoolState, *, rewrites: bool) -> None:
         """Note what this build was started with; while shards of a closed pool are rewritten it has no card."""
-        write_note(self.store, self.settings, join_versions(state.libraries, library_versions()))
+        now = library_versions(self.settings.decoder, self.settings.hwaccel)
+        write_note(self.store, self.settings, join_versions(state.libraries, now))
         if rewrites:
-            Path(self.store.uri(POOL_CARD)).unlink(missing_ok=True)
+            self.store.delete(POOL_CARD)
 
 
 def open_job(settings: BuildSettings, progress: Progress) -> Job:
-    """Find videos and lists, audit the labels. Raises: ConfigError."""
-    store = open_store(settings.out)
+    """Open the pool, find videos and lists, audit the labels. Raises: ConfigError, StorageError."""
+    if settings.decoder == "ffmpeg" and settings.engine == "local":  # a node of a cluster looks for itself
+        from preprocess.ffmpeg_process import check_ffmpeg
+
+        check_ffmpeg(settings.hwaccel)
+    workspace = open_workspace(settings)
     source = open_source(settings.dataset, settings.videos, settings.annotations)
     if settings.expect_sources is not None:
         expected = read_expected(settings.expect_sources)
@@ -52,4 +73,4 @@ def open_job(settings: BuildSettings, progress: Progress) -> Job:
     if not source.videos:
         raise ConfigError(f"{settings.videos}: no videos below it; give their folder with --videos")
     protocols = plan_protocols(source, settings.splits, labels=settings.labels, seed=settings.seed)
-    return Job(settings, store, source, protocols, {video.key: video for video in source.videos}, progress)
+    return Job(settings, workspace, source, protocols, {video.key: video for video in source.videos}, progress)

@@ -14,19 +14,21 @@ import pyarrow as pa
 
 from preprocess.closing import close_pool, read_parts, write_part
 from preprocess.decode_worker import Decoded
+from preprocess.estimate import estimate_build, videos_left
 from preprocess.expected import SourceCheck, count_different
 from preprocess.job import Job, Progress, open_job
 from preprocess.overlaps import find_duplicates, find_overlaps, warn_of
 from preprocess.planning import ShardPlan
-from preprocess.report import BuildReport, ManifestCount, failed_videos
+from preprocess.report import BuildReport, PlannedManifest, failed_videos
 from preprocess.resume import Work, plan_layout, plan_work
 from preprocess.retry import check_classes, check_sources, drop_recovered
 from preprocess.rows import sample_facts
 from preprocess.settings import BuildSettings
-from preprocess.state import SHARDS, PoolState, load_state, lock_folder
+from preprocess.state import PoolState, load_state, tar_name
 from preprocess.tables import ShardRows, join_tables, rows_table
+from preprocess.workspace import Workspace
 from shards.schema import count_samples
-from shards.writer import ShardWriter, encode_sample
+from shards.writer import encode_sample
 
 
 def run_build(settings: BuildSettings, *, progress: Progress = lambda done, total: None) -> BuildReport:
@@ -35,7 +37,7 @@ def run_build(settings: BuildSettings, *, progress: Progress = lambda done, tota
     Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an error."""
     started = time.monotonic()
     job = open_job(settings, progress)
-    with lock_folder(job.store.root, settings):
+    with job.workspace.lock(settings):
         state = load_state(job.store, settings)
         check_classes(job, state)
         layout = plan_layout(state, job.source.videos, settings)
@@ -47,7 +49,7 @@ def run_build(settings: BuildSettings, *, progress: Progress = lambda done, tota
             state = load_state(job.store, settings)
         else:
             check_sources(job, state)
-        work = plan_work(job.store, state, layout, job.videos, settings)
+        work = plan_work(job.workspace, state, layout, job.videos, settings)
         num_decoded += work.num_to_decode
         shards = write_shards(job, state, work)
         if settings.part is None:
@@ -56,24 +58,23 @@ def run_build(settings: BuildSettings, *, progress: Progress = lambda done, tota
 
 
 def dry_run(settings: BuildSettings) -> BuildReport:
-    """Say what a build would do; nothing is written. `num_to_decode` counts what no closed pool holds."""
+    """Say what a build would do and estimate what it takes, from about two seconds of decoding; nothing is written."""
     started = time.monotonic()
     job = open_job(settings, lambda done, total: None)
-    state = PoolState(None, [], frozenset(), {})
-    if job.store.root.is_dir():
-        state = load_state(job.store, settings)
+    state = load_state(job.store, settings)
     layout = plan_layout(state, job.source.videos, settings)
-    num_done = sum(len(shard.plan.keys) for shard in state.whole.values())
+    videos, num_open = videos_left(job, state, layout)
     return BuildReport(
         kind="dry run",
         dataset=settings.dataset,
         out=job.settings.out,
         pool_id=state.card.pool_id if state.card else None,
         counts={"videos": len(job.source.videos), "missing": len(job.protocols.missing)},
-        manifests=[ManifestCount(plan.path, plan.expected, len(plan.rows)) for plan in job.protocols.manifests],
+        planned=[PlannedManifest(plan.path, plan.expected, len(plan.rows)) for plan in job.protocols.manifests],
         warnings=_warnings(job, state),
         num_shards=len(layout),
-        num_to_decode=sum(len(plan.keys) for plan in layout) - num_done,
+        num_to_decode=len(videos),
+        estimate=estimate_build(job, videos, num_shards=num_open, planning_seconds=time.monotonic() - started),
         seconds=time.monotonic() - started,
     )
 
@@ -88,16 +89,20 @@ def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
     done = itertools.count(total - len(todo))
     job.progress(next(done), total)
     finished = list(work.standing)
-    with job.workers() as pool, closing(pool.decode(todo)) as decoded:
+    with job.workspace as workspace, job.workers() as pool, closing(pool.decode(todo)) as decoded:
         for plan, num_done in work.open:
             answers = itertools.islice(decoded, len(plan.keys) - num_done)
-            finished.append(_write_shard(job, plan, answers, lambda: job.progress(next(done), total)))
+            shard = _write_shard(workspace, plan, answers, lambda: job.progress(next(done), total))
+            workspace.keep(shard)
+            finished.append(shard)
     return sorted(finished, key=lambda shard: shard.plan.index)
 
 
-def _write_shard(job: Job, plan: ShardPlan, answers: Iterable[Decoded], tick: Callable[[], None]) -> ShardRows:
+def _write_shard(
+    workspace: Workspace, plan: ShardPlan, answers: Iterable[Decoded], tick: Callable[[], None]
+) -> ShardRows:
     """Append the videos that are left to one shard and finish it."""
-    writer = ShardWriter(job.store.root / SHARDS, plan.name)
+    writer = workspace.writer(plan.name)
     try:
         for answer in answers:
             row = answer.row
@@ -120,7 +125,7 @@ def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded:
         out=job.settings.out,
         pool_id=card.pool_id,
         counts=card.counts,
-        manifests=[ManifestCount(info.path, info.expected, info.found) for info in manifests],
+        manifests=manifests,
         num_audited=job.protocols.num_audited,
         num_not_audited=job.protocols.num_not_audited,
         failed=failed_videos(samples),
@@ -144,7 +149,7 @@ def _end_part(
 ) -> BuildReport:
     """Write the file of a part, also of one without shards: `--merge` asks for all of them."""
     if any(plan.name not in state.whole for plan in layout):
-        write_part(job.store, job.settings, shards)
+        write_part(job, shards)
     samples = join_tables(shards, rows_table([]))
     return BuildReport(
         kind="part",
@@ -180,7 +185,7 @@ def _warnings(job: Job, state: PoolState) -> list[str]:
     gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
     if gone:
         warnings.append(f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})")
-    warnings += [f"{SHARDS}/{name}.tar was missing or cut short and was built again" for name in sorted(state.broken)]
+    warnings += [f"{tar_name(name)} was missing or cut short and was built again" for name in sorted(state.broken)]
     split = [f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version]
     if split:
         warnings.append(f"library versions changed between builds of this pool: {'; '.join(split)}")

@@ -11,19 +11,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preprocess.decode_worker import hash_file
 from preprocess.job import Job, Progress, open_job
 from preprocess.pipeline import write_shards
 from preprocess.protocols import ProtocolPlan, write_manifests
 from preprocess.resume import plan_work
 from preprocess.settings import BuildSettings, make_build_settings
 from preprocess.sources import SourceVideo, open_source
-from preprocess.state import REPAIR, SHARDS, PoolState, load_state, lock_folder
+from preprocess.state import REPAIR, SHARDS, PoolState, load_state, tar_name
 from preprocess.tables import ShardRows, read_samples
+from preprocess.workspace import Workspace, open_workspace
 from shards.errors import ConfigError, FormatError
+from shards.hashing import hash_file
 from shards.reader import Pool, open_pool
 from shards.schema import POOL_CARD, SAMPLES
-from shards.storage import Store, open_store
+from shards.storage import LocalStore, open_store
 from shards.verify import Verification, verify_pool
 
 _REBUILD = "repair cannot restore it; build the pool again into another folder with `bmpt build --out`"
@@ -46,7 +47,7 @@ class RepairReport:
 class RepairOptions:
     """Where the pool and its sources are, and with what it was built; lists matter for damaged manifests alone."""
 
-    pool: Path
+    pool: str
     videos: Path
     annotations: Path | None = None
     splits: Sequence[Path] = ()
@@ -68,19 +69,21 @@ def repair_pool(options: RepairOptions, *, progress: Progress = lambda done, tot
     if damaged:
         pool = _readable(options.pool, found, hopeless)
         settings = _settings(pool, options)
-        with lock_folder(pool.store.root, settings):
+        workspace = open_workspace(settings)
+        with workspace.lock(settings):
+            beside = workspace.folder / REPAIR
             known = {entry.name for entry in pool.card.shards}
             tars = [name for name in damaged if name in known]
             manifests = [name for name in damaged if name.startswith("manifests/")]
             left = [name for name in damaged if name.startswith(f"{SHARDS}/") and name not in known]
             if tars:
-                num_decoded = _restore_shards(pool, settings, tars, progress)
+                num_decoded = _restore_shards(pool, settings, tars, beside, progress)
             if manifests:
-                _restore_manifests(pool, settings, manifests)
-            shutil.rmtree(pool.store.root / REPAIR, ignore_errors=True)
+                _restore_manifests(pool, settings, manifests, beside)
+            shutil.rmtree(beside, ignore_errors=True)
             restored = [*tars, *manifests]
     return RepairReport(
-        pool=str(options.pool),
+        pool=options.pool,
         pool_id=found.pool_id or "",
         restored=restored,
         left=left,
@@ -99,7 +102,7 @@ def repair_text(report: RepairReport) -> str:
     return "\n".join([*lines, f"{report.pool}: {what} in {report.seconds:.1f} s, pool_id {report.pool_id}"])
 
 
-def _readable(uri: Path, found: Verification, hopeless: Sequence[str]) -> Pool:
+def _readable(uri: str, found: Verification, hopeless: Sequence[str]) -> Pool:
     """The pool, unless what a repair would go by is itself damaged."""
     if not hopeless:
         return open_pool(uri)
@@ -112,46 +115,47 @@ def _settings(pool: Pool, options: RepairOptions) -> BuildSettings:
     """Those that the pool was built with, as far as they decide bytes."""
     encoding = pool.card.encoding
     values = {
-        **{"dataset": pool.card.dataset, "videos": options.videos, "out": str(pool.store.root)},
+        **{"dataset": pool.card.dataset, "videos": options.videos, "out": options.pool},
         **{"annotations": options.annotations, "splits": list(options.splits), "workers": options.workers},
         **{"encoding": encoding.model_dump(), "decoder": encoding.decoder},
     }
     return make_build_settings(values, options.overrides)
 
 
-def _restore_shards(pool: Pool, settings: BuildSettings, names: Sequence[str], progress: Progress) -> int:
+def _restore_shards(pool: Pool, settings: BuildSettings, names: Sequence[str], beside: Path, progress: Progress) -> int:
     """Build some shards beside the pool, compare their hashes with the card, move them into it.
 
     Returns: the number of videos decoded."""
     wanted = {name.removeprefix(f"{SHARDS}/").removesuffix(".tar") for name in names}
     shards = [shard for shard in load_state(pool.store, settings).shards if shard.plan.name in wanted]
-    job = _shard_job(pool, settings, shards, progress)
+    job = _shard_job(pool, settings, shards, beside, progress)
     empty = PoolState(None, [], frozenset(), {})
     layout = [shard.plan for shard in shards]
-    work = plan_work(job.store, empty, layout, job.videos, settings)
+    work = plan_work(job.workspace, empty, layout, job.videos, settings)
     known = {entry.name: entry.sha256 for entry in pool.card.shards}
     for shard in write_shards(job, empty, work):
-        name = f"{SHARDS}/{shard.plan.name}.tar"
-        path = job.store.root / name
-        if hash_file(path) != known[name]:
-            shutil.rmtree(job.store.root, ignore_errors=True)
+        name = tar_name(shard.plan.name)
+        if job.store.sha256(name) != known[name]:
+            shutil.rmtree(beside, ignore_errors=True)
             raise FormatError(
                 f"{pool.store.uri(name)}: made again it has other bytes than before, so it was left as it is; the pool "
                 f"was built with {_versions(pool.card.libraries)}: install these, or build the pool again"
             )
     for name in names:
-        (job.store.root / name).replace(pool.store.root / name)
+        pool.store.adopt(name, beside / name)
     return work.num_to_decode
 
 
-def _shard_job(pool: Pool, settings: BuildSettings, shards: Sequence[ShardRows], progress: Progress) -> Job:
+def _shard_job(
+    pool: Pool, settings: BuildSettings, shards: Sequence[ShardRows], beside: Path, progress: Progress
+) -> Job:
     """A build of some shards in the hidden folder; classes come from the pool, so no list or annotation is needed."""
     source = open_source(settings.dataset, settings.videos, None)
     found = {video.key: video for video in source.videos}
     videos = {video.key: video for shard in shards for video in _same_videos(shard, found, settings)}
     nothing = ProtocolPlan([], [], pool.card.classes, [], 0, 0)
-    store = Store(pool.store.root / REPAIR)
-    return Job(settings, store, replace(source, videos=list(videos.values())), nothing, videos, progress)
+    workspace = Workspace(LocalStore(beside), beside)
+    return Job(settings, workspace, replace(source, videos=list(videos.values())), nothing, videos, progress)
 
 
 def _same_videos(shard: ShardRows, found: dict[str, SourceVideo], settings: BuildSettings) -> Iterator[SourceVideo]:
@@ -160,7 +164,7 @@ def _same_videos(shard: ShardRows, found: dict[str, SourceVideo], settings: Buil
     for row in shard.table.select(columns).to_pylist():
         video = found.get(row["key"])
         place = settings.videos / (row["source_path"] or row["key"])
-        needed = f"{SHARDS}/{shard.plan.name}.tar is damaged and needs it"
+        needed = f"{tar_name(shard.plan.name)} is damaged and needs it"
         if video is None:
             raise ConfigError(f"{place}: no such video, but {needed}; put it back, or give its folder with --videos")
         same = (video.relative_path, video.num_bytes) == (row["source_path"], row["source_bytes"])
@@ -171,12 +175,12 @@ def _same_videos(shard: ShardRows, found: dict[str, SourceVideo], settings: Buil
         yield replace(video, class_name=row["class_name"])
 
 
-def _restore_manifests(pool: Pool, settings: BuildSettings, names: Sequence[str]) -> None:
+def _restore_manifests(pool: Pool, settings: BuildSettings, names: Sequence[str], beside: Path) -> None:
     """Plan all manifests again; move the damaged ones into the pool if the others come out as they are."""
     job = open_job(settings, lambda done, total: None)
-    beside = Store(pool.store.root / REPAIR)
+    store = LocalStore(beside)
     samples = read_samples(pool.store.read(SAMPLES), where=pool.store.uri(SAMPLES))
-    written = write_manifests(job.protocols, samples, beside, dataset=settings.dataset, pool_id=pool.card.pool_id)
+    written = write_manifests(job.protocols, samples, store, dataset=settings.dataset, pool_id=pool.card.pool_id)
     made = {f"manifests/{info.path}.parquet" for info in written}
     cure = "give the --splits, --annotations and --set that the pool was built with"
     for name in names:
@@ -184,13 +188,13 @@ def _restore_manifests(pool: Pool, settings: BuildSettings, names: Sequence[str]
             raise ConfigError(f"{pool.store.uri(name)}: is damaged, and the lists given do not make it; {cure}")
     for path in pool.manifest_names():
         name = f"manifests/{path}.parquet"
-        if name not in names and (name not in made or beside.read(name) != pool.store.read(name)):
+        if name not in names and (name not in made or store.read(name) != pool.store.read(name)):
             raise ConfigError(
                 f"{pool.store.uri(name)}: is sound, but the lists given make another one, so they are not those that "
                 f"the pool was built with; {cure}"
             )
     for name in names:
-        (beside.root / name).replace(pool.store.root / name)
+        pool.store.adopt(name, beside / name)
 
 
 def _versions(libraries: dict[str, str]) -> str:

@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.estimate import Estimate
 from preprocess.expected import SourceCheck
 from preprocess.overlaps import Duplicates, Overlap
+from shards.pool_report import ManifestReport
 
 _FAILED = pa.array(["short", "damaged", "undecodable"])
 
 
 @dataclass(frozen=True)
-class ManifestCount:
-    """One manifest: the lines of its list and how many of them have a stored sample (dry run: a file)."""
+class PlannedManifest:
+    """One manifest of a dry run: the lines of its list and how many of them have a file."""
 
     path: str
     expected: int
-    found: int
+    num_files: int
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class BuildReport:
     """The end of a run.
 
     kind: build | part | dry run
-    counts: as in pool.json; of a part, its own videos; of a dry run, `videos` alone
+    counts: as in pool.json; of a part, its own videos; of a dry run, `videos` and `missing` alone
+    manifests: of a build; planned: of a dry run
     num_audited, num_not_audited: list lines whose label was compared with the class of the video, and lines whose
     class nothing tells
     duplicates: videos with the same bytes; overlaps: videos that a protocol trains on and tests on
     expected_sources: None without `--expect-sources`
     num_decoded: videos decoded by this run; num_to_decode: by a build, if this was a dry run
+    estimate: what that build would take; None unless this was a dry run
     seconds: wall time of this run"""
 
     kind: str
@@ -49,7 +53,8 @@ class BuildReport:
     out: str
     pool_id: str | None
     counts: dict[str, int]
-    manifests: list[ManifestCount] = field(default_factory=list)
+    manifests: list[ManifestReport] = field(default_factory=list)
+    planned: list[PlannedManifest] = field(default_factory=list)
     failed: list[FailedVideo] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     duplicates: list[Duplicates] = field(default_factory=list)
@@ -60,6 +65,7 @@ class BuildReport:
     num_shards: int = 0
     num_decoded: int = 0
     num_to_decode: int = 0
+    estimate: Estimate | None = None
     seconds: float = 0.0
 
     @property

@@ -9,11 +9,10 @@ from preprocess.expected import is_settled
 from preprocess.planning import ShardPlan, part_of, plan_shards
 from preprocess.settings import BuildSettings
 from preprocess.sources import SourceVideo
-from preprocess.state import SHARDS, PoolState, has_journal, tar_path
+from preprocess.state import PoolState, tar_name
 from preprocess.tables import ShardRows, rows_table
+from preprocess.workspace import BegunShard, Workspace
 from shards.errors import ConfigError
-from shards.storage import Store
-from shards.writer import ShardWriter
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def plan_layout(state: PoolState, videos: Sequence[SourceVideo], settings: Build
 
 
 def plan_work(
-    store: Store,
+    workspace: Workspace,
     state: PoolState,
     layout: Sequence[ShardPlan],
     videos: Mapping[str, SourceVideo],
@@ -51,49 +50,36 @@ def plan_work(
 ) -> Work:
     """Sort the shards of this run (all, or those of its part) into finished and open ones.
 
-    A journal that does not agree with the plan (a file changed or came in between) is dropped with its tar.
+    What is left of a shard that does not agree with the plan (a file changed or came in between) is discarded.
     Raises: ConfigError if a shard must be built whose videos are gone."""
     standing: list[ShardRows] = []
     open_shards: list[tuple[ShardPlan, int]] = []
     for plan in layout:
         if part_of(plan.index, settings.num_parts) != settings.part_index and settings.part is not None:
             continue
-        if not has_journal(store, plan.name) and plan.name in state.whole:
+        if not workspace.is_begun(plan.name) and plan.name in state.whole:
             standing.append(state.whole[plan.name])
             continue
-        finished, num_done = _continue(store, plan, videos)
-        if finished is not None:
-            standing.append(finished)
+        begun = workspace.begun(plan.name)
+        if begun is None or not _agrees(begun, plan, videos):
+            workspace.discard(plan.name)
+            begun = None
+        if begun is not None and begun.is_in_pool:
+            standing.append(ShardRows(plan, rows_table(begun.rows), begun.entry))
         else:
             check_videos_are_there(plan, videos)
-            open_shards.append((plan, num_done))
+            open_shards.append((plan, len(begun.rows) if begun else 0))
     return Work(standing, open_shards)
 
 
-def begin_anew(store: Store, name: str) -> None:
-    """Remove a shard's tar and journal, so that it is built from its first video on."""
-    folder = store.root / SHARDS
-    for path in (tar_path(store, name), folder / f".{name}.tar.part", folder / f".{name}.jsonl"):
-        path.unlink(missing_ok=True)
-
-
-def _continue(store: Store, plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> tuple[ShardRows | None, int]:
-    """What an interrupted run left of a shard: the finished shard, or how many of its videos are journalled."""
-    if not has_journal(store, plan.name):
-        begin_anew(store, plan.name)
-        return None, 0
-    writer = ShardWriter(store.root / SHARDS, plan.name)
-    try:
-        known = (videos[key] for key in plan.keys if key in videos)
-        expected = [(video.key, video.relative_path, video.num_bytes, video.class_name) for video in known]
-        found = [(row["key"], row["source_path"], row["source_bytes"], row["class_name"]) for row in writer.rows]
-        same = found == (expected if writer.finished else expected[: len(found)])
-        if same and all(is_settled(row, videos[row["key"]].expected) for row in writer.rows):
-            return ShardRows(plan, rows_table(writer.rows)) if writer.finished else None, len(found)
-    finally:
-        writer.close()
-    begin_anew(store, plan.name)
-    return None, 0
+def _agrees(begun: BegunShard, plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> bool:
+    """Whether the rows that are there are those that the plan begins with, of the same files."""
+    known = (videos[key] for key in plan.keys if key in videos)
+    expected = [(video.key, video.relative_path, video.num_bytes, video.class_name) for video in known]
+    found = [(row["key"], row["source_path"], row["source_bytes"], row["class_name"]) for row in begun.rows]
+    if found != (expected if begun.is_ended else expected[: len(found)]):
+        return False
+    return all(is_settled(row, videos[row["key"]].expected) for row in begun.rows)
 
 
 def check_videos_are_there(plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> None:
@@ -101,6 +87,6 @@ def check_videos_are_there(plan: ShardPlan, videos: Mapping[str, SourceVideo]) -
     gone = [key for key in plan.keys if key not in videos]
     if gone:
         raise ConfigError(
-            f"{SHARDS}/{plan.name}.tar has to be built again, but {len(gone)} of its videos are gone from --videos "
+            f"{tar_name(plan.name)} has to be built again, but {len(gone)} of its videos are gone from --videos "
             f"(the first: {gone[0]}); put them back, or build into another folder with --out"
         )

@@ -7,15 +7,15 @@ from contextlib import closing
 
 import pyarrow as pa
 
-from preprocess.decode_worker import hash_file
 from preprocess.expected import is_settled
 from preprocess.job import Job
 from preprocess.planning import sort_keys
-from preprocess.resume import begin_anew, check_videos_are_there
+from preprocess.resume import check_videos_are_there
 from preprocess.sources import SourceVideo
 from preprocess.state import PoolState
 from preprocess.tables import ShardRows
 from shards.errors import ConfigError
+from shards.hashing import hash_file
 
 _FAILED = ("short", "damaged", "undecodable")
 _COMPARED = ("verdict", "source_sha256", "source_path", "num_frames_decoded")
@@ -44,8 +44,8 @@ def check_classes(job: Job, state: PoolState) -> None:
             video = job.videos.get(key)
             if video is not None and video.class_name != before:
                 raise ConfigError(
-                    f"{job.store.root}: {key} was stored with class {before!r} and now has {video.class_name!r}; give "
-                    "the --annotations that the pool was built with, or build into another folder with --out"
+                    f"{job.settings.out}: {key} was stored with class {before!r} and now has {video.class_name!r}; "
+                    "give the --annotations that the pool was built with, or build into another folder with --out"
                 )
 
 
@@ -71,7 +71,7 @@ def drop_recovered(job: Job, state: PoolState) -> int:
     if plans:
         job.begin_writing(state, rewrites=True)
     for plan in plans:
-        begin_anew(job.store, plan.name)
+        job.workspace.discard(plan.name)
     return len(videos)
 
 

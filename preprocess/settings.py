@@ -42,8 +42,12 @@ class BuildSettings(Settings):
     strict: bool = False
     json_output: bool = Field(False, alias="json")
     seed: int = 0
-    decoder: Literal["pyav"] = "pyav"
-    timeout_seconds: float = Field(120.0, gt=0)  # for one video
+    decoder: Literal["pyav", "ffmpeg"] = "pyav"
+    hwaccel: str | None = Field(None, pattern=r"^[a-z0-9_]+$")  # of `decoder: ffmpeg`, for example cuda
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None  # auto or host:port; default: a cluster of this machine alone
+    scratch: Path | None = None  # open shards of a pool in object storage; default ./scratch/<dataset>
+    timeout_seconds: float = Field(120.0, gt=0)  # for one video, in one of more than 100 MB for each 100 MB
     encoding: Encoding = Encoding()
 
     @model_validator(mode="before")
@@ -51,7 +55,10 @@ class BuildSettings(Settings):
     def _fill_defaults(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("dataset"), str):
             name = values["dataset"]
-            return {"videos": Path("videos") / name, "out": str(Path("data") / name), **values}
+            values = {"videos": Path("videos") / name, "out": str(Path("data") / name), **values}
+            encoding = values.get("encoding", {})
+            if "decoder" in values and isinstance(encoding, Mapping):  # one setting under two names
+                values["encoding"] = {"decoder": values["decoder"], **encoding}
         return values
 
     @field_validator("part")
@@ -61,6 +68,13 @@ class BuildSettings(Settings):
             match = re.fullmatch(r"(\d+)/(\d+)", value)
             if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 9999:
                 raise ValueError("expected I/N with I from 1 to N, for example 1/4")
+        return value
+
+    @field_validator("ray_address")
+    @classmethod
+    def _ray_address_is_one_of_a_node(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"auto|[^/\s]+:\d+", value) is None:
+            raise ValueError("expected auto or host:port, for example auto on a node of the cluster")
         return value
 
     @field_validator("encoding")
@@ -79,6 +93,10 @@ class BuildSettings(Settings):
             raise ValueError("part and retry_failed exclude each other: merge first, then retry")
         if self.encoding.decoder != self.decoder:
             raise ValueError(f"encoding.decoder is {self.encoding.decoder!r}, decoder is {self.decoder!r}")
+        if self.hwaccel is not None and self.decoder != "ffmpeg":
+            raise ValueError("hwaccel needs decoder ffmpeg; PyAV decodes on the CPU")
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError("ray_address needs engine ray")
         return self
 
     @property

@@ -1,16 +1,13 @@
-"""What earlier runs left in a pool's folder, and the lock that keeps two runs apart.
+"""What earlier runs left in a pool.
 
 A closed pool is `pool.json` and `samples.parquet`. A build that has not ended is `.build.json` (what it was started
 with), finished tars with their journals, at most one open tar, and `parts/` of finished parts."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any
 
 from preprocess.settings import BuildSettings
 from preprocess.tables import ShardRows, end_of_tar, read_samples, split_by_shard
-from shards.errors import ConfigError, FormatError, StorageError
+from shards.errors import ConfigError, FormatError
 from shards.schema import POOL_CARD, SAMPLES, PoolCard, parse_card
 from shards.storage import Store
 
@@ -46,35 +43,6 @@ class PoolState:
         return {shard.plan.name: shard for shard in self.shards if shard.plan.name not in self.broken}
 
 
-@contextlib.contextmanager
-def lock_folder(root: Path, settings: BuildSettings) -> Iterator[None]:
-    """Hold the folder for one run, or one part of it for one run of that part.
-
-    The kernel releases the locks when the process ends, however it ends. Raises: ConfigError, StorageError."""
-    held: list[int] = []
-    try:
-        try:
-            (root / SHARDS).mkdir(parents=True, exist_ok=True)
-            held.append(os.open(root, os.O_RDONLY))
-            if settings.part is not None:
-                lock = root / SHARDS / f".part-{settings.part_index}-of-{settings.num_parts}.lock"
-                held.append(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644))
-        except OSError as error:
-            raise StorageError(f"{root}: cannot be written: {error.strerror or error}") from None
-        modes = [fcntl.LOCK_EX] if settings.part is None else [fcntl.LOCK_SH, fcntl.LOCK_EX]
-        try:
-            for descriptor, mode in zip(held, modes, strict=True):
-                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{root}: another build is writing there; wait for it, or give another folder with --out"
-            ) from None
-        yield
-    finally:
-        for descriptor in held:
-            os.close(descriptor)
-
-
 def load_state(store: Store, settings: BuildSettings) -> PoolState:
     """Read what is there. Raises: ConfigError naming both values if it was built with other settings."""
     card = None
@@ -90,8 +58,11 @@ def load_state(store: Store, settings: BuildSettings) -> PoolState:
     if store.exists(SAMPLES):
         shards = split_by_shard(read_samples(store.read(SAMPLES), where=store.uri(SAMPLES)))
     elif card is not None:
-        raise FormatError(f"{store.uri(SAMPLES)}: no such file beside pool.json; remove {store.root} and build again")
-    broken = frozenset(shard.plan.name for shard in shards if not _is_whole(store, shard))
+        raise FormatError(f"{store.uri(SAMPLES)}: no such file beside pool.json; remove this folder and build again")
+    held = store.sizes(f"{SHARDS}/")
+    broken = frozenset(
+        shard.plan.name for shard in shards if held.get(tar_name(shard.plan.name)) != end_of_tar(shard.table)
+    )
     return PoolState(card, shards, broken, libraries)
 
 
@@ -111,33 +82,22 @@ def join_versions(*versions: Mapping[str, str]) -> dict[str, str]:
     return joined
 
 
-def library_versions() -> dict[str, str]:
-    """The versions that decide a pool's bytes."""
+def library_versions(decoder: str = "pyav", hwaccel: str | None = None) -> dict[str, str]:
+    """The versions that decide a pool's bytes, and the hardware decoder if one was asked for. Raises: ConfigError."""
     import av
 
+    always = {"av": av.__version__, "simplejpeg": metadata.version("simplejpeg"), "bmpt": _own_version()}
+    if decoder == "ffmpeg":  # PyAV still reads the facts of the container
+        from preprocess.ffmpeg_process import ffmpeg_version
+
+        return {**always, "ffmpeg": ffmpeg_version(), **({"hwaccel": hwaccel} if hwaccel else {})}
     libav = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
-    return {
-        "av": av.__version__,
-        "libavcodec": libav["libavcodec"],
-        "libswscale": libav["libswscale"],
-        "simplejpeg": metadata.version("simplejpeg"),
-        "bmpt": _own_version(),
-    }
+    return {**always, "libavcodec": libav["libavcodec"], "libswscale": libav["libswscale"]}
 
 
-def tar_path(store: Store, name: str) -> Path:
-    """Where a shard's tar lies."""
-    return store.root / SHARDS / f"{name}.tar"
-
-
-def has_journal(store: Store, name: str) -> bool:
-    """Whether a build that has not ended wrote this shard, or began to."""
-    return (store.root / SHARDS / f".{name}.jsonl").exists()
-
-
-def _is_whole(store: Store, shard: ShardRows) -> bool:
-    path = tar_path(store, shard.plan.name)
-    return path.is_file() and path.stat().st_size == end_of_tar(shard.table)
+def tar_name(name: str) -> str:
+    """Where a shard's tar lies in a pool."""
+    return f"{SHARDS}/{name}.tar"
 
 
 def _read_note(store: Store) -> dict[str, Any]:
@@ -145,7 +105,7 @@ def _read_note(store: Store) -> dict[str, Any]:
         note = json.loads(store.read(BUILD_NOTE))
         return {name: note[name] for name in ("dataset", "encoding", "libraries")}
     except (ValueError, KeyError, TypeError):
-        raise FormatError(f"{store.uri(BUILD_NOTE)}: is damaged; remove {store.root} and build again") from None
+        raise FormatError(f"{store.uri(BUILD_NOTE)}: is damaged; remove this folder and build again") from None
 
 
 def _check_settings(dataset: str, encoding: Mapping[str, Any], settings: BuildSettings, *, where: str) -> None:

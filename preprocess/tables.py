@@ -19,14 +19,14 @@ from shards.errors import FormatError
 from shards.schema import MANIFEST_METADATA_KEY, SAMPLES_SCHEMA, ShardEntry
 from shards.tables import read_parquet
 
-_EMPTY_PLACES = "empty_places"
+_EMPTY_PLACES, _ENTRIES = "empty_places", "entries"
 
 
 @dataclass(frozen=True)
 class ShardRows:
     """A finished shard: its plan and the rows of all its videos, in the plan's order, undecodable ones too.
 
-    entry: its line in `pool.json` where this run has hashed it, else None"""
+    entry: its line in `pool.json` where this run, or the run of a part, has hashed it, else None"""
 
     plan: ShardPlan
     table: pa.Table
@@ -38,10 +38,11 @@ def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], schema=SAMPLES_SCHEMA)
 
 
-def join_tables(shards: Sequence[ShardRows], missing: pa.Table) -> pa.Table:
+def join_tables(shards: Sequence[ShardRows], missing: pa.Table, *, with_entries: bool = False) -> pa.Table:
     """One table sorted by key, with the places of videos that no shard holds in its metadata.
 
-    An undecodable video counts in its shard's plan although no byte of it is there; a retry has to know where."""
+    An undecodable video counts in its shard's plan although no byte of it is there; a retry has to know where.
+    with_entries: what `pool.json` will say of the shards is put beside them, while there is no `pool.json`"""
     table = pa.concat_tables([*(shard.table for shard in shards), missing])
     table = table.take(pc.sort_indices(table, sort_keys=[("key", "ascending")])).combine_chunks()
     places = {
@@ -49,7 +50,10 @@ def join_tables(shards: Sequence[ShardRows], missing: pa.Table) -> pa.Table:
         for shard in shards
         for key in shard.table.filter(pc.is_null(shard.table["shard"]))["key"].to_pylist()
     }
-    text = json.dumps({_EMPTY_PLACES: places}, sort_keys=True, ensure_ascii=False)
+    metadata: dict[str, Any] = {_EMPTY_PLACES: places}
+    if with_entries:
+        metadata[_ENTRIES] = {shard.plan.name: shard.entry.model_dump() for shard in shards if shard.entry}
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     return table.replace_schema_metadata({MANIFEST_METADATA_KEY: text.encode()})
 
 
@@ -73,6 +77,7 @@ def split_by_shard(table: pa.Table) -> list[ShardRows]:
     """Undo `join_tables`: the shards by index; rows of missing videos are left out."""
     metadata = json.loads((table.schema.metadata or {}).get(MANIFEST_METADATA_KEY, b"{}"))
     places = metadata.get(_EMPTY_PLACES, {})
+    entries = {name: ShardEntry(**entry) for name, entry in metadata.get(_ENTRIES, {}).items()}
     members: dict[str, dict[str, int]] = {}
     keys, shards = table["key"].to_pylist(), table["shard"].to_pylist()
     for row, (key, shard) in enumerate(zip(keys, shards, strict=True)):
@@ -84,7 +89,7 @@ def split_by_shard(table: pa.Table) -> list[ShardRows]:
     for name, rows in members.items():
         ordered = sort_keys(rows)
         plan = ShardPlan(name, int(name.rsplit("-", 1)[1]), tuple(ordered))
-        found.append(ShardRows(plan, plain.take([rows[key] for key in ordered])))
+        found.append(ShardRows(plan, plain.take([rows[key] for key in ordered]), entries.get(name)))
     return sorted(found, key=lambda shard: shard.plan.index)
 
 

@@ -31,7 +31,7 @@ def make_tree(root: Path) -> Path:
     return root
 
 
-def build(videos: Path, out: Path, *overrides: str, **options: Any) -> BuildReport:
+def build(videos: Path, out: Path | str, *overrides: str, **options: Any) -> BuildReport:
     """Build in this process."""
     values = {"dataset": "folder", "videos": videos, "out": str(out), "workers": 1, **options}
     settings = make_build_settings(values, [*ENCODING, *overrides])
@@ -42,7 +42,7 @@ class Interruption(BaseException):
     """Ends a build in this process at a chosen video."""
 
 
-def build_interrupted(videos: Path, out: Path, *, at: int, **options: Any) -> None:
+def build_interrupted(videos: Path, out: Path | str, *, at: int, **options: Any) -> None:
     """Build in this process until `at` videos are written; the files stay as a kill would leave them."""
 
     def stop(done: int, total: int) -> None:

@@ -30,7 +30,7 @@ def test_help_works_from_any_folder_and_shows_all_options(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     promised = (
         "dataset videos annotations splits out workers part merge limit retry-failed check-sources expect-sources "
-        "decoder dry-run strict json set help"
+        "engine ray-address decoder hwaccel scratch dry-run strict json set help"
     )
     assert set(re.findall(r"--([a-z-]+)", done.stdout)) == set(promised.split())
 
@@ -88,7 +88,10 @@ def test_a_dry_run_writes_nothing(videos: Path, tmp_path: Path, capsys: pytest.C
         (["--dataset", "folder", "--set", "labls=csv"], "did you mean labels"),
         (["--dataset", "folder", "--set", "jpeg_quality=101"], "encoding.jpeg_quality"),
         (["--dataset", "folder", "--part", "3/2"], "for example 1/4"),
-        (["--dataset", "folder", "--out", "s3://bucket/pool"], "s3:// is not supported"),
+        (["--dataset", "folder", "--out", "ftp://host/pool"], "ftp:// is not supported"),
+        (["--dataset", "folder", "--out", "s3://"], "names no bucket"),
+        (["--dataset", "folder", "--hwaccel", "cuda"], "hwaccel needs decoder ffmpeg"),
+        (["--dataset", "folder", "--ray-address", "auto"], "ray_address needs engine ray"),
         (["--dataset", "folder", "--workers", "many"], "--workers"),
         (["--dataset", "folder", "--splitz", "x"], "--splitz"),
         ([], "--dataset"),
@@ -122,7 +125,7 @@ def test_defaults_are_folders_named_after_the_dataset() -> None:
     ("override", "words"),
     [
         ("scaler=lanczos", "scaler can only be 'bicubic"),
-        ("decoder=ffmpeg", "Input should be 'pyav'"),
+        ("decoder=opencv", "Input should be 'pyav' or 'ffmpeg'"),
         ("encoding.decoder=ffmpeg", "decoder is 'pyav'"),
     ],
 )

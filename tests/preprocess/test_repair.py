@@ -21,7 +21,7 @@ MANIFEST = "manifests/fully_supervised/val.parquet"
 
 
 def repair(pool: Path, videos: Path, **more: Any) -> RepairReport:
-    return repair_pool(RepairOptions(pool, videos, workers=1, **more))
+    return repair_pool(RepairOptions(str(pool), videos, workers=1, **more))
 
 
 def damage(path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_repair_that_was_killed_goes_on(videos: Path, pool: Path, reference: P
             raise Killed
 
     with pytest.raises(Killed):
-        repair_pool(RepairOptions(pool, videos, workers=1), progress=stop)
+        repair_pool(RepairOptions(str(pool), videos, workers=1), progress=stop)
     assert repair(pool, videos).num_decoded == 1
     assert digests(pool) == digests(reference)
 

@@ -83,5 +83,7 @@ def test_a_folder_in_the_way_of_a_file_is_a_storage_error(tmp_path: Path) -> Non
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"s3://bucket/x: s3:// is not supported in this version"):
-        open_store("s3://bucket/x")
+    with pytest.raises(ConfigError, match=r"ftp://host/x: ftp:// is not supported in this version"):
+        open_store("ftp://host/x")
+    with pytest.raises(ConfigError, match=r"s3://: names no bucket"):
+        open_store("s3://")

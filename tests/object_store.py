@@ -1,0 +1,124 @@
+"""A real S3 server (SeaweedFS) on free ports of this machine, for the time of a test session."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from obstore.store import S3Store
+
+WRITER, READER = ("writer-key", "planted-secret-of-the-writer"), ("reader-key", "planted-secret-of-the-reader")
+_WEED = Path(sys.executable).parent / "weed"
+_START_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class ObjectServer:
+    """endpoint: http address; buckets are made by `make_bucket`."""
+
+    endpoint: str
+    root_key: tuple[str, str]
+
+    def environment(self, key: tuple[str, str] = WRITER) -> dict[str, str]:
+        """What a user sets to reach it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": key[0],
+            "AWS_SECRET_ACCESS_KEY": key[1],
+        }
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket and return its name; SeaweedFS makes one when an administrator writes into it."""
+        self.client(name).put("made", b"")
+        self.client(name).delete("made")
+        return name
+
+    def client(self, bucket: str, prefix: str | None = None) -> S3Store:
+        """A client of the administrator's."""
+        return S3Store(
+            bucket,
+            prefix=prefix,
+            endpoint=self.endpoint,
+            region="us-east-1",
+            access_key_id=self.root_key[0],
+            secret_access_key=self.root_key[1],
+            client_options={"allow_http": True},
+        )
+
+    def objects(self, bucket: str, prefix: str) -> dict[str, bytes]:
+        """All objects below a prefix, by name relative to it."""
+        client = self.client(bucket, prefix)
+        names = [entry["path"] for batch in client.list() for entry in batch]
+        return {name: bytes(client.get(name).bytes()) for name in sorted(names)}
+
+
+@contextlib.contextmanager
+def run_object_server(folder: Path) -> Iterator[ObjectServer]:
+    """Start a server that keeps its data in `folder`, wait until it answers, kill it at the end."""
+    root = ("root-key", "root-secret")
+    rights = {"root": (root, ["Admin", "Read", "Write", "List"]), "writer": (WRITER, ["Read", "Write", "List"])}
+    rights["reader"] = (READER, ["Read", "List"])
+    identities = [
+        {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+        for name, ((key, secret), actions) in rights.items()
+    ]
+    (folder / "weed.json").write_text(json.dumps({"identities": identities}))
+    s3, master, volume, filer = _free_ports(4)
+    arguments = [
+        *("server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
+        *("-s3", f"-s3.port={s3}", f"-s3.config={folder / 'weed.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
+        *("-master.volumeSizeLimitMB=256", "-volume.max=64"),
+    ]
+    with (folder / "weed.log").open("wb") as log:
+        server = subprocess.Popen([_WEED, *arguments], stdout=log, stderr=log, preexec_fn=_die_with_parent)
+    try:
+        _wait_until_it_answers(server, f"http://127.0.0.1:{s3}", folder / "weed.log")
+        yield ObjectServer(f"http://127.0.0.1:{s3}", root)
+    finally:
+        server.kill()  # it lingers after SIGTERM
+        server.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free together with the one 10,000 above, where SeaweedFS puts its gRPC."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as low, socket.socket() as high:
+            low.bind(("127.0.0.1", 0))
+            port = low.getsockname()[1]
+            if port > 55_000:
+                continue
+            with contextlib.suppress(OSError):
+                high.bind(("127.0.0.1", port + 10_000))
+                found.append(port)
+    return found
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(endpoint, timeout=1).close()
+        except urllib.error.HTTPError:  # 403: it answers
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the S3 server did not start; its log ends: {log.read_text()[-2000:]}")
