@@ -1,10 +1,11 @@
 """`bmpt bench build`: what preparing costs beside decoding alone and beside the usual FFmpeg scripts, in one run.
 
 All sides take the same videos in turn, so that a busy machine slows them alike. In-process sides and FFmpeg
-processes are measured in CPU seconds of one core (best of a few repeats a video), builds in wall seconds."""
+processes are measured in CPU seconds of one core (best of a few repeats a video), builds in clips a second."""
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import tempfile
@@ -21,7 +22,6 @@ from preprocess.settings import make_build_settings
 from preprocess.sources.naming import VIDEO_EXTENSIONS
 from shards.errors import ConfigError
 from shards.schema import Encoding
-from shards.writer import encode_sample
 
 # short side at most 256, even sizes
 _SHORT_SIDE = "scale='if(gt(iw,ih),-2,min(256,trunc(iw/2)*2))':'if(gt(iw,ih),min(256,trunc(ih/2)*2),-2)'"
@@ -35,7 +35,7 @@ class BuildBenchmark:
     decode: PyAV, one thread, nothing kept; ours: the whole of `read_video` (structure, decoding, 32 frames to JPEG)
     every_frame: one FFmpeg process a video, every frame to JPEG files; reencode: one FFmpeg process a video to
     H.264 at short side 256, as video2dataset does
-    build_1, build_2: wall seconds of a build with one and two workers"""
+    rate_1, rate_2: clips/s of builds with one and two workers, from the first clip written to the last"""
 
     videos: int
     repeats: int
@@ -44,8 +44,8 @@ class BuildBenchmark:
     ours: float
     every_frame: float
     reencode: float
-    build_1: float
-    build_2: float
+    rate_1: float
+    rate_2: float
 
     def ratios(self) -> dict[str, float]:
         """What is claimed: shares and multiples, not times."""
@@ -53,7 +53,7 @@ class BuildBenchmark:
             "ours_of_decode_only_rate": self.decode / self.ours,
             "ours_times_every_frame_script": self.every_frame / self.ours,
             "ours_times_reencoding": self.reencode / self.ours,
-            "two_workers_times_one": self.build_1 / self.build_2,
+            "two_workers_times_one": self.rate_2 / self.rate_1,
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -61,8 +61,12 @@ class BuildBenchmark:
         return {**asdict(self), "ratios": self.ratios()}
 
 
-def bench_build(videos: Path, *, repeats: int, progress: Callable[[int, int], None]) -> BuildBenchmark:
-    """Measure all videos below a folder. Raises: ConfigError if there are none."""
+def bench_build(
+    videos: Path, *, repeats: int, progress: Callable[[int, int], None], build_seconds: float = 20.0
+) -> BuildBenchmark:
+    """Measure all videos below a folder. Raises: ConfigError if there are none.
+
+    build_seconds: builds take each video as often as keeps one worker busy for about so long"""
     files = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file())
     if not files:
         raise ConfigError(f"{videos}: holds no video file; give a folder of videos to measure")
@@ -81,9 +85,9 @@ def bench_build(videos: Path, *, repeats: int, progress: Callable[[int, int], No
             for index, best in enumerate(_best_of(sides, path, repeats)):
                 seconds[index] += best
             progress(done, len(files))
-        encode_sample("warm-up", [], {})  # imports webdataset: the first build alone would pay its 2 s
-        builds = [_build(videos, Path(scratch), workers) for workers in (1, 2)]
-    return BuildBenchmark(len(files), repeats, os.cpu_count() or 1, *seconds, *builds)
+        tree = _repeat(files, Path(scratch) / "tree", copies=max(2, math.ceil(build_seconds / seconds[1])))
+        rates = [_build_rate(tree, Path(scratch), workers) for workers in (1, 2)]
+    return BuildBenchmark(len(files), repeats, os.cpu_count() or 1, *seconds, *rates)
 
 
 def _best_of(sides: Sequence[Callable[[Path], object]], path: Path, repeats: int) -> list[float]:
@@ -134,11 +138,20 @@ def _ffmpeg(path: Path, out: str, options: dict[str, Any]) -> None:
     stream.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stderr=True)
 
 
-def _build(videos: Path, scratch: Path, workers: int) -> float:
-    """Wall seconds of a whole build into a new folder."""
-    out = scratch / f"pool-{workers}"
-    options = {"dataset": "folder", "videos": videos, "out": str(out), "workers": workers}
+def _repeat(files: Sequence[Path], tree: Path, *, copies: int) -> Path:
+    """A folder in which every video is found `copies` times."""
+    for copy in range(copies):
+        (tree / f"copy{copy:04d}").mkdir(parents=True)
+        for number, path in enumerate(files):
+            (tree / f"copy{copy:04d}" / f"{number:04d}{path.suffix}").symlink_to(path.absolute())
+    return tree
+
+
+def _build_rate(videos: Path, scratch: Path, workers: int) -> float:
+    """Clips a second of a build into a new folder; its start and its closing are not counted."""
+    times: list[float] = []
+    options = {"dataset": "folder", "videos": videos, "out": str(scratch / f"pool-{workers}"), "workers": workers}
     settings = make_build_settings(options, [f"frames_per_clip={STORED_FRAMES}"])
-    started = time.perf_counter()
-    run_build(settings)
-    return time.perf_counter() - started
+    run_build(settings, progress=lambda done, total: times.append(time.perf_counter()))
+    first_clip, last_clip = times[1], times[-1]  # times[0]: nothing is written yet
+    return (len(times) - 2) / (last_clip - first_clip)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.protocols.records import ManifestPlan, ProtocolPlan
+from shards.pool_report import ManifestReport, report_manifest
 from shards.schema import MANIFEST_SCHEMA, STORED_VERDICTS, ManifestInfo, fingerprint, manifest_table
 from shards.storage import Store
 
@@ -18,7 +19,7 @@ _FROM_PLAN = ("label", "class_name")
 
 def write_manifests(
     plan: ProtocolPlan, samples: pa.Table, store: Store, *, dataset: str, pool_id: str
-) -> list[ManifestInfo]:
+) -> list[ManifestReport]:
     """Write `manifests/<protocol>/<name>.parquet` for each manifest of the plan; equal input gives equal bytes.
 
     samples: `samples.parquet`; a row is written for each planned one whose sample it holds, the others are missing
@@ -26,14 +27,14 @@ def write_manifests(
     columns = samples.select([name for name in MANIFEST_SCHEMA.names if name not in _FROM_PLAN])
     stored = columns.filter(pc.is_in(columns["verdict"], pa.array(STORED_VERDICTS))).combine_chunks()
     position = {key: row for row, key in enumerate(stored["key"].to_pylist())}
-    infos = []
+    reports = []
     for manifest in plan.manifests:
         table, info = _manifest(manifest, stored, position, dataset=dataset, pool_id=pool_id)
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         store.put(f"manifests/{info.path}.parquet", buffer.getvalue())
-        infos.append(info)
-    return infos
+        reports.append(report_manifest(info, [row.label for row in manifest.rows if row.key in position]))
+    return reports
 
 
 def _manifest(

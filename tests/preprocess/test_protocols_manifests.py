@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.protocols import ManifestPlan, PlannedRow, ProtocolPlan, write_manifests
+from shards.pool_report import report_manifest
 from shards.schema import MANIFEST_SCHEMA, SAMPLES_SCHEMA, fingerprint, manifest_info
 from shards.storage import open_store
 
@@ -67,7 +68,7 @@ def plan_of(*manifests: ManifestPlan) -> ProtocolPlan:
 
 
 def test_stored_samples_are_rows_in_the_order_of_the_list(tmp_path: Path) -> None:
-    infos = write_manifests(plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
+    (report,) = write_manifests(plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
     table = pq.read_table(tmp_path / "manifests/few_shot/train_k2.parquet")
     assert table.schema.equals(MANIFEST_SCHEMA)
     assert table["key"].to_pylist() == ["e", "a", "b", "c"]
@@ -79,13 +80,15 @@ def test_stored_samples_are_rows_in_the_order_of_the_list(tmp_path: Path) -> Non
         assert {name: stored[name] for name in row if name not in ("label", "class_name")} == {
             name: value for name, value in row.items() if name not in ("label", "class_name")
         }
-    assert manifest_info(table, where="") == infos[0]
+    info = manifest_info(table, where="")
+    assert (info.dataset, info.pool_id, info.path, info.shot) == ("hmdb51", "p", "few_shot/train_k2", 2)
+    assert report == report_manifest(info, table["label"].to_pylist())
 
 
 def test_the_counts_add_up_and_what_is_not_stored_is_missing(tmp_path: Path) -> None:
     (info,) = write_manifests(plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
     assert (info.expected, info.found, info.short, info.damaged, info.missing) == (7, 4, 1, 1, 3)
-    assert (info.dataset, info.pool_id, info.path, info.shot) == ("hmdb51", "p", "few_shot/train_k2", 2)
+    assert info.classes.samples == {"golf": 2, "kick ball": 2}
 
 
 def test_the_fingerprint_is_of_path_classes_and_rows(tmp_path: Path) -> None:
