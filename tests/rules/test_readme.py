@@ -30,6 +30,8 @@ def parse(words: list[str]) -> None:
     """Parse a command line by the real options without running it; a wrong one raises typer's usage error."""
     if words[0] == "torchrun":
         words = ["bmpt", *words[words.index("bmpt") + 1 :]]
+    if "scripts/slurm_build.sh" in words:  # hands everything on
+        words = ["python", "preprocess/build_shards.py", *words[words.index("scripts/slurm_build.sh") + 1 :]]
     if words[:2] == ["python", "preprocess/build_shards.py"]:
         single = typer.Typer()
         single.command()(build)
@@ -52,7 +54,7 @@ def test_every_command_of_readme_has_the_options_it_names(command: str) -> None:
     for word in words:
         if word.startswith(("scripts/", "configs/", "preprocess/", "tests/")):
             assert (ROOT / word).exists(), f"{word} is not there"
-    if words[0] in ("bash", "pip") or words[:2] == ["python", "scripts/pretrain_demo_clip.py"]:
+    if words[0] in ("bash", "pip", "export") or words[:2] == ["python", "scripts/pretrain_demo_clip.py"]:
         return
     parse(words)
 
