@@ -2,7 +2,7 @@
 # Set up, then lint, types and tests: what CI runs. `--all` adds the long versions (more kills, more fuzz clips, the
 # demo in full); no bound is lower without it, only counts. Further arguments go to pytest.
 set -euo pipefail
-. "$(dirname "$0")/setup.sh" "[dev]"
+. "$(dirname "$0")/setup.sh" "[dev,ray]"
 select="not long"
 examples=same
 if [ "${1:-}" = "--all" ]; then
