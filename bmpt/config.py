@@ -30,7 +30,8 @@ class DataSettings(Settings):
     frames: int = Field(8, ge=1, description="T, frames a clip")
     batch_size: int = Field(64, ge=1, description="clips of one optimiser step over all ranks and micro-batches")
     num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 decodes in the training process")
-    order: Literal["global"] = Field("global", description="one keyed permutation of the whole manifest")
+    order: Literal["global", "grouped"] = Field("global", description="what is permuted: all samples, or shards first")
+    group_shards: int = Field(16, ge=1, description="shards that a grouped order mixes at a time")
     verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
     sampling: Literal["even", "vifi"] = Field("even", description="segment bounds; vifi drops a tail of n mod T frames")
     crop: Literal["multi_scale", "center", "whole"] = "multi_scale"

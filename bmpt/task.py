@@ -126,6 +126,8 @@ def _check_loaders(task: Task) -> None:
             accumulation=config.train.accumulation,
             num_workers=0,
             seed=config.seed,
+            order=config.data.order,
+            group_shards=config.data.group_shards,
             world_size=world_size,
         )
     block_size = config.eval.batch_size

@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import ConfigError, StorageError
+from shards.orders import OrderKind, make_order
 from shards.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
 from shards.reader import Manifest, Pool
 from shards.schema import STORED_VERDICTS, fingerprint
 from shards.stream import ClipBatch, ClipSettings, MicroBatch, PlanStage, StreamState, make_pipeline
 
 MAX_FAILURES_IN_A_ROW = 32
+GROUP_SHARDS = 16
 
 __all__ = [
     "ClipBatch",
@@ -123,6 +125,8 @@ def build_train_loader(
     accumulation: int,
     num_workers: int,
     seed: int,
+    order: OrderKind = "global",
+    group_shards: int = GROUP_SHARDS,
     state: StreamState | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -130,18 +134,19 @@ def build_train_loader(
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
-    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none.
+    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none;
+    order, group_shards: see `shards.orders`.
     Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
     stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be read."""
     _require_samples(manifest)
     check_batch(len(manifest), batch_size=batch_size, accumulation=accumulation, world_size=world_size)
+    ordered = make_order(manifest.table["shard"], order, seed=seed, group_shards=group_shards)
     if state is None:
-        state = StreamState(fingerprint=manifest.info.fingerprint, seed=seed)
-    state.check(manifest, seed=seed)
+        state = StreamState(fingerprint=manifest.info.fingerprint, order=ordered.name, seed=seed)
+    state.check(manifest, ordered)
     plan = partial(
         train_plan,
-        len(manifest),
-        seed=seed,
+        ordered,
         epoch=state.epoch,
         position=state.position,
         batch_size=batch_size,

@@ -1,24 +1,14 @@
-"""Who reads which sample, and when: pure functions of (manifest size, seed, epoch, position, place).
-
-The order of an epoch is a keyed permutation that is computed where it is needed: no list of indices, no
-shuffle buffer, nothing to send between processes. 32 positions of a 240,000-sample manifest cost 0.2 ms."""
+"""Who reads which sample, and when: pure functions of (order, epoch, position, place)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from shards.errors import ConfigError
-
-IndexArray = npt.NDArray[np.int64]
-
-_ROUNDS = 8
-_MIN_HALF_BITS = 3  # at least 64 values, so that few samples too come in every order equally often (a test counts)
+from shards.orders import IndexArray, Order
 
 
 @dataclass(frozen=True)
@@ -46,25 +36,6 @@ class MicroPlan:
     rows: IndexArray
 
 
-def permute(positions: npt.ArrayLike, num_samples: int, *, seed: int, epoch: int) -> IndexArray:
-    """Give the sample that stands at each position of an epoch: a bijection of [0, num_samples).
-
-    Args: positions: int [...], each in [0, num_samples).
-    Returns: int64, the shape of `positions`.
-    A Feistel network over the next even power of two, walked on until it falls below num_samples (Black and
-    Rogaway 2002, cycle walking)."""
-    values = np.array(positions, dtype=np.uint64)
-    if values.size and int(values.max()) >= num_samples:
-        raise ValueError(f"position {int(values.max())} is not in [0, {num_samples})")
-    half_bits = max(_MIN_HALF_BITS, -(-(num_samples - 1).bit_length() // 2))
-    flat = _encipher(values.ravel(), _round_keys(seed, epoch), half_bits)
-    outside = np.flatnonzero(flat >= num_samples)
-    while outside.size:
-        flat[outside] = _encipher(flat[outside], _round_keys(seed, epoch), half_bits)
-        outside = outside[flat[outside] >= num_samples]
-    return flat.reshape(values.shape).astype(np.int64)
-
-
 def num_steps(num_samples: int, batch_size: int) -> int:
     """Count the optimiser steps in `num_samples`; the tail that does not fill a batch is dropped."""
     return max(0, num_samples) // batch_size
@@ -88,7 +59,7 @@ def eval_blocks(num_samples: int, block_size: int, rank: int, world_size: int) -
 
 
 def train_plan(
-    num_samples: int, *, seed: int, epoch: int, position: int, batch_size: int, accumulation: int, place: Place
+    order: Order, *, epoch: int, position: int, batch_size: int, accumulation: int, place: Place
 ) -> Iterator[MicroPlan]:
     """Yield the micro-batches of one worker of one rank, epoch after epoch, without an end.
 
@@ -98,11 +69,11 @@ def train_plan(
     number = 0
     while True:
         first = position // batch_size
-        for index in range(num_steps(num_samples - position, batch_size)):
+        for index in range(num_steps(order.num_samples - position, batch_size)):
             start = position + index * batch_size
             for micro, (low, high) in enumerate(cuts):
                 if number % place.num_workers == place.worker:
-                    rows = permute(np.arange(start + low, start + high), num_samples, seed=seed, epoch=epoch)
+                    rows = order.rows(np.arange(start + low, start + high), epoch)
                     yield MicroPlan(epoch, first + index, micro, rows)
                 number += 1
         epoch, position = epoch + 1, 0
@@ -131,25 +102,3 @@ def check_batch(num_samples: int, *, batch_size: int, accumulation: int, world_s
             f"train.accumulation is {accumulation}, but data.batch_size {batch_size} over {world_size} ranks leaves "
             f"{batch_size // world_size} clips a rank; a micro-batch needs at least one"
         )
-
-
-@lru_cache(maxsize=8)
-def _round_keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
-    digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
-    return tuple(np.frombuffer(digest, dtype="<u8").astype(np.uint64))
-
-
-def _encipher(values: npt.NDArray[np.uint64], keys: tuple[np.uint64, ...], half_bits: int) -> npt.NDArray[np.uint64]:
-    """One pass of a balanced Feistel network over [0, 4**half_bits)."""
-    bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> bits, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << bits) | right
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014); arithmetic modulo 2**64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -20,6 +20,7 @@ from shards.clip_sampling import Sampling, clip_positions
 from shards.config import Settings
 from shards.crops import CropKind, choose_crop, cut_and_resize
 from shards.errors import FormatError, SampleError, StorageError
+from shards.orders import Order
 from shards.plan import MicroPlan, Place
 from shards.reader import Manifest, read_frame_bytes
 from shards.storage import Store
@@ -48,16 +49,17 @@ class ClipSettings(Settings):
 class StreamState(Settings):
     """Where a training stream stands, under 1 kB.
 
-    fingerprint: of the manifest
+    fingerprint: of the manifest; order: `Order.name`
     position: samples of the epoch that are done, in the global order over all ranks"""
 
     version: int = STATE_VERSION
     fingerprint: str
+    order: str = "global"
     seed: int
     epoch: int = Field(default=0, ge=0)
     position: int = Field(default=0, ge=0)
 
-    def check(self, manifest: Manifest, *, seed: int) -> None:
+    def check(self, manifest: Manifest, order: Order) -> None:
         """Refuse a state of another stream. Raises: FormatError that says which one it belongs to."""
         if self.version != STATE_VERSION:
             raise FormatError(
@@ -70,10 +72,15 @@ class StreamState(Settings):
                 f"{manifest.info.path} has {manifest.info.fingerprint[:12]}; "
                 "use that manifest or start over with --fresh"
             )
-        if self.seed != seed:
+        if self.seed != order.seed:
             raise FormatError(
-                f"stream state: was made with seed {self.seed}, this run has seed {seed}; "
+                f"stream state: was made with seed {self.seed}, this run has seed {order.seed}; "
                 f"set seed={self.seed} or start over with --fresh"
+            )
+        if self.order != order.name:
+            raise FormatError(
+                f"stream state: was made with the order {self.order}, this run has {order.name}; "
+                "set data.order and data.group_shards as they were or start over with --fresh"
             )
 
 

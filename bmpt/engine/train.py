@@ -23,6 +23,7 @@ from bmpt.losses import cross_entropy_sum
 from bmpt.task import Task
 from shards.errors import FormatError
 from shards.loader import MicroBatch, TrainLoader, build_train_loader
+from shards.orders import make_order
 from shards.stream import StreamState
 
 
@@ -145,6 +146,8 @@ class Trainer:
             accumulation=self.config.train.accumulation,
             num_workers=self.config.data.num_workers,
             seed=self.config.seed,
+            order=self.config.data.order,
+            group_shards=self.config.data.group_shards,
             state=state,
             rank=self.world.rank,
             world_size=self.world.size,
@@ -182,7 +185,9 @@ class Trainer:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             what = " ".join(str(error).split())[:120]
             raise FormatError(f"{path}: is not a state of this run ({what}); start over with --fresh") from None
-        stream.check(self.split.manifest, seed=self.config.seed)
+        manifest, data = self.split.manifest, self.config.data
+        order = make_order(manifest.table["shard"], data.order, seed=self.config.seed, group_shards=data.group_shards)
+        stream.check(manifest, order)
         if self.world.is_main:
             run_folder.drop_metrics_after(self.folder, self.step)
         return stream

@@ -27,7 +27,7 @@ from shards.loader import (
     build_train_loader,
     select,
 )
-from shards.plan import permute
+from shards.orders import permute
 from shards.reader import Manifest, Pool, read_frames
 from shards.writer import ShardWriter, encode_sample
 from tests.pools import make_pool, smooth_frames

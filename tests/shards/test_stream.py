@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from shards.errors import FormatError
+from shards.orders import Order
 from shards.plan import MicroPlan, Place, eval_plan
 from shards.reader import Pool
 from shards.stream import ClipSettings, PlanStage, StreamState, make_pipeline, sample_rng
@@ -38,6 +39,7 @@ def test_a_state_is_small_and_survives_json(pool: Pool) -> None:
     [
         ({"version": 2}, "has version 2, this code reads 1"),
         ({"fingerprint": "0" * 64}, "fingerprint 000000000000, but few_shot/val has "),
+        ({"order": "grouped/4"}, "was made with the order grouped/4, this run has global"),
         ({"seed": 4}, "was made with seed 4, this run has seed 3; set seed=4"),
     ],
 )
@@ -46,9 +48,9 @@ def test_a_state_of_another_stream_is_refused_with_a_sentence(
 ) -> None:
     manifest = pool.manifest("few_shot/val")
     state = StreamState(fingerprint=manifest.info.fingerprint, seed=3)
-    state.check(manifest, seed=3)
+    state.check(manifest, Order(len(manifest), seed=3))
     with pytest.raises(FormatError, match=message):
-        state.model_copy(update=change).check(manifest, seed=3)
+        state.model_copy(update=change).check(manifest, Order(len(manifest), seed=3))
 
 
 def test_a_state_before_the_first_sample_cannot_be_made() -> None:
