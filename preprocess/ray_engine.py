@@ -38,6 +38,7 @@ from shards.hashing import hash_file
 _RETRIES = 10  # of a task whose node or Ray process is gone; one video that loses eleven is no accident
 _TASKS_PER_CPU = 2  # one waits where it will run: 5 to 10 % less time than with 1, for videos of 25 ms
 _CONNECT_SECONDS, _CLUSTER_SECONDS = 5.0, 30.0  # for a TCP connection, and for a cluster to take a driver
+_CANCEL_SECONDS = 3.0  # for the tasks of a build that is ended; 0.2 s here
 _PACKAGES = ("preprocess", "shards")
 _ROOT = Path(__file__).resolve().parents[1]
 _JOIN = """
@@ -49,12 +50,14 @@ except Exception as error:
     sys.exit(1)
 """
 _NO_IMPORT = "failed to import on the worker"  # so Ray says what else is a ModuleNotFoundError
+_NO_TOKEN = "InvalidAuthToken"
+# Ray hides GPUs from a task that asks for none, and FFmpeg's -hwaccel needs them
+_NODE_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _ENVIRONMENT = {
+    **_NODE_ENVIRONMENT,
     "RAY_USAGE_STATS_ENABLED": "0",
     # a task that its node's memory does not hold counts like a decoder that the kernel kills; Ray tries it for ever
     "RAY_task_oom_retries": "0",
-    # Ray hides GPUs from a task that asks for none, and FFmpeg's -hwaccel needs them
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
@@ -71,7 +74,7 @@ class RayPool(WorkerPool):
         self._num_tasks = num_tasks
         self._libraries = library_versions(options.encoding.decoder, options.hwaccel)
         self._num_in_flight = 0
-        self._running: dict[Future[_Answer], tuple[int, SourceVideo]] = {}
+        self._running: dict[Future[_Answer], tuple[int, SourceVideo, Any]] = {}
         self._opened = contextlib.ExitStack()
         self._task: Any = None
 
@@ -95,6 +98,11 @@ class RayPool(WorkerPool):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import ray
+
+        for _, _, reference in self._running.values():  # else Ray may say on stderr whom it could not tell of the end
+            ray.cancel(reference, force=True)
+        wait(self._running, timeout=_CANCEL_SECONDS)
         self._running = {}
         self._opened.close()
 
@@ -116,15 +124,15 @@ class RayPool(WorkerPool):
             if (alone and self._running) or len(self._running) >= self._num_in_flight or source[0] >= horizon:
                 return
             position = source.popleft()
-            task = self._task.remote(self._options, videos[position])
-            self._running[task.future()] = position, videos[position]
+            reference = self._task.remote(self._options, videos[position])
+            self._running[reference.future()] = position, videos[position], reference
             if source is alone:
                 return
 
     def _collect(self) -> Iterator[tuple[int, Decoded | str]]:
         # not ray.wait(), which makes every exit code 1 when a signal ends the process
         for task in wait(self._running, return_when=FIRST_COMPLETED).done:
-            position, video = self._running.pop(task)
+            position, video, _ = self._running.pop(task)
             yield position, self._receive_from_node(task, video)
 
     def _receive_from_node(self, task: Future[_Answer], video: SourceVideo) -> Decoded | str:
@@ -201,7 +209,8 @@ def _node_name() -> str:
 
 
 def _check_installed() -> None:
-    os.environ.update(_ENVIRONMENT)  # read as it is imported
+    for name, value in _ENVIRONMENT.items():  # read as Ray is imported
+        os.environ.setdefault(name, value)
     try:
         import ray  # noqa: F401
     except ImportError:
@@ -224,6 +233,8 @@ def _check_cluster(address: str) -> None:
         )
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stdout.split()) or f"Ray ended with {error.returncode}"
+        if _NO_TOKEN in error.stderr:
+            reason = "it asks for its token, which Ray sends if RAY_AUTH_MODE is set to token"
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_CLUSTER_SECONDS:g} s"
     except (OSError, OverflowError, UnicodeError) as error:  # the others for a port or a name that none can have
@@ -245,7 +256,7 @@ def _connect(address: str | None, *, num_cpus: int) -> None:
         _copy_code(Path(folder))
         ray.init(
             address=address or "local",
-            runtime_env={"working_dir": folder, "env_vars": _ENVIRONMENT},
+            runtime_env={"working_dir": folder, "env_vars": _NODE_ENVIRONMENT},
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             **own,

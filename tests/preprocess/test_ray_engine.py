@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -26,7 +27,7 @@ from preprocess.settings import make_build_settings
 from preprocess.sources import SourceVideo
 from shards.errors import ConfigError
 from shards.schema import Encoding
-from tests.preprocess.builds import ENCODING, ROOT, arguments, build, digests, run_killed, run_python
+from tests.preprocess.builds import ENCODING, ROOT, arguments, build, digests, run_killed, run_python, run_script
 from tests.preprocess.tiny_videos import make_video
 
 ray_cluster = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install -e '.[ray]'")
@@ -168,6 +169,7 @@ def test_a_killed_build_takes_its_own_cluster_along_and_goes_on_with_the_local_e
 ) -> None:
     mark = str(uuid.uuid4())
     monkeypatch.setenv("BMPT_TEST", mark)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray writes a token for a cluster that it starts
     killed = run_killed(arguments(videos, tmp_path / "pool", "--engine", "ray"), signal=signal.SIGKILL, at=6)
     monkeypatch.delenv("BMPT_TEST")
     assert killed.returncode == -signal.SIGKILL
@@ -278,6 +280,39 @@ class Trap:
     def __exit__(self, *error: object) -> None:
         self.ended.set()
         self.thread.join()
+
+
+@pytest.mark.long
+def test_a_cluster_with_a_token_is_joined_with_it_and_says_so_without(
+    videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="ray") as folder:  # tmp_path is too long for Ray
+        free.bind(("127.0.0.1", 0))
+        options = [
+            f"--port={free.getsockname()[1]}",
+            f"--temp-dir={folder}",
+            "--num-cpus=1",
+            "--include-dashboard=false",
+        ]
+        free.close()
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
+        head = subprocess.Popen(command, env={**os.environ, **token}, stdout=subprocess.PIPE, text=True)
+        assert head.stdout is not None
+        try:
+            said = next(line for line in head.stdout if "ray start --address=" in line)
+            joined = ["--engine", "ray", "--ray-address", said.split("'")[1]]
+            refused = run_script(*arguments(videos, tmp_path / "pool", *joined))
+            for name, value in token.items():
+                monkeypatch.setenv(name, value)
+            done = run_script(*arguments(videos, tmp_path / "pool", *joined))
+        finally:
+            head.terminate()
+            head.communicate()
+    assert refused.returncode == 2
+    assert "it asks for its token, which Ray sends if RAY_AUTH_MODE is set to token" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "pool") == digests(reference)
 
 
 @pytest.mark.parametrize("address", ["ray://host:10001", "host", "local"])
