@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import struct
 
-from preprocess.containers.bytewise import Buffer, Notes, Structure, show_name
+from preprocess.containers.bytewise import Buffer, Notes, Pages, Structure, show_name
 
 _HAS_INDEX = 0x10  # flag of avih
 _LISTS_WITH_LISTS = (b"hdrl", b"strl")
@@ -78,8 +78,10 @@ def _walk_movi(data: Buffer, start: int, end: int, notes: Notes) -> _Chunks:
     """The chunks of `movi`, those of its `rec ` lists too. `start` is the position of the word `movi`."""
     chunks: _Chunks = {}
     unpack, is_name, size = _CHUNK.unpack_from, _FRAME_NAME.fullmatch, notes.size
+    pages = Pages(data)
     at = start + 4
     while at + 8 <= end:
+        pages.give_back(at)
         name, length = unpack(data, at)
         if is_name(name) is None:
             if name != b"LIST":

@@ -6,6 +6,7 @@ import mmap
 from dataclasses import dataclass
 
 Buffer = bytes | mmap.mmap
+_MAPPED_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,20 @@ class Notes:
     def result(self) -> Structure:
         """Both findings."""
         return Structure(self.missing, self.inside)
+
+
+class Pages:
+    """Gives mapped pages back every 16 MB: while they are mapped they count as the worker's own memory (USS)."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = data
+        self._next = _MAPPED_BYTES
+
+    def give_back(self, at: int) -> None:
+        """Call where nothing before `at` is looked at again soon."""
+        if at >= self._next and isinstance(self._data, mmap.mmap):
+            self._data.madvise(mmap.MADV_DONTNEED)
+            self._next = at + _MAPPED_BYTES
 
 
 def show_name(name: bytes) -> str:

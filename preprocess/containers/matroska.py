@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field, replace
 
-from preprocess.containers.bytewise import Buffer, Notes, Structure
+from preprocess.containers.bytewise import Buffer, Notes, Pages, Structure
 
 EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _SEGMENT, _CLUSTER, _CUES, _BLOCK_GROUP = 0x18538067, 0x1F43B675, 0x1C53BB6B, 0xA0
@@ -76,7 +76,9 @@ def _walk_segment(walk: _Walk, segment: _Element) -> None:
     """Level 1; a cluster of unknown size ends where the next element of level 1 begins."""
     end = walk.notes.size if segment.end is None else min(segment.end, walk.notes.size)
     at = segment.content
+    pages = Pages(walk.data)
     while at < end:
+        pages.give_back(at)
         element = _read_element(walk, at)
         if element is None:
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,3 +165,50 @@ def test_every_sample_clip_is_whole_and_consistent(folder: str) -> None:
 def num_packets(path: Path) -> int:
     with av.open(str(path), metadata_errors="ignore") as container:
         return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+NUM_CHUNKS, CHUNK_BYTES = 8_000, 60_000
+
+
+def sparse_avi(path: Path) -> None:
+    """480 MB of frames, of which only the chunk headers are written."""
+    size = 4 + NUM_CHUNKS * (8 + CHUNK_BYTES)
+    with path.open("wb") as file:
+        file.write(b"RIFF" + struct.pack("<I", size + 12) + b"AVI LIST" + struct.pack("<I", size) + b"movi")
+        for _ in range(NUM_CHUNKS):
+            file.write(b"00dc" + struct.pack("<I", CHUNK_BYTES))
+            file.seek(CHUNK_BYTES, 1)
+        file.truncate(file.tell())
+
+
+def sparse_matroska(path: Path) -> None:
+    """The same in clusters of 20 blocks."""
+
+    def element(name: bytes, num_bytes: int) -> bytes:
+        return name + (1 << 56 | num_bytes).to_bytes(8, "big")
+
+    block = 4 + 4 + CHUNK_BYTES  # id and 4 bytes of size
+    with path.open("wb") as file:
+        file.write(element(b"\x1a\x45\xdf\xa3", 0))
+        file.write(element(b"\x18\x53\x80\x67", NUM_CHUNKS // 20 * (12 + 20 * (5 + CHUNK_BYTES))))
+        for number in range(NUM_CHUNKS):
+            if number % 20 == 0:
+                file.write(element(b"\x1f\x43\xb6\x75", 20 * (5 + CHUNK_BYTES)))
+            file.write(b"\xa3" + (1 << 28 | CHUNK_BYTES).to_bytes(4, "big") + b"\x81")
+            file.seek(CHUNK_BYTES - 1, 1)
+        file.truncate(file.tell())
+
+
+@pytest.mark.parametrize("write", [sparse_avi, sparse_matroska])
+def test_a_file_is_never_mapped_as_a_whole(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "large")
+    code = (
+        "import resource, sys; from pathlib import Path; from preprocess.containers import check_container;"
+        "from shards.hashing import hash_file; hash_file(Path(sys.argv[1]));"  # as a worker does: all of it is cached
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; found = check_container(Path(sys.argv[1]));"
+        "print(found.inside, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "large")], capture_output=True, text=True)
+    inside, megabytes = done.stdout.split()[-2:]
+    assert inside == "None", done
+    assert int(megabytes) < 100

@@ -20,7 +20,7 @@ _CODECS = {
     ".mp4": {"vcodec": "libx264", "preset": "ultrafast", "crf": 32, "acodec": "aac"},
     ".webm": {
         **{"vcodec": "libvpx-vp9", "deadline": "realtime", "cpu-used": 8, "row-mt": 1, "tile-columns": 2},
-        **{"crf": 45, "b:v": 0, "acodec": "libopus"},
+        **{"crf": 50, "b:v": 0, "acodec": "libopus"},
     },
 }
 
