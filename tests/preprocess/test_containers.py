@@ -187,7 +187,6 @@ def sparse_matroska(path: Path) -> None:
     def element(name: bytes, num_bytes: int) -> bytes:
         return name + (1 << 56 | num_bytes).to_bytes(8, "big")
 
-    block = 4 + 4 + CHUNK_BYTES  # id and 4 bytes of size
     with path.open("wb") as file:
         file.write(element(b"\x1a\x45\xdf\xa3", 0))
         file.write(element(b"\x18\x53\x80\x67", NUM_CHUNKS // 20 * (12 + 20 * (5 + CHUNK_BYTES))))
