@@ -11,6 +11,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shards.config import Settings, load_settings
+from shards.fetch import ReadSettings
+
+_READING = ("cache", "cache_bytes", "requests_in_flight")  # how bytes come here, not which
 
 
 class RunSettings(Settings):
@@ -32,10 +35,18 @@ class DataSettings(Settings):
     num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 decodes in the training process")
     order: Literal["global", "grouped"] = Field("global", description="what is permuted: all samples, or shards first")
     group_shards: int = Field(16, ge=1, description="shards that a grouped order mixes at a time")
+    cache: Path | None = Field(None, description="folder for what is read of an s3:// pool, shared by a node's ranks")
+    cache_bytes: int = Field(50_000_000_000, ge=0, description="hard cap of that folder")
+    requests_in_flight: int = Field(16, ge=1, description="samples that a loader process asks object storage for")
     verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
     sampling: Literal["even", "vifi"] = Field("even", description="segment bounds; vifi drops a tail of n mod T frames")
     crop: Literal["multi_scale", "center", "whole"] = "multi_scale"
     flip: bool = Field(True, description="mirror half of the training clips; wrong where direction is the class")
+
+    @property
+    def reading(self) -> ReadSettings:
+        """How a pool in object storage is read."""
+        return ReadSettings(cache=self.cache, cache_bytes=self.cache_bytes, requests_in_flight=self.requests_in_flight)
 
 
 class ModelSettings(Settings):
@@ -114,9 +125,9 @@ def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
 
     with_places: where pool and weights lie; without, since both have hashes of their own, results are the same
     bytes wherever they are computed."""
-    spread: Any = {"run": True, "data": {"num_workers"}, "train": {"accumulation"}}
+    spread: Any = {"run": True, "data": {"num_workers", *_READING}, "train": {"accumulation"}}
     if not with_places:
-        spread |= {"data": {"num_workers", "pool"}, "model": {"pretrained"}}
+        spread |= {"data": {"num_workers", "pool", *_READING}, "model": {"pretrained"}}
     return config.model_dump(mode="json", exclude=spread)
 
 

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import ConfigError, StorageError
+from shards.fetch import ReadSettings, make_reader
 from shards.orders import OrderKind, make_order
 from shards.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
 from shards.reader import Manifest, Pool
 from shards.schema import STORED_VERDICTS, fingerprint
+from shards.storage import LocalStore
 from shards.stream import ClipBatch, ClipSettings, MicroBatch, PlanStage, StreamState, make_pipeline
 
 MAX_FAILURES_IN_A_ROW = 32
@@ -32,6 +34,7 @@ __all__ = [
     "ClipSettings",
     "EvalLoader",
     "MicroBatch",
+    "ReadSettings",
     "StreamState",
     "TrainLoader",
     "build_eval_loader",
@@ -130,12 +133,13 @@ def build_train_loader(
     state: StreamState | None = None,
     rank: int = 0,
     world_size: int = 1,
+    reading: ReadSettings | None = None,
     max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
     Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none;
-    order, group_shards: see `shards.orders`.
+    order, group_shards: see `shards.orders`; reading: of pools in object storage.
     Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
     stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be read."""
     _require_samples(manifest)
@@ -153,7 +157,7 @@ def build_train_loader(
         accumulation=accumulation,
     )
     stage = PlanStage(manifest, clip, plan, rank, world_size, seed)
-    batches = iter(_in_processes(make_pipeline(stage, pool.store), num_workers))
+    batches = iter(_in_processes(_pipeline(stage, pool, reading), num_workers))
     return TrainLoader(
         _stop_at_failures(batches, _limit(max_failures_in_a_row, manifest, world_size)),
         num_samples=len(manifest),
@@ -172,6 +176,7 @@ def build_eval_loader(
     num_workers: int,
     rank: int = 0,
     world_size: int = 1,
+    reading: ReadSettings | None = None,
     max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
 ) -> EvalLoader:
     """Stream the evaluation blocks of one rank: over all ranks each sample once, the last block short.
@@ -181,7 +186,7 @@ def build_eval_loader(
     plan = partial(eval_plan, len(manifest), block_size=block_size)
     stage = PlanStage(manifest, clip, plan, rank, world_size, seed=None)
     return EvalLoader(
-        _in_processes(make_pipeline(stage, pool.store), num_workers),
+        _in_processes(_pipeline(stage, pool, reading), num_workers),
         num_blocks=len(eval_blocks(len(manifest), block_size, rank, world_size)),
         max_failures_in_a_row=_limit(max_failures_in_a_row, manifest, world_size),
     )
@@ -198,6 +203,12 @@ def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
     rows = zip(*(table[name].to_pylist() for name in ("key", "label", "sha256")), strict=True)
     identity = fingerprint(manifest.info.path, manifest.info.classes, rows)
     return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
+
+
+def _pipeline(stage: PlanStage, pool: Pool, reading: ReadSettings | None) -> Any:
+    reading = reading or ReadSettings()
+    in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
+    return make_pipeline(stage, make_reader(pool.store, stage.manifest, reading), in_flight=in_flight)
 
 
 def _require_samples(manifest: Manifest) -> None:

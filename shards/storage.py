@@ -90,22 +90,9 @@ class Store(ABC):
             digest.update(piece)
         return digest.hexdigest()
 
-    def read_ranges(
-        self, name: str, starts: Sequence[int], sizes: Sequence[int], *, merge_gap_bytes: int = 1 << 20
-    ) -> list[bytes]:
-        """Read byte ranges of one object, in the given order. Raises: StorageError, also for a short object.
-
-        merge_gap_bytes: what lies between two ranges is read along if it is not more"""
-        end = max(start + size for start, size in zip(starts, sizes, strict=True))
-        # Asked for first (18 us): obstore panics, which no `except` should catch, when merged ranges end short.
-        held = self.size(name)
-        if end > held:
-            raise StorageError(f"{self.uri(name)}: holds {held} bytes, expected {end} or more; the file is cut short")
-        try:
-            parts = self._open().get_ranges(name, starts=list(starts), lengths=list(sizes), coalesce=merge_gap_bytes)
-        except _FAILURES as error:
-            raise self._failed(name, "read", error) from None
-        return [bytes(part) for part in parts]
+    @abstractmethod
+    def read_ranges(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """Read byte ranges of one object, in the given order. Raises: StorageError, also for a short object."""
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new ones, never a part."""
@@ -144,6 +131,10 @@ class Store(ABC):
             self._client, self._owner_pid = self._connect(), os.getpid()
         return self._client
 
+    def _cut_short(self, name: str, starts: Sequence[int], sizes: Sequence[int], held: int) -> StorageError:
+        end = max(start + size for start, size in zip(starts, sizes, strict=True))
+        return StorageError(f"{self.uri(name)}: holds {held} bytes, expected {end} or more; the file is cut short")
+
     def _failed(self, name: str, what: str, error: Exception) -> StorageError:
         return StorageError(f"{self.uri(name)}: cannot be {what}: {_reason(error)}")
 
@@ -177,9 +168,7 @@ class LocalStore(Store):
         except OSError as error:
             raise self._failed(name, "read", error) from None
 
-    def read_ranges(
-        self, name: str, starts: Sequence[int], sizes: Sequence[int], *, merge_gap_bytes: int = 0
-    ) -> list[bytes]:
+    def read_ranges(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
         """A system call a range (2 us), whatever lies between them."""
         try:
             descriptor = os.open(self.root / name, os.O_RDONLY)
@@ -195,8 +184,7 @@ class LocalStore(Store):
         finally:
             os.close(descriptor)
         if any(len(block) < size for block, size in zip(blocks, sizes, strict=True)):
-            end = max(start + size for start, size in zip(starts, sizes, strict=True))
-            raise StorageError(f"{self.uri(name)}: holds {held} bytes, expected {end} or more; the file is cut short")
+            raise self._cut_short(name, starts, sizes, held)
         return blocks
 
     def put(self, name: str, data: bytes) -> None:
@@ -247,6 +235,21 @@ class BucketStore(Store):
             return True
         self.sizes(f"{name}/")  # a listing tells whether there is a bucket, HEAD does not
         return False
+
+    def read_ranges(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """A request a range, several at once; who wants fewer joins ranges first (`shards.fetch`)."""
+        try:
+            parts = self._open().get_ranges(name, starts=list(starts), lengths=list(sizes), coalesce=0)
+            blocks = [bytes(part) for part in parts]
+        except FileNotFoundError:
+            raise StorageError(f"{self.uri(name)}: no such file; is the pool complete?") from None
+        except _FAILURES as error:
+            if "status code: 416 " not in str(error):
+                raise self._failed(name, "read", error) from None
+            blocks = [b"" for _ in sizes]
+        if any(len(block) < size for block, size in zip(blocks, sizes, strict=True)):
+            raise self._cut_short(name, starts, sizes, self.size(name))
+        return blocks
 
     def read_pieces(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
         """One request; what the pieces do not take yet is held, at most about 10 MB and the largest piece."""

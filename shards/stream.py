@@ -8,7 +8,12 @@ of a sample comes from (seed, epoch, key), so that a clip is the same whoever ma
 from __future__ import annotations
 
 import hashlib
+import sys
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +25,10 @@ from shards.clip_sampling import Sampling, clip_positions
 from shards.config import Settings
 from shards.crops import CropKind, choose_crop, cut_and_resize
 from shards.errors import FormatError, SampleError, StorageError
+from shards.fetch import FrameReader, ReadStats
 from shards.orders import Order
 from shards.plan import MicroPlan, Place
-from shards.reader import Manifest, read_frame_bytes
+from shards.reader import Manifest
 from shards.storage import Store
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from webdataset import DataPipeline
 
 STATE_VERSION = 1
+_STUCK_SECONDS = 30.0
 
 
 class ClipSettings(Settings):
@@ -105,12 +112,15 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes at once: micro-batch `micro` of optimiser step `step` of `epoch`, all from 0."""
+    """What one rank computes at once: micro-batch `micro` of optimiser step `step` of `epoch`, all from 0.
+
+    reads: what reading its samples took"""
 
     clips: ClipBatch
     epoch: int
     step: int
     micro: int
+    reads: ReadStats
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,7 @@ class Item:
     images: list[jpeg.Image] | None = None
     clip_TCHW: torch.Tensor | None = None
     failure: str | None = None
+    reads: ReadStats | None = None
 
 
 @dataclass(frozen=True)
@@ -165,16 +176,49 @@ class PlanStage:
 
 @dataclass(frozen=True)
 class ReadStage:
-    """Read the JPEG bytes of the wanted frames, and nothing else, and check their CRC."""
+    """Read the JPEG bytes of the wanted frames and check their CRC; many samples at once where a request takes long.
 
-    store: Store
+    in_flight: samples that are asked for at a time, 0 reads one after the other"""
+
+    reader: FrameReader
+    in_flight: int
 
     def __call__(self, items: Iterable[Item]) -> Iterator[Item]:
-        for item in items:
+        if self.in_flight == 0:
+            yield from map(self._read, items)
+            return
+        with ThreadPoolExecutor(self.in_flight) as threads:
+            asked: deque[tuple[Item, Future[Item]]] = deque()
             try:
-                yield replace(item, blocks=read_frame_bytes(self.store, item.row, item.frames))
-            except (SampleError, StorageError) as error:
-                yield replace(item, failure=str(error))
+                for item in items:
+                    asked.append((item, threads.submit(self._read, item)))
+                    if len(asked) > self.in_flight:
+                        yield self._wait(*asked.popleft())
+                while asked:
+                    yield self._wait(*asked.popleft())
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def _read(self, item: Item) -> Item:
+        stats = ReadStats()
+        try:
+            return replace(item, blocks=self.reader.read(item.index, item.row, item.frames, stats), reads=stats)
+        except (SampleError, StorageError) as error:
+            return replace(item, failure=str(error), reads=stats)
+
+    def _wait(self, item: Item, answer: Future[Item]) -> Item:
+        """Wait for an answer; says now and then for which object, so that a stuck server has a name."""
+        begun = time.monotonic()
+        while True:
+            try:
+                read = answer.result(timeout=_STUCK_SECONDS)
+                break
+            except FutureTimeoutError:  # another class in Python 3.10
+                where = f"{self.reader.store.uri(item.row['shard'])}: {item.row['key']}"
+                print(f"{where}: no answer for {time.monotonic() - begun:.0f} s, still waiting", file=sys.stderr)
+        assert read.reads is not None
+        read.reads.waited_seconds += time.monotonic() - begun
+        return read
 
 
 @dataclass(frozen=True)
@@ -233,8 +277,10 @@ class BatchStage:
         for item in items:
             collected.append(item)
             if len(collected) == len(item.plan.rows):
-                plan = item.plan
-                yield MicroBatch(self._stack(collected), plan.epoch, plan.step, plan.micro)
+                plan, reads = item.plan, ReadStats()
+                for done in collected:
+                    reads.add(done.reads or ReadStats())
+                yield MicroBatch(self._stack(collected), plan.epoch, plan.step, plan.micro, reads)
                 collected = []
 
     def _stack(self, items: list[Item]) -> ClipBatch:
@@ -259,8 +305,9 @@ def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8")))
 
 
-def make_pipeline(plan: PlanStage, store: Store) -> DataPipeline:
-    """Put the stages one after the other: an iterable of `MicroBatch`."""
+def make_pipeline(plan: PlanStage, reader: FrameReader, *, in_flight: int) -> DataPipeline:
+    """Put the stages one after the other: an iterable of `MicroBatch`; for `in_flight` see `ReadStage`."""
     from webdataset import DataPipeline  # brings torch, 2 s: only who streams pays it
 
-    return DataPipeline(plan, ReadStage(store), DecodeStage(store), CropStage(plan.clip), BatchStage(plan.clip))
+    read, decode = ReadStage(reader, in_flight), DecodeStage(reader.store)
+    return DataPipeline(plan, read, decode, CropStage(plan.clip), BatchStage(plan.clip))

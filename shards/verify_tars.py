@@ -67,7 +67,7 @@ def check_headers(store: Store, name: str, size: int, rows: Sequence[Row]) -> li
     starts = [start for row in whole for start in (row["offset"], row["offset"] + _end_of_frames(row))]
     lengths = [length for row in whole for length in (row["frame_offset"][0], row["size"] - _end_of_frames(row))]
     try:
-        blocks = iter(store.read_ranges(name, starts, lengths, merge_gap_bytes=4096))
+        blocks = iter(store.read_ranges(name, starts, lengths))
     except StorageError as error:
         return [Finding(name, None, str(error).removeprefix(f"{store.uri(name)}: "))]
     pairs = zip(whole, zip(blocks, blocks, strict=True), strict=True)

@@ -22,6 +22,7 @@ from bmpt.engine.progress import ProgressBars
 from bmpt.losses import cross_entropy_sum
 from bmpt.task import Task
 from shards.errors import FormatError
+from shards.fetch import ReadStats
 from shards.loader import MicroBatch, TrainLoader, build_train_loader
 from shards.orders import make_order
 from shards.stream import StreamState
@@ -52,8 +53,9 @@ class Trainer:
         """Train to the end; False if some rank wanted to stop, with the state saved."""
         every = self.config.run.save_every_steps
         while self.step < self.num_steps:
-            for step, batches in _steps(self.loader):
+            for step, batches, wait_seconds in _steps(self.loader):
                 row, stops = self._train_step(batches, wants_stop)
+                row |= _reading_of(batches, wait_seconds)
                 state = self.loader.state(step + 1)
                 if self.world.is_main:  # before the state: what a kill leaves too much is dropped, see _resume
                     run_folder.append_metrics(self.folder, row)
@@ -148,6 +150,7 @@ class Trainer:
             seed=self.config.seed,
             order=self.config.data.order,
             group_shards=self.config.data.group_shards,
+            reading=self.config.data.reading,
             state=state,
             rank=self.world.rank,
             world_size=self.world.size,
@@ -193,7 +196,26 @@ class Trainer:
         return stream
 
 
-def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch]]]:
-    """(step within the epoch, its micro-batches) of one epoch."""
-    for step, batches in groupby(loader, key=lambda batch: batch.step):
-        yield step, list(batches)
+def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch], float]]:
+    """(step within the epoch, its micro-batches, seconds that they were waited for) of one epoch."""
+    groups = groupby(loader, key=lambda batch: batch.step)
+    while True:
+        started = time.perf_counter()
+        step, group = next(groups, (None, ()))
+        batches = list(group)
+        if step is None:
+            return
+        yield step, batches, time.perf_counter() - started
+
+
+def _reading_of(batches: list[MicroBatch], wait_seconds: float) -> dict[str, Any]:
+    """What the samples of a step took to read on this rank, for the log; requests only where there are any."""
+    reads = ReadStats()
+    for batch in batches:
+        reads.add(batch.reads)
+    row: dict[str, Any] = {"wait_seconds": round(wait_seconds, 4)}
+    if reads.requests or reads.hits:
+        row["requests"], row["bytes"] = reads.requests, reads.bytes
+        row["cache_hits"], row["cache_misses"] = reads.hits, reads.misses
+        row["request_ms_p99"] = reads.latency_ms(0.99)
+    return row

@@ -51,6 +51,7 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
         task.clip,
         block_size=task.config.eval.batch_size,
         num_workers=task.config.data.num_workers,
+        reading=task.config.data.reading,
         rank=world.rank,
         world_size=world.size,
     )

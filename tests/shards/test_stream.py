@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from shards.errors import FormatError
+from shards.fetch import ReadSettings, make_reader
 from shards.orders import Order
 from shards.plan import MicroPlan, Place, eval_plan
 from shards.reader import Pool
@@ -85,6 +86,6 @@ def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
         return list(eval_plan(4, block_size=3, place=place))
 
     stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)
-    pipeline = make_pipeline(stage, pool.store)
+    pipeline = make_pipeline(stage, make_reader(pool.store, stage.manifest, ReadSettings()), in_flight=0)
     assert isinstance(pipeline, DataPipeline)
     assert [batch.clips.positions_B.tolist() for batch in pipeline] == [[0, 1, 2], [3]]

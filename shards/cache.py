@@ -1,0 +1,168 @@
+"""A bounded cache on local disk, shared by all processes of a node: one load of each piece, never over its cap.
+
+    <folder>/locks/00 .. ff     who loads a piece holds the lock of its stripe, so that the others wait and then find it
+    <folder>/used               bytes that are taken or promised, kept under its own lock
+    <folder>/pieces/<xx>/<name> whole pieces; `.part` of full length from the promise until it is written
+
+Everything may be removed at any time. The kernel releases locks when a process ends; a `.part` whose lock is free is
+nobody's, and the next count removes it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+_TOUCH_SECONDS = 60.0  # a piece that was used within this time is not marked again
+_ROOM_LEFT = 0.9  # of the cap after room was made, since counting the folder takes 2 us a piece
+
+
+class Cache:
+    """Pieces by name; a name stands for one content for ever.
+
+    max_bytes: hard cap of all pieces together"""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self._has_complained = False
+
+    def read(
+        self, name: str, size: int, ranges: Sequence[tuple[int, int]], load: Callable[[], bytes]
+    ) -> tuple[list[bytes], bool]:
+        """Read ranges (start, size) of a piece of `size` bytes, loading it if no process of this node has.
+
+        load: gives the whole piece, checked. Returns: the ranges, and whether the piece was there.
+        A folder that cannot be written is said once and costs the cache, not the run. Raises: what `load` raises."""
+        place = self._place(name)
+        found = _read_file(place, size, ranges)
+        if found is not None:
+            return found, True
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self._hold_stripe(place))
+                found = _read_file(place, size, ranges)
+            except OSError as error:
+                self._complain(error)
+            if found is not None:
+                return found, True
+            data = load()
+            try:
+                self._store(place, data)
+            except FileNotFoundError:  # somebody has just removed the folder
+                pass
+            except OSError as error:
+                self._complain(error)
+        return [data[start : start + length] for start, length in ranges], False
+
+    def drop(self, name: str) -> None:
+        """Forget a piece that turned out to be damaged."""
+        self._place(name).unlink(missing_ok=True)
+
+    def _place(self, name: str) -> Path:
+        digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        return self.folder / "pieces" / digest[:2] / digest[2:]
+
+    def _hold_stripe(self, place: Path) -> contextlib.AbstractContextManager[int]:
+        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        return _locked(self.folder / "locks" / place.parent.name)
+
+    def _store(self, place: Path, data: bytes) -> None:
+        part = place.with_name(f"{place.name}.part")
+        if not self._promise(part, len(data)):
+            return
+        try:
+            with part.open("r+b") as file:
+                file.write(data)
+            part.replace(place)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _promise(self, part: Path, size: int) -> bool:
+        """Take room by a file of that length; the pieces that were not used for longest go. False if it never fits."""
+        if size > self.max_bytes:
+            return False
+        with _locked(self.folder / "used") as descriptor:
+            part.unlink(missing_ok=True)  # of an earlier owner: its stripe is ours
+            used = int(os.pread(descriptor, 32, 0) or b"-1")
+            if used < 0 or used + size > self.max_bytes:
+                used = self._make_room(int(min(self.max_bytes - size, _ROOM_LEFT * self.max_bytes)))
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.truncate(size)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(used + size).encode(), 0)
+        return True
+
+    def _make_room(self, room: int) -> int:
+        """Count what is there and remove pieces until at most `room` bytes are left. Returns: the bytes left."""
+        pieces: list[tuple[float, int, Path]] = []
+        for path in (self.folder / "pieces").glob("*/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.suffix == ".part" and self._is_abandoned(path):
+                    path.unlink()
+                else:
+                    pieces.append((status.st_mtime, status.st_size, path))
+        left = sum(size for _, size, _ in pieces)
+        for _, size, path in sorted(pieces):
+            if left <= room:
+                break
+            if path.suffix != ".part":
+                path.unlink(missing_ok=True)  # who reads it now keeps what it has open
+                left -= size
+        return left
+
+    def _is_abandoned(self, part: Path) -> bool:
+        """Whether nobody is writing it: its stripe's lock is free."""
+        with (self.folder / "locks" / part.parent.name).open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+        return True
+
+    def _complain(self, error: OSError) -> None:
+        if not self._has_complained:
+            self._has_complained = True
+            print(
+                f"warning: {self.folder}: the cache cannot be written ({error.strerror or error}); reading goes on "
+                "without it: make room, or set data.cache to another folder",
+                file=sys.stderr,
+            )
+
+
+def _read_file(place: Path, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+    """The ranges of a whole piece, None if it is not there; marks it as used."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if status.st_size != size:  # another hand, or a disk that lost its end
+            return None
+        blocks = [os.pread(descriptor, length, start) for start, length in ranges]
+    finally:
+        os.close(descriptor)
+    if time.time() - status.st_mtime > _TOUCH_SECONDS:
+        with contextlib.suppress(OSError):
+            os.utime(place)
+    return blocks
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Hold a lock file; the kernel lets go of it when the process ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)

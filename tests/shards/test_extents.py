@@ -1,0 +1,90 @@
+"""What is fetched together: everything that is needed, next to nothing else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.extents import MAX_WASTE, RequestCost, plan_extents
+from shards.fetch import merge_ranges
+from shards.reader import Manifest
+from shards.schema import ManifestInfo
+
+
+def manifest_of(places: list[tuple[int, int, int]]) -> Manifest:
+    """Rows of (shard, offset, size)."""
+    table = pa.table(
+        {
+            "shard": [f"shards/toy-{shard:06d}.tar" for shard, _, _ in places],
+            "offset": pa.array([offset for _, offset, _ in places], pa.int64()),
+            "size": pa.array([size for _, _, size in places], pa.int64()),
+        }
+    )
+    return Manifest(ManifestInfo.model_construct(), table)
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    """Some samples of shards in which they lie one behind the other, in any order."""
+    places = []
+    for shard in range(draw(st.integers(1, 4))):
+        end = 0
+        for size in draw(st.lists(st.integers(1, 5000), min_size=1, max_size=30)):
+            places.append((shard, end, size))
+            end += size
+    chosen = draw(st.lists(st.sampled_from(places), min_size=1, unique=True))
+    return draw(st.permutations(chosen))
+
+
+@given(places=selections(), latency=st.floats(0, 1), rate=st.floats(1, 20_000))
+@settings(max_examples=150, deadline=None)
+def test_extents_hold_every_sample_once_and_waste_little(
+    places: list[tuple[int, int, int]], latency: float, rate: float
+) -> None:
+    extents = plan_extents(manifest_of(places), RequestCost(latency, rate))
+    for row, (shard, offset, size) in enumerate(places):
+        extent = extents.of_row[row]
+        assert extents.shard[extent] == f"shards/toy-{shard:06d}.tar"
+        assert extents.start[extent] <= offset
+        assert offset + size <= extents.stop[extent]
+    needed = sum(size for _, _, size in places)
+    assert extents.needed_bytes == needed
+    assert needed <= extents.total_bytes <= (1 + MAX_WASTE) * needed
+    for one in range(len(extents)):  # none overlaps the next one of its shard
+        for other in range(one + 1, len(extents)):
+            if extents.shard[one] == extents.shard[other]:
+                assert extents.stop[one] <= extents.start[other]
+
+
+def test_a_dense_selection_takes_few_requests_and_a_sparse_one_only_its_samples() -> None:
+    dense = [(0, 1000 * number, 1000) for number in range(256)]
+    cost = RequestCost(latency_seconds=0.1, bytes_per_second=640_000)
+    assert len(plan_extents(manifest_of(dense), cost)) == 4
+    sparse = plan_extents(manifest_of(dense[::8]), cost)
+    assert (len(sparse), sparse.total_bytes) == (32, 32_000)
+    assert len(plan_extents(manifest_of(dense), RequestCost(0.0, 1e9))) == 256
+
+
+def test_rows_of_an_extent() -> None:
+    extents = plan_extents(manifest_of([(1, 0, 5), (0, 5, 5), (0, 0, 5)]), RequestCost(1.0, 100))
+    assert [extents.rows_of(number).tolist() for number in range(len(extents))] == [[1, 2], [0]]
+    assert extents.of_row.dtype == np.int64
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20), gap=st.integers(0, 60)
+)
+def test_ranges_are_joined_over_gaps_that_are_small_enough(sizes: list[tuple[int, int]], gap: int) -> None:
+    places, end = [], 0
+    for before, size in sizes:
+        places.append((end + before, size))
+        end += before + size
+    spans = merge_ranges(places, gap)
+    assert [place for _, _, members in spans for place in members] == places
+    for start, stop, members in spans:
+        assert (start, stop) == (members[0][0], sum(members[-1]))
+    assert all(later[0] - earlier[1] > gap for earlier, later in pairwise(spans))
