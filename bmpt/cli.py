@@ -91,6 +91,20 @@ def train(
         _show_results(outcome.results, outcome.folder, as_json=as_json)
 
 
+@app.command()
+def plan(config: ConfigPath, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Count the bytes and requests that a run will ask of its pool, and estimate the time; reads tables alone."""
+    from bmpt.config import load_config
+    from bmpt.read_plan import plan_run
+    from shards.read_plan import plan_text
+
+    plans = plan_run(load_config(config, set_ or []))
+    if as_json:
+        print(json.dumps([dataclasses.asdict(item) for item in plans], ensure_ascii=False))
+    else:
+        print("\n".join(plan_text(item) for item in plans))
+
+
 @app.command("eval")
 def evaluate(
     config: ConfigPath,

@@ -119,6 +119,11 @@ class TrainConfig(Settings):
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
 
+    @property
+    def scored_manifests(self) -> tuple[str, ...]:
+        """`eval.manifests`, else `data.val`."""
+        return self.eval.manifests or ((self.data.val,) if self.data.val is not None else ())
+
 
 def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
     """What makes two configs one run: not the folder, the threads, or how a step is spread over workers.

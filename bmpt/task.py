@@ -107,8 +107,8 @@ def _check_texts(task: Task) -> None:
 
 
 def _names_to_score(config: TrainConfig) -> list[str]:
-    """`eval.manifests`, else `data.val`. Raises: ConfigError if there is neither."""
-    names = list(config.eval.manifests) or ([config.data.val] if config.data.val is not None else [])
+    """Raises: ConfigError if there is nothing to score."""
+    names = list(config.scored_manifests)
     if not names:
         raise ConfigError("nothing to score: set eval.manifests=[base_to_novel/val_base] or data.val")
     return names

@@ -228,3 +228,17 @@ def test_other_ranks_do_not_repeat_a_mistake(
     monkeypatch.setenv("RANK", "1")
     assert run("train", "nowhere.yaml") == 2
     assert capsys.readouterr().err == ""
+
+
+def test_plan_counts_what_training_and_scoring_will_read(yaml_of: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml_of()
+    assert run("plan", config) == 0
+    text = capsys.readouterr().out
+    assert "order: global" in text
+    assert "order: as listed" in text
+    assert "a folder: frames are read where they lie" in text
+    assert run("plan", config, "--json", "--set", "data.order=grouped", "--set", "data.group_shards=2") == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert plans[0]["order"] == "grouped/2"
+    assert all(0 < plan["first_bytes"] < plan["needed_bytes"] for plan in plans)
+    assert plans[0]["all_bytes"] == plans[0]["passes"] * plans[0]["first_bytes"]

@@ -13,6 +13,8 @@ import torch
 from shards.errors import StorageError
 from shards.fetch import ReadSettings, ReadStats, make_reader
 from shards.loader import ClipSettings, MicroBatch, TrainLoader, build_eval_loader, build_train_loader
+from shards.orders import make_order
+from shards.read_plan import plan_scoring, plan_text, plan_training
 from shards.reader import Pool, open_pool
 from shards.storage import LocalStore
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
@@ -112,6 +114,25 @@ def test_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) ->
     assert [len(clips.keys) for clips in loader] == [5, 5, 2]
     shutil.rmtree(tmp_path / "cache")
     assert [clips.failures for clips in loader] == [[None] * 5, [None] * 5, [None] * 2]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bytes_and_requests_are_those_of_the_plan(remote: Pool, tmp_path: Path, cached: bool) -> None:
+    reading = ReadSettings(cache=tmp_path / "cache" if cached else None, latency_seconds=0.0001)
+    manifest = remote.manifest(TRAIN)
+    order = make_order(manifest.table["shard"], "global", seed=3, group_shards=16)
+    plan = plan_training(remote.store, manifest, CLIP, reading, order=order, batch_size=4, epochs=2)
+    loader = train_loader(remote, reading)
+    first, second = total(list(loader)), total(list(loader))
+    assert (first.bytes, first.requests) == (plan.first_bytes, plan.first_requests)
+    if cached:
+        assert (second.bytes, plan.all_bytes, plan.fits) == (0, plan.first_bytes, True)
+    else:
+        assert plan.all_bytes == 2 * plan.first_bytes
+        assert "ask once" in plan.advice
+    scoring = plan_scoring(remote.store, manifest, CLIP, ReadSettings(latency_seconds=0.0001))
+    assert scoring.clips == 12
+    assert "12 clips a pass" in plan_text(scoring)
 
 
 FAULTS = {
