@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.object_store import ObjectServer
 
 TRAIN = "base_to_novel/val_novel"  # 12 samples of 5 shards
 CLIP = ClipSettings(frames=4, size_px=32)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -70,21 +73,45 @@ def total(batches: list[MicroBatch]) -> ReadStats:
     return stats
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_are_those_of_a_folder(
-    pool: Pool, remote: Pool, tmp_path: Path, num_workers: int, cached: bool
-) -> None:
-    reading = ReadSettings(cache=tmp_path / "cache" if cached else None, requests_in_flight=5)
-    loader = train_loader(remote, reading, num_workers)
+def test_batches_are_those_of_a_folder(pool: Pool, remote: Pool, tmp_path: Path, cached: bool) -> None:
+    loader = train_loader(remote, ReadSettings(cache=tmp_path / "cache" if cached else None, requests_in_flight=5))
     local = train_loader(pool)
     for epoch in range(2):
         batches = list(loader)
         assert_same(batches, list(local))
         stats = total(batches)
-        if num_workers == 0:
-            assert (stats.requests == 0) == (cached and epoch == 1)
-            assert stats.hits + stats.misses == (12 if cached else 0)
+        assert (stats.requests == 0) == (cached and epoch == 1)
+        assert stats.hits + stats.misses == (12 if cached else 0)
+
+
+_WITH_WORKERS = """
+import sys
+from pathlib import Path
+from shards.fetch import ReadSettings
+from shards.reader import open_pool
+from tests.shards.test_stream_s3 import assert_same, total, train_loader
+cache = Path(sys.argv[2]) if sys.argv[2] else None
+loader = train_loader(open_pool("s3://stream/pool"), ReadSettings(cache=cache), num_workers=2)
+local = train_loader(open_pool(sys.argv[1]))
+for _ in range(2):
+    batches = list(loader)
+    assert_same(batches, list(local))
+    print(total(batches).requests)
+"""
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_batches_of_two_workers_are_those_of_a_folder(pool: Pool, remote: Pool, tmp_path: Path, cached: bool) -> None:
+    """In a process of its own: workers have the environment that was set when the first one was started."""
+    arguments = [str(pool.store.uri("")), str(tmp_path / "cache") if cached else ""]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_WORKERS, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = map(int, done.stdout.split())
+    assert 0 < first <= 12
+    assert (second == 0) == cached
 
 
 def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(remote: Pool, tmp_path: Path) -> None:
