@@ -13,7 +13,7 @@ from preprocess.job import Job
 from preprocess.planning import ShardPlan, part_of
 from preprocess.protocols import write_manifests
 from preprocess.rows import missing_row
-from preprocess.state import PARTS, SHARDS, PoolState, join_versions, library_versions, tar_name
+from preprocess.state import PARTS, SHARDS, PoolState, join_versions, library_versions, part_name, tar_name
 from preprocess.tables import ShardRows, end_of_tar, join_tables, read_samples, rows_table, split_by_shard, to_parquet
 from shards.errors import ConfigError
 from shards.pool_report import ManifestReport
@@ -33,9 +33,9 @@ _PART_NAME = re.compile(r"parts/(\d+)-of-(\d+)\.parquet")
 
 def write_part(job: Job, shards: Sequence[ShardRows]) -> None:
     """Write `parts/<I>-of-<N>.parquet`: rows and hashes of the shards that this part has finished."""
-    name = f"{PARTS}/{job.settings.part_index}-of-{job.settings.num_parts}.parquet"
     described = [replace(shard, entry=shard.entry or _describe(job.store, shard)) for shard in shards]
-    job.store.put(name, to_parquet(join_tables(described, rows_table([]), with_entries=True)))
+    table = join_tables(described, rows_table([]), with_entries=True)
+    job.store.put(part_name(job.settings), to_parquet(table))
 
 
 def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> list[ShardRows]:
@@ -45,8 +45,8 @@ def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> l
     totals = sorted({total for _, total in parts})
     if len(totals) > 1:
         raise ConfigError(f"{store.uri(PARTS)}: holds parts of {totals} parts; remove those of the other division")
-    if not parts and all(plan.name in state.whole for plan in layout):
-        return [state.whole[plan.name] for plan in layout]  # merged before
+    if all(state.is_closed(plan.name) for plan in layout):
+        return [state.whole[plan.name] for plan in layout]  # merged before; a kill may have left some parts
     num_parts = totals[0] if totals else 1
     absent = [f"{index}/{num_parts}" for index in range(1, num_parts + 1) if (index, num_parts) not in parts]
     if not parts or absent:
@@ -99,7 +99,7 @@ def _make_card(
     entries: list[ShardEntry] = []
     for shard in shards:
         entry = shard.entry
-        if entry is None and not job.workspace.is_begun(shard.plan.name):  # begun: its bytes are new
+        if entry is None and state.is_closed(shard.plan.name):
             entry = known.get(tar_name(shard.plan.name))
         entries.append(entry or _describe(job.store, shard))
     stored_rows = samples.filter(pc.is_valid(samples["sha256"]))

@@ -111,7 +111,8 @@ def videos_left(job: Job, state: PoolState, layout: Sequence[ShardPlan]) -> tupl
     for plan in layout:
         is_other_part = settings.part is not None and part_of(plan.index, settings.num_parts) != settings.part_index
         is_begun = workspace.is_begun(plan.name)
-        if settings.merge or is_other_part or (plan.name in state.whole and not is_begun):
+        stands = state.is_closed(plan.name) or (plan.name in state.whole and not is_begun)
+        if settings.merge or is_other_part or stands:
             continue
         keys = plan.keys[workspace.num_begun(plan.name) :]
         videos += [job.videos[key] for key in keys if key in job.videos]

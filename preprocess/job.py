@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from preprocess.decode_worker import DecodeOptions
@@ -11,7 +11,7 @@ from preprocess.protocols import ProtocolPlan, plan_protocols
 from preprocess.ray_engine import RayPool
 from preprocess.settings import BuildSettings
 from preprocess.sources import Source, SourceVideo, open_source
-from preprocess.state import PoolState, join_versions, library_versions, write_note
+from preprocess.state import PoolState, join_versions, library_versions, part_name, write_note
 from preprocess.workers import WorkerPool
 from preprocess.workspace import Workspace, open_workspace
 from shards.errors import ConfigError
@@ -51,12 +51,14 @@ class Job:
         settings = self.settings
         return DecodeOptions(settings.encoding, settings.timeout_seconds, settings.hwaccel)
 
-    def begin_writing(self, state: PoolState, *, rewrites: bool) -> None:
+    def begin_writing(self, state: PoolState, *, rewritten: Collection[str]) -> None:
         """Note what this build was started with; while shards of a closed pool are rewritten it has no card."""
         now = library_versions(self.settings.decoder, self.settings.hwaccel)
-        write_note(self.store, self.settings, join_versions(state.libraries, now))
-        if rewrites:
+        write_note(self.store, self.settings, join_versions(state.libraries, now), rewritten=rewritten)
+        if rewritten:
             self.store.delete(POOL_CARD)
+        if self.settings.part is not None:
+            self.store.delete(part_name(self.settings))  # what it says may change
 
 
 def open_job(settings: BuildSettings, progress: Progress) -> Job:

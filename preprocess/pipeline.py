@@ -83,7 +83,7 @@ def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
     """Decode what is left and write the open shards in order; their bytes do not depend on the workers."""
     if not work.open:
         return work.standing
-    job.begin_writing(state, rewrites=any(plan.name in state.broken for plan, _ in work.open))
+    job.begin_writing(state, rewritten=[plan.name for plan, _ in work.open if plan.name in state.broken])
     todo = [job.videos[key] for plan, num_done in work.open for key in plan.keys[num_done:]]
     total = sum(len(shard.plan.keys) for shard in work.standing) + sum(len(plan.keys) for plan, _ in work.open)
     done = itertools.count(total - len(todo))
@@ -185,7 +185,10 @@ def _warnings(job: Job, state: PoolState) -> list[str]:
     gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
     if gone:
         warnings.append(f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})")
-    warnings += [f"{tar_name(name)} was missing or cut short and was built again" for name in sorted(state.broken)]
+    warnings += [
+        f"{tar_name(name)} was missing or cut short, or its rewriting was broken off; it was built again"
+        for name in sorted(state.broken)
+    ]
     split = [f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version]
     if split:
         warnings.append(f"library versions changed between builds of this pool: {'; '.join(split)}")

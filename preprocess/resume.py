@@ -13,6 +13,7 @@ from preprocess.state import PoolState, tar_name
 from preprocess.tables import ShardRows, rows_table
 from preprocess.workspace import BegunShard, Workspace
 from shards.errors import ConfigError
+from shards.hashing import hash_file
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,31 @@ def plan_work(
     for plan in layout:
         if part_of(plan.index, settings.num_parts) != settings.part_index and settings.part is not None:
             continue
-        if not workspace.is_begun(plan.name) and plan.name in state.whole:
+        if state.is_closed(plan.name) or (plan.name in state.whole and not workspace.is_begun(plan.name)):
             standing.append(state.whole[plan.name])
             continue
         begun = workspace.begun(plan.name)
-        if begun is None or not _agrees(begun, plan, videos):
-            workspace.discard(plan.name)
-            begun = None
-        if begun is not None and begun.is_in_pool:
+        agrees = begun is not None and _agrees(begun, plan, videos, hashed=settings.check_sources)
+        if begun is not None and agrees and begun.is_in_pool:
             standing.append(ShardRows(plan, rows_table(begun.rows), begun.entry))
-        else:
-            check_videos_are_there(plan, videos)
-            open_shards.append((plan, len(begun.rows) if begun else 0))
+            continue
+        check_videos_are_there(plan, videos)
+        if begun is None or not agrees:
+            workspace.discard(plan.name)
+        open_shards.append((plan, len(begun.rows) if begun is not None and agrees else 0))
     return Work(standing, open_shards)
 
 
-def _agrees(begun: BegunShard, plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> bool:
-    """Whether the rows that are there are those that the plan begins with, of the same files."""
+def _agrees(begun: BegunShard, plan: ShardPlan, videos: Mapping[str, SourceVideo], *, hashed: bool) -> bool:
+    """Whether the rows that are there are those that the plan begins with, of the same files.
+
+    hashed: compare contents too, as `--check-sources` asks"""
     known = (videos[key] for key in plan.keys if key in videos)
     expected = [(video.key, video.relative_path, video.num_bytes, video.class_name) for video in known]
     found = [(row["key"], row["source_path"], row["source_bytes"], row["class_name"]) for row in begun.rows]
     if found != (expected if begun.is_ended else expected[: len(found)]):
+        return False
+    if hashed and any(row["source_sha256"] not in (None, hash_file(videos[row["key"]].path)) for row in begun.rows):
         return False
     return all(is_settled(row, videos[row["key"]].expected) for row in begun.rows)
 

@@ -69,7 +69,7 @@ def drop_recovered(job: Job, state: PoolState) -> int:
     for plan in plans:
         check_videos_are_there(plan, job.videos)
     if plans:
-        job.begin_writing(state, rewrites=True)
+        job.begin_writing(state, rewritten=[plan.name for plan in plans])
     for plan in plans:
         job.workspace.discard(plan.name)
     return len(videos)

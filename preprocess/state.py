@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,7 @@ class PoolState:
     """A folder as it was found.
 
     shards: what `samples.parquet` says, by index
-    broken: names of those whose tar is not there or has another size; they are built again
+    broken: names of those whose tar is not there, has another size, or was being rewritten; they are built again
     libraries: versions that wrote what is there"""
 
     card: PoolCard | None
@@ -42,6 +42,12 @@ class PoolState:
         """The shards that need nothing, by name."""
         return {shard.plan.name: shard for shard in self.shards if shard.plan.name not in self.broken}
 
+    def is_closed(self, name: str) -> bool:
+        """Whether a shard stands whatever an earlier build has left beside it: the pool has a card and is sound there.
+
+        While shards of a pool are rewritten it has no card."""
+        return self.card is not None and name in self.whole
+
 
 def load_state(store: Store, settings: BuildSettings) -> PoolState:
     """Read what is there. Raises: ConfigError naming both values if it was built with other settings."""
@@ -50,25 +56,39 @@ def load_state(store: Store, settings: BuildSettings) -> PoolState:
         card = parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD))
         _check_settings(card.dataset, card.encoding.model_dump(), settings, where=store.uri(POOL_CARD))
     libraries = dict(card.libraries) if card else {}
+    rewritten: frozenset[str] = frozenset()
     if store.exists(BUILD_NOTE):
         note = _read_note(store)
         _check_settings(note["dataset"], note["encoding"], settings, where=store.uri(BUILD_NOTE))
         libraries = join_versions(libraries, note["libraries"])
+        rewritten = frozenset(note["rewritten"]) if card is None else rewritten
     shards: list[ShardRows] = []
     if store.exists(SAMPLES):
         shards = split_by_shard(read_samples(store.read(SAMPLES), where=store.uri(SAMPLES)))
     elif card is not None:
         raise FormatError(f"{store.uri(SAMPLES)}: no such file beside pool.json; remove this folder and build again")
     held = store.sizes(f"{SHARDS}/")
-    broken = frozenset(
+    broken = rewritten | {
         shard.plan.name for shard in shards if held.get(tar_name(shard.plan.name)) != end_of_tar(shard.table)
-    )
+    }
     return PoolState(card, shards, broken, libraries)
 
 
-def write_note(store: Store, settings: BuildSettings, libraries: Mapping[str, str]) -> None:
-    """Say what the build that begins was started with, for the run that goes on after a kill."""
-    note = {"dataset": settings.dataset, "encoding": settings.encoding.model_dump(), "libraries": dict(libraries)}
+def part_name(settings: BuildSettings) -> str:
+    """Where the rows of the part that is built are put once it has ended."""
+    return f"{PARTS}/{settings.part_index}-of-{settings.num_parts}.parquet"
+
+
+def write_note(
+    store: Store, settings: BuildSettings, libraries: Mapping[str, str], *, rewritten: Iterable[str]
+) -> None:
+    """Say what the build that begins was started with, for the run that goes on after a kill.
+
+    rewritten: shards of a closed pool that it makes again; `samples.parquet` tells of their old bytes"""
+    note = {
+        **{"dataset": settings.dataset, "encoding": settings.encoding.model_dump(), "libraries": dict(libraries)},
+        "rewritten": sorted(rewritten),
+    }
     store.put(BUILD_NOTE, (json.dumps(note, sort_keys=True, indent=2) + "\n").encode())
 
 
@@ -103,7 +123,7 @@ def tar_name(name: str) -> str:
 def _read_note(store: Store) -> dict[str, Any]:
     try:
         note = json.loads(store.read(BUILD_NOTE))
-        return {name: note[name] for name in ("dataset", "encoding", "libraries")}
+        return {name: note[name] for name in ("dataset", "encoding", "libraries", "rewritten")}
     except (ValueError, KeyError, TypeError):
         raise FormatError(f"{store.uri(BUILD_NOTE)}: is damaged; remove this folder and build again") from None
 

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,13 +78,13 @@ class Workspace:
             except OSError as error:
                 raise StorageError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
             modes = [fcntl.LOCK_EX] if settings.part is None else [fcntl.LOCK_SH, fcntl.LOCK_EX]
-            try:
-                for descriptor, mode in zip(held, modes, strict=True):
-                    fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-            except OSError:
+            if not all(_try_lock(descriptor, mode) for descriptor, mode in zip(held, modes, strict=True)):
                 raise ConfigError(
                     f"{self.folder}: another build is writing there; wait for it, or give another folder with --out"
-                ) from None
+                )
+            for other in (self.folder / SHARDS).glob(".part-*-of-*.lock"):
+                if settings.part is not None and not other.name.endswith(f"-of-{settings.num_parts}.lock"):
+                    _check_free(other)
             yield
         finally:
             for descriptor in held:
@@ -147,15 +148,31 @@ class ScratchWorkspace(Workspace):
     @contextlib.contextmanager
     def lock(self, settings: BuildSettings) -> Iterator[None]:
         """As for a folder; nothing that is empty stays behind."""
+        address = hashlib.sha256(self.store.uri("").encode()).hexdigest()[:16]
+        everywhere = Path(tempfile.gettempdir()) / f"bmpt-{os.getuid()}-{address}.lock"  # whatever --scratch is
         try:
-            with super().lock(settings):
-                yield
-                for lock in (self.folder / SHARDS).glob(".part-*.lock"):
-                    lock.unlink(missing_ok=True)
+            with _hold_file(everywhere, fcntl.LOCK_EX if settings.part is None else fcntl.LOCK_SH) as is_free:
+                if not is_free:
+                    raise ConfigError(f"{self.store.uri('')}: another build on this machine writes there; wait for it")
+                with super().lock(settings):
+                    yield
         finally:
-            with contextlib.suppress(OSError):
-                for folder in (self.folder / SHARDS, self.folder, self.folder.parent):
-                    folder.rmdir()
+            self._remove_empty(settings)
+
+    def _remove_empty(self, settings: BuildSettings) -> None:
+        """Leave no lock and no empty folder behind, unless another part is being built here."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                if _try_lock(descriptor, fcntl.LOCK_EX):
+                    for lock in (self.folder / SHARDS).glob(".part-*.lock"):
+                        lock.unlink(missing_ok=True)
+                    (self.folder / SHARDS).rmdir()
+                    self.folder.rmdir()
+            finally:
+                os.close(descriptor)
+            if settings.scratch is None:
+                self.folder.parent.rmdir()
 
     def __enter__(self) -> Workspace:
         self._uploader = ThreadPoolExecutor(max_workers=1)
@@ -243,6 +260,48 @@ def open_workspace(settings: BuildSettings) -> Workspace:
     mark = hashlib.sha256(facts.encode()).hexdigest()[:12]
     base = settings.scratch or Path("scratch")
     return ScratchWorkspace(store, base.absolute() / f"{settings.dataset}-{mark}")
+
+
+def _try_lock(descriptor: int, mode: int) -> bool:
+    """Take a lock without waiting; False if another process has it. Raises: OSError where files cannot be locked."""
+    try:
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _hold_file(path: Path, mode: int) -> Iterator[bool]:
+    """Lock a file that is made for it and removed by the last who held it; gives False if another process has it."""
+    while True:
+        with path.open("ab") as file:
+            if not _try_lock(file.fileno(), mode):
+                yield False
+                return
+            if not _is_still(path, file.fileno()):  # its last holder has just removed it
+                continue
+            try:
+                yield True
+            finally:
+                if _try_lock(file.fileno(), fcntl.LOCK_EX):
+                    path.unlink(missing_ok=True)
+            return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to an open file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.fstat(descriptor).st_ino == path.stat().st_ino
+    return False
+
+
+def _check_free(lock: Path) -> None:
+    """Raises: ConfigError if a part of another division is being built."""
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
+        if not _try_lock(file.fileno(), fcntl.LOCK_EX):
+            name = lock.name.removeprefix(".part-").removesuffix(".lock").replace("-of-", "/")
+            raise ConfigError(f"{lock.parent.parent}: part {name} is being built there; all parts need the same N")
 
 
 def _receipt(name: str) -> str:

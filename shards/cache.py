@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,16 +45,19 @@ class Cache:
         if found is not None:
             return found, True
         with contextlib.ExitStack() as held:
+            is_held = False
             try:
                 held.enter_context(self._hold_stripe(place))
-                found = _read_file(place, size, ranges)
+                is_held = True
             except OSError as error:
                 self._complain(error)
+            found = _read_file(place, size, ranges)
             if found is not None:
                 return found, True
             data = load()
             try:
-                self._store(place, data)
+                if is_held:
+                    self._store(place, data)
             except FileNotFoundError:  # somebody has just removed the folder
                 pass
             except OSError as error:
@@ -73,13 +77,14 @@ class Cache:
         return _locked(self.folder / "locks" / place.parent.name)
 
     def _store(self, place: Path, data: bytes) -> None:
-        part = place.with_name(f"{place.name}.part")
+        part = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}.part")
         if not self._promise(part, len(data)):
             return
         try:
             with part.open("r+b") as file:
                 file.write(data)
-            part.replace(place)
+            with _locked(self.folder / "used"):  # whoever counts sees it once, under either name
+                part.replace(place)
         except OSError:
             part.unlink(missing_ok=True)
             raise
@@ -89,16 +94,17 @@ class Cache:
         if size > self.max_bytes:
             return False
         with _locked(self.folder / "used") as descriptor:
-            part.unlink(missing_ok=True)  # of an earlier owner: its stripe is ours
-            used = int(os.pread(descriptor, 32, 0) or b"-1")
-            if used < 0 or used + size > self.max_bytes:
+            used = _parse(os.pread(descriptor, 32, 0))
+            if used is None or used + size > self.max_bytes:
                 used = self._make_room(int(min(self.max_bytes - size, _ROOM_LEFT * self.max_bytes)))
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.truncate(size)
+            fits = used + size <= self.max_bytes  # what others are writing now cannot be removed
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(used + size).encode(), 0)
-        return True
+            os.pwrite(descriptor, str(used + size * fits).encode(), 0)
+            if fits:
+                part.parent.mkdir(parents=True, exist_ok=True)
+                with part.open("wb") as file:
+                    file.truncate(size)
+        return fits
 
     def _make_room(self, room: int) -> int:
         """Count what is there and remove pieces until at most `room` bytes are left. Returns: the bytes left."""
@@ -138,6 +144,11 @@ class Cache:
             )
 
 
+def _parse(number: bytes) -> int | None:
+    """What `used` says; None if it is new or damaged."""
+    return int(number) if number.isdigit() else None
+
+
 def _read_file(place: Path, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
     """The ranges of a whole piece, None if it is not there; marks it as used."""
     try:
@@ -146,11 +157,14 @@ def _read_file(place: Path, size: int, ranges: Sequence[tuple[int, int]]) -> lis
         return None
     try:
         status = os.fstat(descriptor)
-        if status.st_size != size:  # another hand, or a disk that lost its end
-            return None
         blocks = [os.pread(descriptor, length, start) for start, length in ranges]
+    except OSError:
+        return None
     finally:
         os.close(descriptor)
+    is_whole = all(len(block) == length for block, (_, length) in zip(blocks, ranges, strict=True))
+    if status.st_size != size or not is_whole:  # another hand, or a disk that lost its end
+        return None
     if time.time() - status.st_mtime > _TOUCH_SECONDS:
         with contextlib.suppress(OSError):
             os.utime(place)

@@ -98,34 +98,56 @@ class FrameReader:
         Raises: SampleError if a CRC is wrong, StorageError if the shard cannot be read."""
         wanted = sorted(set(positions))
         places = [(row["offset"] + row["frame_offset"][position], row["frame_size"][position]) for position in wanted]
-        blocks = self._read_places(index, row["shard"], places, stats)
-        for position, block in zip(wanted, blocks, strict=True):
-            if zlib.crc32(block) != row["frame_crc32"][position]:
-                where = f"{self.store.uri(row['shard'])}: frame {position} of {row['key']}"
-                raise SampleError(f"{where} has a wrong CRC; run `bmpt repair`")
+        blocks = self._read_cached(index, row["shard"], places, stats)
+        if blocks is not None and _first_wrong(wanted, blocks, row) is not None:
+            self._drop(index)  # the disk of the cache has changed it
+            blocks = None
+        if blocks is None:
+            blocks = self._read_directly(row["shard"], places, stats)
+        wrong = _first_wrong(wanted, blocks, row)
+        if wrong is not None:
+            where = f"{self.store.uri(row['shard'])}: frame {wrong} of {row['key']}"
+            raise SampleError(f"{where} has a wrong CRC; run `bmpt repair`")
         found = dict(zip(wanted, blocks, strict=True))
         return [found[position] for position in positions]
 
-    def _read_places(self, index: int, shard: str, places: Sequence[tuple[int, int]], stats: ReadStats) -> list[bytes]:
+    def _read_directly(self, shard: str, places: Sequence[tuple[int, int]], stats: ReadStats) -> list[bytes]:
         if isinstance(self.store, LocalStore):
             return self.store.read_ranges(shard, *zip(*places, strict=True))
+        return self._read_merged(shard, places, stats)
+
+    def _read_cached(
+        self, index: int, shard: str, places: Sequence[tuple[int, int]], stats: ReadStats
+    ) -> list[bytes] | None:
+        """From the sample's extent; None without a cache that can hold it, or if something in the extent is damaged."""
         if self.cache is None or self.extents is None:
-            return self._read_merged(shard, places, stats)
+            return None
         number = int(self.extents.of_row[index])
         start, stop = int(self.extents.start[number]), int(self.extents.stop[number])
         if stop - start > self.cache.max_bytes:
-            return self._read_merged(shard, places, stats)
-        name = f"{self.manifest.info.pool_id}/{shard}/{start}-{stop}"
+            return None
         inside = [(place - start, size) for place, size in places]
         try:
             blocks, was_there = self.cache.read(
-                name, stop - start, inside, lambda: self._load_extent(number, shard, start, stop, stats)
+                self._piece(number), stop - start, inside, lambda: self._load_extent(number, shard, start, stop, stats)
             )
-        except SampleError:  # something in this extent is damaged; the wanted frames may be sound
-            return self._read_merged(shard, places, stats)
+        except SampleError:  # the wanted frames may be sound
+            return None
         stats.hits += was_there
         stats.misses += not was_there
         return blocks
+
+    def _piece(self, extent: int) -> str:
+        """The name of an extent in the cache: by what it holds, since pools of one `pool_id` may be laid out apart."""
+        assert self.extents is not None
+        samples = [self._sample_at(int(row)) for row in self.extents.rows_of(extent)]
+        digest = hashlib.sha256(repr(samples).encode()).hexdigest()
+        return f"{self.manifest.info.pool_id}/{self.extents.shard[extent]}/{self.extents.start[extent]}/{digest}"
+
+    def _drop(self, index: int) -> None:
+        assert self.cache is not None
+        assert self.extents is not None
+        self.cache.drop(self._piece(int(self.extents.of_row[index])))
 
     def _load_extent(self, number: int, shard: str, start: int, stop: int, stats: ReadStats) -> bytes:
         """Fetch an extent and compare every sample of the manifest in it with its sha256. Raises: SampleError."""
@@ -158,6 +180,14 @@ class FrameReader:
             blocks += self.store.read_ranges(shard, [start], [size])
             stats.count_request(size, time.monotonic() - begun)
         return blocks
+
+
+def _first_wrong(positions: Sequence[int], blocks: Sequence[bytes], row: Mapping[str, Any]) -> int | None:
+    """The first of some frames whose bytes have another CRC than the manifest states."""
+    for position, block in zip(positions, blocks, strict=True):
+        if zlib.crc32(block) != row["frame_crc32"][position]:
+            return position
+    return None
 
 
 def make_reader(store: Store, manifest: Manifest, settings: ReadSettings) -> FrameReader:

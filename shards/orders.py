@@ -45,9 +45,10 @@ class GroupedOrder(Order):
     def __init__(self, shards: pa.ChunkedArray, *, seed: int, group_shards: int) -> None:
         """shards: the column of the manifest, the shard of each row."""
         super().__init__(len(shards), seed=seed)
-        self.name = f"grouped/{group_shards}"
         self._group_shards = group_shards
         _, shard_of_row = np.unique(np.asarray(shards.to_pylist(), dtype=np.str_), return_inverse=True)
+        layout = hashlib.sha256(shard_of_row.astype("<i8").tobytes()).hexdigest()[:12]
+        self.name = f"grouped/{group_shards}/{layout}"  # a pool of the same samples may be cut into other shards
         self._rows = np.argsort(shard_of_row, kind="stable")  # of shard 0, of shard 1, ...
         self._sizes = np.bincount(shard_of_row)
         self._starts = np.cumsum(self._sizes) - self._sizes

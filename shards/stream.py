@@ -214,6 +214,8 @@ class ReadStage:
                 read = answer.result(timeout=_STUCK_SECONDS)
                 break
             except FutureTimeoutError:  # another class in Python 3.10
+                if answer.done():  # it is what the reading itself raised
+                    raise
                 where = f"{self.reader.store.uri(item.row['shard'])}: {item.row['key']}"
                 print(f"{where}: no answer for {time.monotonic() - begun:.0f} s, still waiting", file=sys.stderr)
         assert read.reads is not None

@@ -13,13 +13,16 @@ import pytest
 from obstore.exceptions import BaseError
 
 from preprocess import build_shards
+from preprocess.pipeline import run_build
 from preprocess.repair import RepairOptions, repair_pool
+from preprocess.settings import BuildSettings, make_build_settings
+from preprocess.workspace import open_workspace
 from shards.diff import diff_pools
-from shards.errors import StorageError
+from shards.errors import ConfigError, StorageError
 from shards.pool_report import report_pool
 from shards.verify import verify_pool
 from tests.object_store import READER, WRITER, ObjectServer, run_object_server
-from tests.preprocess.builds import arguments, build, build_interrupted, digests, run_killed
+from tests.preprocess.builds import ENCODING, arguments, build, build_interrupted, digests, run_killed
 
 BUCKET = "builds"
 
@@ -35,6 +38,11 @@ def remote_digests(s3: ObjectServer, out: str) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in objects.items()}
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All that a build left; a folder that was given as --scratch may stay, empty."""
+    return [path for path in folder.rglob("*") if path.is_file() or path.name.startswith("folder-")]
+
+
 def test_objects_are_the_files_of_a_local_pool_and_a_second_run_does_nothing(
     videos: Path, reference: Path, s3: ObjectServer, out: str, tmp_path: Path
 ) -> None:
@@ -42,11 +50,11 @@ def test_objects_are_the_files_of_a_local_pool_and_a_second_run_does_nothing(
     report = build(videos, out, scratch=scratch)
     assert remote_digests(s3, out) == digests(reference)
     assert report.num_decoded == 10
-    assert not scratch.exists()
+    assert files_below(scratch) == []
     again = build(videos, out, scratch=scratch)
     assert (again.num_decoded, again.pool_id) == (0, report.pool_id)
     assert remote_digests(s3, out) == digests(reference)
-    assert not scratch.exists()
+    assert files_below(scratch) == []
 
 
 @pytest.mark.parametrize("at", [5, 10, *(pytest.param(at, marks=pytest.mark.long) for at in (1, 2, 3, 4, 6, 7, 8, 9))])
@@ -74,7 +82,7 @@ def test_a_build_killed_while_a_shard_goes_up_leaves_no_part_of_it(
         assert "pool.json" not in remote_digests(s3, out)
     assert build_shards.main(args) == 0
     assert remote_digests(s3, out) == digests(reference)
-    assert not (tmp_path / "scratch").exists()
+    assert files_below(tmp_path / "scratch") == []
 
 
 def test_parts_of_two_machines_are_merged_on_a_third(
@@ -82,10 +90,10 @@ def test_parts_of_two_machines_are_merged_on_a_third(
 ) -> None:
     for part in ("2/2", "1/2"):
         build(videos, out, part=part, scratch=tmp_path / part.replace("/", "of"))
-    assert list(tmp_path.iterdir()) == []
+    assert files_below(tmp_path) == []
     assert build(videos, out, merge=True, scratch=tmp_path / "merge").num_decoded == 0
     assert remote_digests(s3, out) == digests(reference)
-    assert list(tmp_path.iterdir()) == []
+    assert files_below(tmp_path) == []
 
 
 def test_new_videos_and_recovered_ones_are_written_as_in_a_local_pool(
@@ -125,13 +133,10 @@ def test_verify_repair_diff_and_report_take_the_address(
     repair_pool(RepairOptions(out, videos, workers=1))
     assert remote_digests(s3, out).keys() >= {name}
     assert verify_pool(out).damaged_files() == []
-    assert list(tmp_path.iterdir()) == []
+    assert files_below(tmp_path) == []
 
 
 def test_scratch_never_holds_the_pool(videos: Path, out: str, tmp_path: Path) -> None:
-    from preprocess.pipeline import run_build
-    from preprocess.settings import make_build_settings
-
     most = 0
 
     def look(done: int, total: int) -> None:
@@ -142,6 +147,41 @@ def test_scratch_never_holds_the_pool(videos: Path, out: str, tmp_path: Path) ->
     report = run_build(make_build_settings(values, ["videos_per_shard=1", "frames_per_clip=6"]), progress=look)
     assert report.num_shards == 10
     assert 1 <= most <= 5  # one open, one going up, two that wait, one that was just finished
+
+
+def test_two_builds_of_one_address_are_refused_whatever_their_scratch(videos: Path, out: str, tmp_path: Path) -> None:
+    def settings(scratch: str, **more: str) -> BuildSettings:
+        values = {"dataset": "folder", "videos": videos, "out": out, "scratch": tmp_path / scratch, **more}
+        return make_build_settings(values, ENCODING)
+
+    one, other = settings("one"), settings("other")
+    with open_workspace(one).lock(one):
+        with pytest.raises(ConfigError, match="another build on this machine writes there"):
+            build(videos, out, scratch=tmp_path / "other")
+        with pytest.raises(ConfigError, match="another build"):
+            build(videos, out, part="1/2", scratch=tmp_path / "other")
+    part = settings("one", part="2/2")
+    with open_workspace(part).lock(part):
+        build(videos, out, part="1/2", scratch=tmp_path / "one")
+        with pytest.raises(ConfigError, match="another build"):
+            build(videos, out, part="2/2", scratch=tmp_path / "one")
+        with pytest.raises(ConfigError, match=r"part 2/2 is being built there; all parts need the same N"):
+            build(videos, out, part="1/3", scratch=tmp_path / "one")
+    with open_workspace(other).lock(other):
+        pass
+
+
+def test_what_an_older_build_left_in_scratch_does_not_touch_a_closed_pool(
+    tree: Path, s3: ObjectServer, out: str, tmp_path: Path
+) -> None:
+    build_interrupted(tree, out, at=6, scratch=tmp_path / "old")
+    build(tree, out, scratch=tmp_path / "new")
+    closed = remote_digests(s3, out)
+    (tree / "run fast" / "e.avi").unlink()
+    assert build(tree, out, scratch=tmp_path / "old").num_decoded == 0
+    shards = {name: digest for name, digest in closed.items() if name.startswith("shards/")}
+    assert {name: remote_digests(s3, out)[name] for name in shards} == shards
+    assert files_below(tmp_path / "old") == []
 
 
 def test_a_key_that_may_not_write_ends_the_build_before_a_video_is_decoded(

@@ -178,3 +178,26 @@ def test_a_disk_without_room_costs_the_cache_and_not_the_run(tmp_path: Path, cap
     for _ in range(2):
         assert read(cache, "a", 100, []) == [content("a", 100)[:3], content("a", 100)[-2:]]
     assert capfd.readouterr().err.count("the cache cannot be written") == 1
+
+
+def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_is_not_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=100)
+
+    def load() -> bytes:  # while this one is loaded and promised nothing, another one takes the room
+        inner = Cache(tmp_path, max_bytes=100)
+        held = inner._place("inner").with_name("inner.part")
+        assert inner._promise(held, 80)
+        with inner._hold_stripe(held):
+            assert not cache._promise(cache._place("x").with_name("x.part"), 30)
+        return bytes(30)
+
+    assert cache.read("outer", 30, [(0, 30)], load)[0] == [bytes(30)]
+    assert held_bytes(tmp_path) <= 100
+
+
+def test_a_counter_that_is_no_number_is_counted_anew(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=150)
+    read(cache, "a", 100, [])
+    (tmp_path / "used").write_bytes(bytes(7))
+    read(cache, "b", 100, [])
+    assert held_bytes(tmp_path) == 100

@@ -162,6 +162,16 @@ def test_bytes_and_requests_are_those_of_the_plan(remote: Pool, tmp_path: Path, 
     assert "12 clips a pass" in plan_text(scoring)
 
 
+def test_a_piece_that_the_disk_has_changed_is_fetched_again(pool: Pool, remote: Pool, tmp_path: Path) -> None:
+    reading = ReadSettings(cache=tmp_path / "cache")
+    list(train_loader(remote, reading))
+    for path in (tmp_path / "cache").glob("pieces/*/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert_same(list(train_loader(remote, reading)), list(train_loader(pool)))
+    again = train_loader(remote, reading)
+    assert_same(list(again), list(train_loader(pool)))
+
+
 FAULTS = {
     "500": Fault(status=500),
     "503": Fault(status=503),
