@@ -115,7 +115,7 @@ def _write_shards(
             writer.append(row, encode_sample(row["key"], [encode_rgb(image, quality=90) for image in images], facts))
         entries.append(writer.finish())
         rows.extend(writer.rows)
-        writer.forget_journal()
+        (path / "shards" / f".{DATASET}-{number:06d}.jsonl").unlink()  # as closing a build does
     return rows, entries
 
 
