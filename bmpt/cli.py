@@ -250,6 +250,34 @@ def bench_build(
     print(f"{measured.videos} videos, best of {measured.repeats}, {measured.cores} cores")
 
 
+@bench.command("loader")
+def bench_loader(
+    pool: PoolPath,
+    manifest: Annotated[str, typer.Argument(help="for example few_shot/train_k16")],
+    videos: Annotated[Path | None, typer.Option(metavar="DIR", help="the raw videos, to measure decord too")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="the best of so many")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """The training stream beside decoding alone, stock webdataset and decord."""
+    from bmpt.engine.progress import ProgressBars
+    from bmpt.loader_bench import bench_loader as measure
+
+    with ProgressBars(enabled=True) as bars:
+        measured = measure(
+            pool,
+            manifest,
+            videos=videos,
+            repeats=repeats,
+            progress=lambda done, total: bars.update("measure", done, total),
+        )
+    if as_json:
+        print(json.dumps(measured.as_json()))
+        return
+    for name, ratio in measured.ratios().items():
+        print(f"{name:32}{ratio:8.2f}")
+    print(f"{measured.samples} samples, best of {measured.repeats}, {measured.cores} cores")
+
+
 def _show_results(results: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
