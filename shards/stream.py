@@ -95,7 +95,7 @@ class StreamState(Settings):
 class ClipBatch:
     """B clips of one view each.
 
-    frames_BVTCHW: uint8 RGB
+    frames_BVTCHW: uint8 RGB, channels last in memory: whoever makes floats of it turns it over in the same pass
     labels_B: int64, index into the manifest's classes
     weights_B: float32, 1; 0 for an empty place, whose frames are black
     positions_B: int64, row in the manifest
@@ -290,9 +290,10 @@ class BatchStage:
         from torch.utils.data import default_collate  # in a worker it stacks into shared memory: one copy less
 
         black = torch.zeros((self.clip.frames, 3, self.clip.size_px, self.clip.size_px), dtype=torch.uint8)
-        frames_BTCHW = default_collate([black if item.clip_TCHW is None else item.clip_TCHW for item in items])
+        clips = [black if item.clip_TCHW is None else item.clip_TCHW for item in items]
+        frames_BTHWC = default_collate([clip.permute(0, 2, 3, 1) for clip in clips])  # as they lie in memory
         return ClipBatch(
-            frames_BVTCHW=frames_BTCHW.unsqueeze(1).contiguous(),
+            frames_BVTCHW=frames_BTHWC.permute(0, 1, 4, 2, 3).unsqueeze(1),
             labels_B=torch.tensor([item.row["label"] for item in items], dtype=torch.int64),
             weights_B=torch.tensor([float(item.failure is None) for item in items], dtype=torch.float32),
             positions_B=torch.tensor([item.index for item in items], dtype=torch.int64),

@@ -73,7 +73,7 @@ def test_a_batch_has_the_stated_shapes_types_and_values(pool: Pool) -> None:
     batch = next(iter(train_loader(pool))).clips
     assert batch.frames_BVTCHW.shape == (5, 1, 4, 3, 32, 32)
     assert batch.frames_BVTCHW.dtype == torch.uint8
-    assert batch.frames_BVTCHW.is_contiguous()
+    assert batch.frames_BVTCHW.permute(0, 1, 2, 4, 5, 3).is_contiguous()
     assert (batch.labels_B.dtype, batch.weights_B.dtype, batch.positions_B.dtype) == (
         torch.int64,
         torch.float32,
