@@ -15,6 +15,9 @@ from shards.commands import run_app
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from bmpt.loader_bench import LoaderBenchmark
+    from preprocess.bench import BuildBenchmark
+
 EXIT_FINDINGS = 1
 
 app = typer.Typer(
@@ -242,12 +245,7 @@ def bench_build(
 
     with ProgressBars(enabled=True) as bars:
         measured = measure(videos, repeats=repeats, progress=lambda done, total: bars.update("measure", done, total))
-    if as_json:
-        print(json.dumps(measured.as_json()))
-        return
-    for name, ratio in measured.ratios().items():
-        print(f"{name:32}{ratio:8.2f}")
-    print(f"{measured.videos} videos, best of {measured.repeats}, {measured.cores} cores")
+    _show_benchmark(measured, f"{measured.videos} videos", as_json=as_json)
 
 
 @bench.command("loader")
@@ -270,12 +268,17 @@ def bench_loader(
             repeats=repeats,
             progress=lambda done, total: bars.update("measure", done, total),
         )
+    _show_benchmark(measured, f"{measured.samples} samples", as_json=as_json)
+
+
+def _show_benchmark(measured: BuildBenchmark | LoaderBenchmark, what: str, *, as_json: bool) -> None:
+    """Print ratios and what they were measured on, or all measurements as one JSON object."""
     if as_json:
         print(json.dumps(measured.as_json()))
         return
     for name, ratio in measured.ratios().items():
         print(f"{name:32}{ratio:8.2f}")
-    print(f"{measured.samples} samples, best of {measured.repeats}, {measured.cores} cores")
+    print(f"{what}, best of {measured.repeats}, {measured.cores} cores")
 
 
 def _show_results(results: dict[str, Any], folder: Path, *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from shards.cache import Cache
 from shards.config import Settings
 from shards.errors import SampleError
 from shards.extents import Extents, RequestCost, plan_extents
-from shards.reader import Manifest
+from shards.reader import Manifest, check_frames, first_wrong_frame
 from shards.storage import LocalStore, Store
 
 _LATENCY_BUCKETS = 24  # of 0.1 ms, 0.2 ms, 0.4 ms, ...
@@ -99,15 +98,12 @@ class FrameReader:
         wanted = sorted(set(positions))
         places = [(row["offset"] + row["frame_offset"][position], row["frame_size"][position]) for position in wanted]
         blocks = self._read_cached(index, row["shard"], places, stats)
-        if blocks is not None and _first_wrong(wanted, blocks, row) is not None:
+        if blocks is not None and first_wrong_frame(row, wanted, blocks) is not None:
             self._drop(index)  # the disk of the cache has changed it
             blocks = None
         if blocks is None:
             blocks = self._read_directly(row["shard"], places, stats)
-        wrong = _first_wrong(wanted, blocks, row)
-        if wrong is not None:
-            where = f"{self.store.uri(row['shard'])}: frame {wrong} of {row['key']}"
-            raise SampleError(f"{where} has a wrong CRC; run `bmpt repair`")
+        check_frames(self.store, row, wanted, blocks)
         found = dict(zip(wanted, blocks, strict=True))
         return [found[position] for position in positions]
 
@@ -180,14 +176,6 @@ class FrameReader:
             blocks += self.store.read_ranges(shard, [start], [size])
             stats.count_request(size, time.monotonic() - begun)
         return blocks
-
-
-def _first_wrong(positions: Sequence[int], blocks: Sequence[bytes], row: Mapping[str, Any]) -> int | None:
-    """The first of some frames whose bytes have another CRC than the manifest states."""
-    for position, block in zip(positions, blocks, strict=True):
-        if zlib.crc32(block) != row["frame_crc32"][position]:
-            return position
-    return None
 
 
 def make_reader(store: Store, manifest: Manifest, settings: ReadSettings) -> FrameReader:

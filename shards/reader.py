@@ -84,13 +84,25 @@ def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[i
     wanted = sorted(set(positions))  # a clip shorter than T repeats frames; each is read once
     starts = [row["offset"] + row["frame_offset"][position] for position in wanted]
     blocks = store.read_ranges(row["shard"], starts, [row["frame_size"][position] for position in wanted])
-    for position, block in zip(wanted, blocks, strict=True):
-        if zlib.crc32(block) != row["frame_crc32"][position]:
-            raise SampleError(
-                f"{store.uri(row['shard'])}: frame {position} of {row['key']} has a wrong CRC; run `bmpt repair`"
-            )
+    check_frames(store, row, wanted, blocks)
     by_position = dict(zip(wanted, blocks, strict=True))
     return [by_position[position] for position in positions]
+
+
+def first_wrong_frame(row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]) -> int | None:
+    """The first of some frames whose bytes have another CRC than its row states."""
+    for position, block in zip(positions, blocks, strict=True):
+        if zlib.crc32(block) != row["frame_crc32"][position]:
+            return position
+    return None
+
+
+def check_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]) -> None:
+    """Raises: SampleError naming the first of some frames whose CRC is wrong."""
+    wrong = first_wrong_frame(row, positions, blocks)
+    if wrong is not None:
+        where = f"{store.uri(row['shard'])}: frame {wrong} of {row['key']}"
+        raise SampleError(f"{where} has a wrong CRC; run `bmpt repair`")
 
 
 def read_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[jpeg.Image]:
