@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards import jpeg
-from shards.errors import ConfigError, FormatError, SampleError
+from shards.errors import ConfigError, FormatError, SampleError, StorageError
 from shards.schema import (
     MANIFEST_SCHEMA,
     POOL_CARD,
@@ -63,10 +63,15 @@ class Pool:
         """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what is there."""
         name = f"manifests/{path}.parquet"
         if not re.fullmatch(r"[\w-]+/[\w-]+", path) or not self.store.exists(name):
-            known = ", ".join(self.manifest_names()) or "none"
-            raise ConfigError(f"{self.store.uri(name)}: no such manifest; the pool has: {known}")
+            raise ConfigError(f"{self.store.uri(name)}: no such manifest; {self._what_there_is()}")
         table = _read_table(self.store, name, MANIFEST_SCHEMA)
         return Manifest(manifest_info(table, where=self.store.uri(name)), table)
+
+    def _what_there_is(self) -> str:
+        try:
+            return f"the pool has: {', '.join(self.manifest_names()) or 'none'}"
+        except StorageError:  # a web server has no listing
+            return "`bmpt report` of a copy in a folder or bucket lists them"
 
 
 def open_pool(uri: str | Path) -> Pool:

@@ -9,7 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -22,21 +22,24 @@ class Fault:
 
     status: answered instead of asking the server; delay_seconds: before the answer
     body_share: of the body that is sent, with its whole length promised and then a reset; is_short: with the
-    shortened length promised, as a server does that lost the end"""
+    shortened length promised, as a server does that lost the end; stall_seconds: of silence before the reset"""
 
     status: int | None = None
     delay_seconds: float = 0.0
     body_share: float = 1.0
     is_short: bool = False
+    stall_seconds: float = 0.0
 
 
 @dataclass
 class FaultProxy:
-    """decide: (number of the request from 0, method, path) -> what happens to it; requests: what came"""
+    """decide: (number of the request from 0, method, path) -> what happens to it
+    requests: what came, (method, path); signatures: the Authorization header of each, empty if there was none"""
 
     endpoint: str
     decide: Callable[[int, str, str], Fault | None]
-    requests: list[tuple[str, str]]
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    signatures: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -44,6 +47,7 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     """Stand before a server on a free port of this machine; `decide` may be changed at any time."""
     target = urlsplit(upstream)
     lock = threading.Lock()
+    is_over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -53,6 +57,7 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
             with lock:
                 number = len(proxy.requests)
                 proxy.requests.append((self.command, self.path))
+                proxy.signatures.append(self.headers.get("Authorization", ""))
             fault = proxy.decide(number, self.command, self.path) or Fault()
             time.sleep(fault.delay_seconds)
             if fault.status is not None:
@@ -68,6 +73,7 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
                 self.answer(answer.status, answer.getheaders(), kept)
             elif len(kept) < len(data):
                 self.answer(answer.status, answer.getheaders(), kept, promised=len(data))
+                is_over.wait(fault.stall_seconds)
                 self.reset()
             else:
                 self.answer(answer.status, answer.getheaders(), data, promised=answer.getheader("Content-Length"))
@@ -97,12 +103,13 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}", lambda number, method, path: None, [])
+    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}", lambda number, method, path: None)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield proxy
     finally:
+        is_over.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from pathlib import Path
 from obstore.store import S3Store
 
 WRITER, READER = ("writer-key", "planted-secret-of-the-writer"), ("reader-key", "planted-secret-of-the-reader")
+PUBLIC = "public"  # the bucket that everyone may read and list
+DOMAIN = "s3.test"  # a request for the host <bucket>.s3.test asks for that bucket
 _WEED = Path(sys.executable).parent / "weed"
 _START_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
@@ -71,15 +72,17 @@ def run_object_server(folder: Path) -> Iterator[ObjectServer]:
     root = ("root-key", "root-secret")
     rights = {"root": (root, ["Admin", "Read", "Write", "List"]), "writer": (WRITER, ["Read", "Write", "List"])}
     rights["reader"] = (READER, ["Read", "List"])
-    identities = [
+    identities: list[dict[str, object]] = [
         {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
         for name, ((key, secret), actions) in rights.items()
     ]
+    identities.append({"name": "anonymous", "actions": [f"Read:{PUBLIC}", f"List:{PUBLIC}"]})
     (folder / "weed.json").write_text(json.dumps({"identities": identities}))
     s3, master, volume, filer = _free_ports(4)
     arguments = [
         *("server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
         *("-s3", f"-s3.port={s3}", f"-s3.config={folder / 'weed.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        f"-s3.domainName={DOMAIN}",
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-master.volumeSizeLimitMB=256", "-volume.max=64"),
     ]
@@ -117,7 +120,6 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], endpoint: str, log: 
     while time.monotonic() < deadline and server.poll() is None:
         try:
             urllib.request.urlopen(endpoint, timeout=1).close()
-        except urllib.error.HTTPError:  # 403: it answers
             return
         except OSError:
             time.sleep(0.1)
