@@ -1,8 +1,9 @@
 """A bounded cache on local disk, shared by all processes of a node: one load of each piece, never over its cap.
 
-    <folder>/locks/00 .. ff     who loads a piece holds the lock of its stripe, so that the others wait and then find it
+    <folder>/locks/000 .. fff   who loads a piece holds the lock of its stripe, so that the others wait and then find it
     <folder>/used               bytes that are taken or promised, kept under its own lock
-    <folder>/pieces/<xx>/<name> whole pieces; `.part` of full length from the promise until it is written
+    <folder>/pieces/<xx>/<name> whole pieces; `.part` of full length from the promise until it is written, `.passing` if
+                                nobody will want them again soon
 
 Everything may be removed at any time. The kernel releases locks when a process ends; a `.part` whose lock is free is
 nobody's, and the next count removes it."""
@@ -21,26 +22,35 @@ from pathlib import Path
 
 _TOUCH_SECONDS = 60.0  # a piece that was used within this time is not marked again
 _ROOM_LEFT = 0.9  # of the cap after room was made, since counting the folder takes 2 us a piece
+_PASSING = ".passing"
 
 
 class Cache:
     """Pieces by name; a name stands for one content for ever.
 
-    max_bytes: hard cap of all pieces together"""
+    max_bytes: hard cap of all pieces together; passing_bytes: so many bytes of passing pieces are in use, the newest;
+    the others go before anything else"""
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int, passing_bytes: int = 0) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
+        self.passing_bytes = passing_bytes
         self._has_complained = False
 
     def read(
-        self, name: str, size: int, ranges: Sequence[tuple[int, int]], load: Callable[[], bytes]
+        self,
+        name: str,
+        size: int,
+        ranges: Sequence[tuple[int, int]],
+        load: Callable[[], bytes],
+        *,
+        is_passing: bool = False,
     ) -> tuple[list[bytes], bool]:
         """Read ranges (start, size) of a piece of `size` bytes, loading it if no process of this node has.
 
         load: gives the whole piece, checked. Returns: the ranges, and whether the piece was there.
         A folder that cannot be written is said once and costs the cache, not the run. Raises: what `load` raises."""
-        place = self._place(name)
+        place = self._place(name, is_passing=is_passing)
         found = _read_file(place, size, ranges)
         if found is not None:
             return found, True
@@ -64,39 +74,44 @@ class Cache:
                 self._complain(error)
         return [data[start : start + length] for start, length in ranges], False
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, *, is_passing: bool = False) -> None:
         """Forget a piece that turned out to be damaged."""
-        self._place(name).unlink(missing_ok=True)
+        self._place(name, is_passing=is_passing).unlink(missing_ok=True)
 
-    def _place(self, name: str) -> Path:
+    def _place(self, name: str, *, is_passing: bool = False) -> Path:
         digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-        return self.folder / "pieces" / digest[:2] / digest[2:]
+        return self.folder / "pieces" / digest[:2] / (digest[2:] + _PASSING * is_passing)
 
     def _hold_stripe(self, place: Path) -> contextlib.AbstractContextManager[int]:
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        return _locked(self.folder / "locks" / place.parent.name)
+        return _locked(self._stripe(place))
+
+    def _stripe(self, place: Path) -> Path:
+        """4096 of them: of the 128 loads of 8 ranks with 16 requests each, 3 % wait for another piece's."""
+        return self.folder / "locks" / (place.parent.name + place.name[0])
 
     def _store(self, place: Path, data: bytes) -> None:
         part = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}.part")
-        if not self._promise(part, len(data)):
-            return
         try:
+            if not self._promise(part, len(data)):
+                return
             with part.open("r+b") as file:
                 file.write(data)
             with _locked(self.folder / "used"):  # whoever counts sees it once, under either name
                 part.replace(place)
         except OSError:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             raise
 
     def _promise(self, part: Path, size: int) -> bool:
-        """Take room by a file of that length; the pieces that were not used for longest go. False if it never fits."""
+        """Take room by a file of that length; see `_make_room` for what goes. False if it never fits."""
         if size > self.max_bytes:
             return False
         with _locked(self.folder / "used") as descriptor:
             used = _parse(os.pread(descriptor, 32, 0))
             if used is None or used + size > self.max_bytes:
-                used = self._make_room(int(min(self.max_bytes - size, _ROOM_LEFT * self.max_bytes)))
+                used = self._make_room(min(self.max_bytes - size, room_bytes(self.max_bytes)))
             fits = used + size <= self.max_bytes  # what others are writing now cannot be removed
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(used + size * fits).encode(), 0)
@@ -107,7 +122,9 @@ class Cache:
         return fits
 
     def _make_room(self, room: int) -> int:
-        """Count what is there and remove pieces until at most `room` bytes are left. Returns: the bytes left."""
+        """Count what is there and remove pieces until at most `room` bytes are left. Returns: the bytes left.
+
+        Passing pieces that have passed go first, then what was not used for longest."""
         pieces: list[tuple[float, int, Path]] = []
         for path in (self.folder / "pieces").glob("*/*"):
             with contextlib.suppress(FileNotFoundError):
@@ -117,7 +134,12 @@ class Cache:
                 else:
                     pieces.append((status.st_mtime, status.st_size, path))
         left = sum(size for _, size, _ in pieces)
-        for _, size, path in sorted(pieces):
+        ranked, passing = [], 0
+        for used_at, size, path in sorted(pieces, reverse=True):
+            passing += size * (_PASSING in path.suffixes)  # those that are being written too
+            has_passed = path.suffix == _PASSING and passing > self.passing_bytes
+            ranked.append((not has_passed, used_at, size, path))
+        for _, _, size, path in sorted(ranked):
             if left <= room:
                 break
             if path.suffix != ".part":
@@ -127,7 +149,7 @@ class Cache:
 
     def _is_abandoned(self, part: Path) -> bool:
         """Whether nobody is writing it: its stripe's lock is free."""
-        with (self.folder / "locks" / part.parent.name).open("ab") as lock:
+        with self._stripe(part).open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -142,6 +164,11 @@ class Cache:
                 "without it: make room, or set data.cache to another folder",
                 file=sys.stderr,
             )
+
+
+def room_bytes(max_bytes: int) -> int:
+    """What a run may rely on under a cap: of the pieces used last, so many bytes stay whenever room is made."""
+    return int(_ROOM_LEFT * max_bytes)
 
 
 def _parse(number: bytes) -> int | None:

@@ -13,10 +13,18 @@ from typing import Any
 
 from pydantic import Field
 
-from shards.cache import Cache
+from shards.cache import Cache, room_bytes
 from shards.config import Settings
 from shards.errors import SampleError
-from shards.extents import Extents, RequestCost, plan_extents
+from shards.extents import (
+    BYTES_PER_SECOND,
+    LATENCY_SECONDS,
+    Extents,
+    RequestCost,
+    Retention,
+    plan_extents,
+    plan_retention,
+)
 from shards.reader import Manifest, check_frames, first_wrong_frame
 from shards.storage import LocalStore, Store
 
@@ -73,8 +81,8 @@ class ReadSettings(Settings):
     cache: Path | None = None
     cache_bytes: int = Field(50_000_000_000, ge=0)
     requests_in_flight: int = Field(16, ge=1)
-    latency_seconds: float = Field(0.03, ge=0)
-    bytes_per_second: float = Field(90e6, gt=0)
+    latency_seconds: float = Field(LATENCY_SECONDS, ge=0, allow_inf_nan=False)
+    bytes_per_second: float = Field(BYTES_PER_SECOND, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -82,25 +90,26 @@ class FrameReader:
     """Reads the JPEG bytes of frames; a value that a loader worker can unpickle.
 
     manifest: the rows that are read
-    extents, cache: None for a folder, where a range costs next to nothing, and where no cache is wanted
-    cost: decides which gaps are read along"""
+    cost: decides which gaps are read along
+    cache, extents, retention: None for a folder, where a range costs next to nothing, and where no cache is wanted"""
 
     store: Store
     manifest: Manifest
     cost: RequestCost
     cache: Cache | None = None
     extents: Extents | None = None
+    retention: Retention | None = None
 
-    def read(self, index: int, row: Mapping[str, Any], positions: Sequence[int], stats: ReadStats) -> list[bytes]:
+    def read(
+        self, index: int, row: Mapping[str, Any], positions: Sequence[int], stats: ReadStats, *, epoch: int = 0
+    ) -> list[bytes]:
         """Frames at `positions` of the sample in row `index`, in that order; each is fetched once.
 
+        epoch: what only passes through the cache is fetched in each one, so that what a run reads can be planned.
         Raises: SampleError if a CRC is wrong, StorageError if the shard cannot be read."""
         wanted = sorted(set(positions))
         places = [(row["offset"] + row["frame_offset"][position], row["frame_size"][position]) for position in wanted]
-        blocks = self._read_cached(index, row["shard"], places, stats)
-        if blocks is not None and first_wrong_frame(row, wanted, blocks) is not None:
-            self._drop(index)  # the disk of the cache has changed it
-            blocks = None
+        blocks = self._read_cached(index, row, wanted, places, stats, epoch=epoch)
         if blocks is None:
             blocks = self._read_directly(row["shard"], places, stats)
         check_frames(self.store, row, wanted, blocks)
@@ -113,21 +122,36 @@ class FrameReader:
         return self._read_merged(shard, places, stats)
 
     def _read_cached(
-        self, index: int, shard: str, places: Sequence[tuple[int, int]], stats: ReadStats
+        self,
+        index: int,
+        row: Mapping[str, Any],
+        wanted: Sequence[int],
+        places: Sequence[tuple[int, int]],
+        stats: ReadStats,
+        *,
+        epoch: int,
     ) -> list[bytes] | None:
-        """From the sample's extent; None without a cache that can hold it, or if something in the extent is damaged."""
-        if self.cache is None or self.extents is None:
+        """From the sample's extent; None if the cache does not take it, or if something in it is damaged."""
+        if self.cache is None or self.extents is None or self.retention is None:
             return None
         number = int(self.extents.of_row[index])
-        start, stop = int(self.extents.start[number]), int(self.extents.stop[number])
-        if stop - start > self.cache.max_bytes:
+        is_passing = not self.retention.kept[number]
+        if is_passing and self.retention.passing_bytes == 0:
             return None
-        inside = [(place - start, size) for place, size in places]
+        name = self._piece(number) + (f"/epoch {epoch}" if is_passing else "")
+        start, stop = int(self.extents.start[number]), int(self.extents.stop[number])
         try:
             blocks, was_there = self.cache.read(
-                self._piece(number), stop - start, inside, lambda: self._load_extent(number, shard, start, stop, stats)
+                name,
+                stop - start,
+                [(place - start, size) for place, size in places],
+                lambda: self._load_extent(number, start, stop, stats),
+                is_passing=is_passing,
             )
         except SampleError:  # the wanted frames may be sound
+            return None
+        if first_wrong_frame(row, wanted, blocks) is not None:  # the disk of the cache has changed it
+            self.cache.drop(name, is_passing=is_passing)
             return None
         stats.hits += was_there
         stats.misses += not was_there
@@ -136,29 +160,21 @@ class FrameReader:
     def _piece(self, extent: int) -> str:
         """The name of an extent in the cache: by what it holds, since pools of one `pool_id` may be laid out apart."""
         assert self.extents is not None
-        samples = [self._sample_at(int(row)) for row in self.extents.rows_of(extent)]
-        digest = hashlib.sha256(repr(samples).encode()).hexdigest()
-        return f"{self.manifest.info.pool_id}/{self.extents.shard[extent]}/{self.extents.start[extent]}/{digest}"
+        content = self.extents.content[extent].tobytes().hex()
+        return f"{self.manifest.info.pool_id}/{self.extents.shard[extent]}/{self.extents.start[extent]}/{content}"
 
-    def _drop(self, index: int) -> None:
-        assert self.cache is not None
-        assert self.extents is not None
-        self.cache.drop(self._piece(int(self.extents.of_row[index])))
-
-    def _load_extent(self, number: int, shard: str, start: int, stop: int, stats: ReadStats) -> bytes:
+    def _load_extent(self, number: int, start: int, stop: int, stats: ReadStats) -> bytes:
         """Fetch an extent and compare every sample of the manifest in it with its sha256. Raises: SampleError."""
         assert self.extents is not None
+        shard = self.extents.shard[number]
         (data,) = self._request(shard, [(start, stop - start)], stats)
         view = memoryview(data)
-        for row in self.extents.rows_of(number):
-            offset, size, sha256 = self._sample_at(int(row))
+        table = self.manifest.table
+        for row in self.extents.rows_of(number).tolist():
+            offset, size, sha256 = (table[name][row].as_py() for name in ("offset", "size", "sha256"))
             if hashlib.sha256(view[offset - start : offset - start + size]).hexdigest() != sha256:
                 raise SampleError(f"{self.store.uri(shard)}: the sample at byte {offset} has a wrong sha256")
         return data
-
-    def _sample_at(self, row: int) -> tuple[int, int, str]:
-        table = self.manifest.table
-        return table["offset"][row].as_py(), table["size"][row].as_py(), table["sha256"][row].as_py()
 
     def _read_merged(self, shard: str, places: Sequence[tuple[int, int]], stats: ReadStats) -> list[bytes]:
         """Read what lies in small gaps along, and cut it out again."""
@@ -178,13 +194,17 @@ class FrameReader:
         return blocks
 
 
-def make_reader(store: Store, manifest: Manifest, settings: ReadSettings) -> FrameReader:
-    """A reader of the frames of one manifest."""
+def make_reader(
+    store: Store, manifest: Manifest, settings: ReadSettings, *, group_shards: int | None = None
+) -> FrameReader:
+    """A reader of the frames of one manifest. group_shards: of a grouped order, None for any other."""
     cost = RequestCost(settings.latency_seconds, settings.bytes_per_second)
     if isinstance(store, LocalStore) or settings.cache is None:
         return FrameReader(store, manifest, cost)
-    cache = Cache(settings.cache.absolute(), max_bytes=settings.cache_bytes)
-    return FrameReader(store, manifest, cost, cache, plan_extents(manifest, cost))
+    extents = plan_extents(manifest, cost)
+    retention = plan_retention(extents, room_bytes(settings.cache_bytes), group_shards=group_shards)
+    cache = Cache(settings.cache.absolute(), max_bytes=settings.cache_bytes, passing_bytes=retention.passing_bytes)
+    return FrameReader(store, manifest, cost, cache, extents, retention)
 
 
 def merge_ranges(places: Sequence[tuple[int, int]], gap_bytes: int) -> list[tuple[int, int, list[tuple[int, int]]]]:

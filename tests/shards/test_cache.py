@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -9,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,12 @@ def content(name: str, size: int) -> bytes:
 
 
 def held_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("pieces/*/*"))
+    sizes = {}
+    for path in folder.glob("pieces/*/*"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been written, and has its own name now
+            name = path.stem.rpartition(".")[0] if path.suffix == ".part" else path.name
+            sizes[path.parent / name] = path.stat().st_size
+    return sum(sizes.values())
 
 
 def read(cache: Cache, name: str, size: int, loads: list[str]) -> list[bytes]:
@@ -105,6 +113,27 @@ def test_it_may_be_deleted_between_any_two_reads(tmp_path: Path) -> None:
         assert read(cache, "b", 50, []) == [content("b", 50)[:3], content("b", 50)[-2:]]
 
 
+def test_it_may_be_deleted_while_others_read_and_write(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    is_over = threading.Event()
+
+    def delete_again_and_again() -> None:
+        while not is_over.is_set():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    deleter = threading.Thread(target=delete_again_and_again)
+    deleter.start()
+    try:
+        with ThreadPoolExecutor(4) as readers:
+            names = [f"piece {number % 20}" for number in range(400)]
+            found = readers.map(lambda name: read(Cache(folder, max_bytes=500), name, 100, []), names)
+            for name, blocks in zip(names, found, strict=True):
+                assert blocks == [content(name, 100)[:3], content(name, 100)[-2:]]
+    finally:
+        is_over.set()
+        deleter.join()
+
+
 def test_a_piece_that_lost_its_end_is_loaded_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=500)
     loads: list[str] = []
@@ -178,6 +207,86 @@ def test_a_disk_without_room_costs_the_cache_and_not_the_run(tmp_path: Path, cap
     for _ in range(2):
         assert read(cache, "a", 100, []) == [content("a", 100)[:3], content("a", 100)[-2:]]
     assert capfd.readouterr().err.count("the cache cannot be written") == 1
+
+
+_WITHOUT_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+from shards.cache import Cache
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+cache = Cache(Path(sys.argv[1]), max_bytes=10_000)
+for name, size in [("small", 500), ("large", 2000), ("large", 2000), ("small", 500), ("other", 500)]:
+    blocks, was_there = cache.read(name, size, [(size - 3, 3)], lambda: bytes(range(250)) * (size // 250))
+    print(blocks == [bytes([247, 248, 249])], was_there)
+"""
+
+
+def test_a_write_that_the_system_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: both refuse a piece in the middle of storing it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_ROOM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["True False", "True False", "True False", "True True", "True False"]
+    assert done.stderr.count("the cache cannot be written (File too large)") == 1
+    assert held_bytes(tmp_path) == 1000
+    assert list(tmp_path.glob("pieces/*/*.part")) == []
+
+
+def test_a_cap_of_nothing_keeps_nothing(tmp_path: Path) -> None:
+    loads: list[str] = []
+    for _ in range(2):
+        read(Cache(tmp_path, max_bytes=0), "a", 100, loads)
+    assert loads == ["a", "a"]
+    assert held_bytes(tmp_path) == 0
+
+
+def test_two_runs_with_different_caps_share_a_folder(tmp_path: Path) -> None:
+    """Each holds to its own cap when it stores something; what the other keeps is read by both."""
+    large, small = Cache(tmp_path, max_bytes=1000), Cache(tmp_path, max_bytes=300)
+    loads: list[str] = []
+    for name in "abcdefgh":
+        read(large, name, 100, loads)
+    assert held_bytes(tmp_path) == 800
+    loads.clear()
+    read(small, "a", 100, loads)
+    assert loads == []
+    read(small, "new", 100, loads)
+    assert held_bytes(tmp_path) <= 300
+    for name in "abcdefgh":
+        read(large, name, 100, loads)
+    assert 300 < held_bytes(tmp_path) <= 1000
+
+
+def test_passing_pieces_go_before_kept_ones_and_the_newest_of_them_last(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=1000, passing_bytes=200)
+    loads: list[str] = []
+
+    def passing(name: str) -> bool:
+        return cache.read(name, 100, [(0, 1)], lambda: content(name, 100), is_passing=True)[1]
+
+    for number in range(6):
+        read(cache, f"kept {number}", 100, loads)
+        os.utime(cache._place(f"kept {number}"), (0, 1000 + number))  # older than all that passes
+    for number in range(12):
+        assert not passing(f"passing {number}")
+        os.utime(cache._place(f"passing {number}", is_passing=True), (0, 10_000 + number))
+        assert held_bytes(tmp_path) <= 1000
+    assert passing("passing 11")
+    assert passing("passing 10")
+    loads.clear()
+    for number in range(6):
+        read(cache, f"kept {number}", 100, loads)
+    assert loads == []
+    cache.drop("passing 11", is_passing=True)
+    assert not passing("passing 11")
+
+
+def test_a_piece_that_is_kept_is_another_one_than_the_same_that_passes(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, max_bytes=1000, passing_bytes=200)
+    assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100), is_passing=True)[1]
+    assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100))[1]
+    assert held_bytes(tmp_path) == 200
 
 
 def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_is_not_kept(tmp_path: Path) -> None:
