@@ -11,9 +11,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shards.config import Settings, load_settings
+from shards.extents import BYTES_PER_SECOND, LATENCY_SECONDS
 from shards.fetch import ReadSettings
 
-_READING = ("cache", "cache_bytes", "requests_in_flight")  # how bytes come here, not which
+# how bytes come here, not which
+_READING = ("cache", "cache_bytes", "requests_in_flight", "latency_seconds", "bytes_per_second", "max_failures")
 
 
 class RunSettings(Settings):
@@ -22,12 +24,13 @@ class RunSettings(Settings):
     dir: str | None = Field(None, description="run folder; default runs/<config stem>")
     threads: int = Field(1, ge=1, description="CPU threads a process; the same for every topology, so that sums agree")
     save_every_steps: int | None = Field(None, ge=1, description="state.pt within an epoch too; always at its end")
+    tensorboard: bool = Field(True, description="write the numbers of metrics.jsonl to <run.dir>/tensorboard too")
 
 
 class DataSettings(Settings):
     """What is read and how a clip is cut out of a sample."""
 
-    pool: str = Field(description="folder of the pool")
+    pool: str = Field(description="folder or address of the pool")
     train: str | None = Field(None, description="manifest, for example few_shot/train_k2")
     val: str | None = Field(None, description="manifest; the default of eval.manifests")
     frames: int = Field(8, ge=1, description="T, frames a clip")
@@ -35,18 +38,32 @@ class DataSettings(Settings):
     num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 decodes in the training process")
     order: Literal["global", "grouped"] = Field("global", description="what is permuted: all samples, or shards first")
     group_shards: int = Field(16, ge=1, description="shards that a grouped order mixes at a time")
-    cache: Path | None = Field(None, description="folder for what is read of an s3:// pool, shared by a node's ranks")
+    cache: Path | None = Field(None, description="folder for what is read of a remote pool, shared by a node's ranks")
     cache_bytes: int = Field(50_000_000_000, ge=0, description="hard cap of that folder")
     requests_in_flight: int = Field(16, ge=1, description="samples that a loader process asks object storage for")
+    latency_seconds: float = Field(
+        LATENCY_SECONDS, ge=0, allow_inf_nan=False, description="of a request; `bmpt plan --measure` gives yours"
+    )
+    bytes_per_second: float = Field(
+        BYTES_PER_SECOND, gt=0, allow_inf_nan=False, description="of one connection; decides with it what is read along"
+    )
+    max_failures: int = Field(32, ge=1, description="samples in a row that cannot be read and end the run")
     verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
     sampling: Literal["even", "vifi"] = Field("even", description="segment bounds; vifi drops a tail of n mod T frames")
     crop: Literal["multi_scale", "center", "whole"] = "multi_scale"
+    scaled_decode: bool = Field(False, description="faster for small frames, and not the same pixels: see README")
     flip: bool = Field(True, description="mirror half of the training clips; wrong where direction is the class")
 
     @property
     def reading(self) -> ReadSettings:
         """How a pool in object storage is read."""
-        return ReadSettings(cache=self.cache, cache_bytes=self.cache_bytes, requests_in_flight=self.requests_in_flight)
+        return ReadSettings(
+            cache=self.cache,
+            cache_bytes=self.cache_bytes,
+            requests_in_flight=self.requests_in_flight,
+            latency_seconds=self.latency_seconds,
+            bytes_per_second=self.bytes_per_second,
+        )
 
 
 class ModelSettings(Settings):

@@ -47,6 +47,7 @@ class Task:
             sampling=data.sampling,
             crop=data.crop,
             flip=data.flip,
+            scaled_decode=data.scaled_decode,
         )
 
     def autocast(self) -> torch.autocast:

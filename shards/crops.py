@@ -1,6 +1,6 @@
 """Which pixels of a frame a clip takes, and how they become a square.
 
-The geometry is pure. Resizing is one call a clip: 8 crops of 192 px to 224 px take 0.7 ms (torch, bilinear,
+The geometry is pure. Resizing is one call a clip: 8 crops of 192 px to 224 px take 0.4 ms (torch, bilinear,
 antialias, uint8, channels last), against 1.1 ms channels first and 3.3 ms with Pillow (one core); both are within
 one grey level, Pillow within 8, of the same filter in float32."""
 
@@ -33,6 +33,11 @@ class Crop:
     height: int
     width: int
     flip: bool = False
+
+    def shrunk(self, shrink: int) -> Crop:
+        """The same part of a frame that was decoded at 1/shrink, to the nearest px."""
+        top, left = round(self.top / shrink), round(self.left / shrink)
+        return Crop(top, left, self.height // shrink, self.width // shrink, self.flip)
 
 
 def choose_crop(
@@ -70,16 +75,31 @@ def multi_scale_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
     return Crop(quarter_top * ((height - crop_h) // 4), quarter_left * ((width - crop_w) // 4), crop_h, crop_w)
 
 
-def cut_and_resize(images: Sequence[Image], crop: Crop, *, size_px: int) -> torch.Tensor:
-    """Cut the same rectangle of T frames [H, W, 3] and scale it to a square: uint8 [T, 3, size_px, size_px].
+def largest_shrink(crop: Crop, size_px: int) -> int:
+    """The largest n of 1, 2, 4 and 8 so that a crop decoded at 1/n need not be enlarged afterwards."""
+    return next((n for n in (8, 4, 2) if min(crop.height, crop.width) >= n * size_px), 1)
 
-    Bilinear, antialiased where it shrinks. Channels last in memory."""
+
+def cut_and_resize(frames_THWC: Image, crop: Crop, *, out_TCHW: torch.Tensor) -> None:
+    """Cut the same rectangle of T frames and scale it to the square of `out_TCHW`, uint8, channels last in memory.
+
+    Bilinear, antialiased where it shrinks. Mirroring comes first: the same levels, and the crop is the smaller one."""
     import torch
-    import torch.nn.functional as F
 
     rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
-    frames_THWC = torch.from_numpy(np.stack([image[rows, columns] for image in images]))
-    frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
-    if (crop.height, crop.width) != (size_px, size_px):
-        frames_TCHW = F.interpolate(frames_TCHW, (size_px, size_px), mode="bilinear", antialias=True)
-    return frames_TCHW.flip(-1) if crop.flip else frames_TCHW
+    frames_TCHW = torch.from_numpy(frames_THWC)[:, rows, columns].permute(0, 3, 1, 2)
+    if crop.flip:
+        frames_TCHW = frames_TCHW.flip(-1)
+    if frames_TCHW.shape == out_TCHW.shape:
+        out_TCHW.copy_(frames_TCHW)
+    else:  # what F.interpolate calls, which cannot write into a given place
+        torch.ops.aten._upsample_bilinear2d_aa.out(frames_TCHW, out_TCHW.shape[-2:], False, None, None, out=out_TCHW)
+
+
+def resized(images: Sequence[Image], crop: Crop, *, size_px: int) -> torch.Tensor:
+    """The same for T frames [H, W, 3], as a new tensor: uint8 [T, 3, size_px, size_px]."""
+    import torch
+
+    clip_THWC = torch.empty((len(images), size_px, size_px, 3), dtype=torch.uint8)
+    cut_and_resize(np.stack(images), crop, out_TCHW=clip_THWC.permute(0, 3, 1, 2))
+    return clip_THWC.permute(0, 3, 1, 2)

@@ -35,9 +35,23 @@ def encode_rgb(image_HWC: Image, *, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(image_HWC), quality=quality, colorsubsampling="420")
 
 
-def decode(data: bytes, *, where: str) -> Image:
-    """Decode to RGB [H, W, 3]. Raises: SampleError naming `where` if the bytes are not a whole JPEG."""
+def size_of(data: bytes, *, where: str) -> tuple[int, int]:
+    """(height, width) in px, from the header. Raises: SampleError naming `where`."""
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise SampleError(f"{where}: is not a readable JPEG: {error}") from None
+    return height, width
+
+
+def decode(data: bytes, *, where: str, shrink: int = 1, into: Image | None = None) -> Image:
+    """Decode to RGB [ceil(H/shrink), ceil(W/shrink), 3]; shrink 2, 4 or 8 leaves out the high frequencies of a block.
+
+    into: contiguous, of that shape; a new array without it.
+    Raises: SampleError naming `where` if the bytes are not a whole JPEG."""
+    height, width = size_of(data, where=where) if shrink > 1 else (0, 0)
+    least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=into, **least)
     except ValueError as error:
         raise SampleError(f"{where}: is not a readable JPEG: {error}") from None

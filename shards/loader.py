@@ -9,30 +9,37 @@ pages of new shared memory), where decoding, cutting and resizing alone take 3.0
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from math import ceil
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shards.batch_buffers import BatchBuffers
+from shards.batches import ClipBatch, ClipSettings, MicroBatch
 from shards.errors import ConfigError, StorageError
 from shards.fetch import ReadSettings, make_reader
 from shards.orders import OrderKind, make_order
 from shards.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
 from shards.reader import Manifest, Pool
 from shards.schema import STORED_VERDICTS, fingerprint
+from shards.shared_memory import share_manifest
 from shards.storage import LocalStore
-from shards.stream import ClipBatch, ClipSettings, MicroBatch, PlanStage, StreamState, make_pipeline
+from shards.stream import PlanStage, StreamState, make_pipeline
 
 MAX_FAILURES_IN_A_ROW = 32
 GROUP_SHARDS = 16
+_PREFETCHED = 2  # batches that a loader worker is ahead
 
 __all__ = [
     "ClipBatch",
     "ClipSettings",
     "EvalLoader",
+    "FailureRule",
     "MicroBatch",
     "ReadSettings",
     "StreamState",
@@ -41,6 +48,21 @@ __all__ = [
     "build_train_loader",
     "select",
 ]
+
+
+@dataclass
+class FailureRule:
+    """Ends a run when `limit` samples in a row could not be read; None never does. in_a_row: so far"""
+
+    limit: int | None
+    in_a_row: int = 0
+
+    def count(self, failures: Sequence[str | None]) -> None:
+        """Take the next samples in order, None for those that were read. Raises: StorageError at the limit."""
+        for failure in failures:
+            self.in_a_row = self.in_a_row + 1 if failure is not None else 0
+            if self.limit is not None and self.in_a_row >= self.limit:
+                raise StorageError(f"{self.in_a_row} samples in a row could not be read; the last: {failure}")
 
 
 class TrainLoader:
@@ -106,7 +128,7 @@ class EvalLoader:
 
     num_blocks: of this rank"""
 
-    def __init__(self, source: Any, *, num_blocks: int, max_failures_in_a_row: int) -> None:
+    def __init__(self, source: Iterable[MicroBatch], *, num_blocks: int, max_failures_in_a_row: int | None) -> None:
         self.num_blocks = num_blocks
         self._source = source
         self._max_failures_in_a_row = max_failures_in_a_row
@@ -134,12 +156,13 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
     reading: ReadSettings | None = None,
-    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
+    max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
     Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none;
-    order, group_shards: see `shards.orders`; reading: of pools in object storage.
+    order, group_shards: see `shards.orders`; reading: of pools in object storage; max_failures_in_a_row: of this rank,
+    None where the caller counts over all ranks.
     Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
     stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be read."""
     _require_samples(manifest)
@@ -156,8 +179,17 @@ def build_train_loader(
         batch_size=batch_size,
         accumulation=accumulation,
     )
-    stage = PlanStage(manifest, clip, plan, rank, world_size, seed)
-    batches = iter(_in_processes(_pipeline(stage, pool, reading), num_workers))
+    micro_clips = ceil(ceil(batch_size / world_size) / accumulation)
+    source = _Source(
+        PlanStage(_shared(manifest, num_workers), clip, plan, rank, world_size, seed),
+        pool,
+        reading or ReadSettings(),
+        group_shards=group_shards if order == "grouped" else None,
+        num_workers=num_workers,
+        max_clips=micro_clips,
+        batches_held=2 * accumulation + 1,  # a step, the one before it while this one is collected, and one in hand
+    )
+    batches = iter(source)
     return TrainLoader(
         _stop_at_failures(batches, _limit(max_failures_in_a_row, manifest, world_size)),
         num_samples=len(manifest),
@@ -177,16 +209,23 @@ def build_eval_loader(
     rank: int = 0,
     world_size: int = 1,
     reading: ReadSettings | None = None,
-    max_failures_in_a_row: int = MAX_FAILURES_IN_A_ROW,
+    max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
 ) -> EvalLoader:
     """Stream the evaluation blocks of one rank: over all ranks each sample once, the last block short.
 
     Raises: ConfigError for an empty manifest; while it runs, StorageError as in training."""
     _require_samples(manifest)
     plan = partial(eval_plan, len(manifest), block_size=block_size)
-    stage = PlanStage(manifest, clip, plan, rank, world_size, seed=None)
+    source = _Source(
+        PlanStage(_shared(manifest, num_workers), clip, plan, rank, world_size, seed=None),
+        pool,
+        reading or ReadSettings(),
+        num_workers=num_workers,
+        max_clips=min(block_size, len(manifest)),
+        batches_held=2,
+    )
     return EvalLoader(
-        _in_processes(_pipeline(stage, pool, reading), num_workers),
+        source,
         num_blocks=len(eval_blocks(len(manifest), block_size, rank, world_size)),
         max_failures_in_a_row=_limit(max_failures_in_a_row, manifest, world_size),
     )
@@ -205,10 +244,37 @@ def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
     return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
 
 
-def _pipeline(stage: PlanStage, pool: Pool, reading: ReadSettings | None) -> Any:
-    reading = reading or ReadSettings()
-    in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
-    return make_pipeline(stage, make_reader(pool.store, stage.manifest, reading), in_flight=in_flight)
+class _Source:
+    """The stages in loader processes or in this one, and their batches unpacked here; iterable again and again."""
+
+    def __init__(
+        self,
+        plan: PlanStage,
+        pool: Pool,
+        reading: ReadSettings,
+        *,
+        group_shards: int | None = None,
+        num_workers: int,
+        max_clips: int,
+        batches_held: int,
+    ) -> None:
+        producers = max(1, num_workers)
+        self._clip = plan.clip
+        self._buffers = BatchBuffers(
+            producers=producers,
+            places=_PREFETCHED + ceil(batches_held / producers),
+            batch_bytes=max_clips * plan.clip.clip_bytes,
+        )
+        in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
+        reader = make_reader(pool.store, plan.manifest, reading, group_shards=group_shards)
+        self._packed = _in_processes(make_pipeline(plan, reader, self._buffers, in_flight=in_flight), num_workers)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return (packed.unpack(self._clip, self._buffers) for packed in self._packed)
+
+
+def _shared(manifest: Manifest, num_workers: int) -> Manifest:
+    return share_manifest(manifest) if num_workers else manifest
 
 
 def _require_samples(manifest: Manifest) -> None:
@@ -221,9 +287,9 @@ def _require_samples(manifest: Manifest) -> None:
     )
 
 
-def _limit(max_failures_in_a_row: int, manifest: Manifest, world_size: int) -> int:
+def _limit(max_failures_in_a_row: int | None, manifest: Manifest, world_size: int) -> int | None:
     """No more than a rank's share of the manifest, so that a small one that cannot be read stops the run too."""
-    return min(max_failures_in_a_row, max(1, len(manifest) // world_size))
+    return None if max_failures_in_a_row is None else min(max_failures_in_a_row, max(1, len(manifest) // world_size))
 
 
 def _in_processes(pipeline: Any, num_workers: int) -> Any:
@@ -244,6 +310,7 @@ def _in_processes(pipeline: Any, num_workers: int) -> Any:
         num_workers=num_workers,
         multiprocessing_context=context,
         worker_init_fn=_leave_interrupts_to_the_coordinator,
+        prefetch_factor=_PREFETCHED,
         generator=torch.Generator(),  # its own, so that the global one is the same for any number of workers
         persistent_workers=True,
     )
@@ -254,12 +321,9 @@ def _leave_interrupts_to_the_coordinator(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _stop_at_failures(batches: Iterator[MicroBatch], max_in_a_row: int) -> Iterator[MicroBatch]:
-    """Pass batches on. Raises: StorageError once that many samples in a row could not be read."""
-    in_a_row = 0
+def _stop_at_failures(batches: Iterator[MicroBatch], limit: int | None) -> Iterator[MicroBatch]:
+    """Pass batches on. Raises: StorageError once `limit` samples in a row could not be read."""
+    rule = FailureRule(limit)
     for batch in batches:
-        for failure in batch.clips.failures:
-            in_a_row = in_a_row + 1 if failure is not None else 0
-            if in_a_row >= max_in_a_row:
-                raise StorageError(f"{in_a_row} samples in a row could not be read; the last: {failure}")
+        rule.count(batch.clips.failures)
         yield batch

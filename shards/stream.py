@@ -1,6 +1,6 @@
 """The stream of clips: where it stands, and its stages, which make up a `webdataset.DataPipeline`.
 
-    plan -> read (byte ranges of the wanted frames) -> decode -> cut and resize -> batch
+    plan -> read (byte ranges of the wanted frames) -> decode -> cut, resize and batch
 
 Every stage is a frozen value that a loader worker can unpickle and a generator once it is called. All randomness
 of a sample comes from (seed, epoch, key), so that a clip is the same whoever makes it."""
@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from shards import jpeg
-from shards.clip_sampling import Sampling, clip_positions
+from shards.batch_buffers import BatchBuffers
+from shards.batches import ClipSettings, PackedBatch, as_clips
+from shards.clip_sampling import clip_positions
 from shards.config import Settings
-from shards.crops import CropKind, choose_crop, cut_and_resize
+from shards.crops import Crop, choose_crop, cut_and_resize, largest_shrink
 from shards.errors import FormatError, SampleError, StorageError
 from shards.fetch import FrameReader, ReadStats
 from shards.orders import Order
@@ -32,25 +35,11 @@ from shards.reader import Manifest
 from shards.storage import Store
 
 if TYPE_CHECKING:
-    import torch
     from webdataset import DataPipeline
 
 STATE_VERSION = 1
 _STUCK_SECONDS = 30.0
-
-
-class ClipSettings(Settings):
-    """How a clip is made from a sample.
-
-    frames: T; size_px: side of the square
-    sampling: even | vifi, see `clip_sampling.segment_bounds`
-    crop, flip: in training; an evaluation takes the centre crop (or the whole frame) and never flips"""
-
-    frames: int = Field(ge=1)
-    size_px: int = Field(ge=1)
-    sampling: Sampling = "even"
-    crop: CropKind = "multi_scale"
-    flip: bool = True
+_ASKED_AHEAD = 4  # times the requests in flight: hits of the cache between them end at once (at 1 half as slow again)
 
 
 class StreamState(Settings):
@@ -92,38 +81,6 @@ class StreamState(Settings):
 
 
 @dataclass(frozen=True)
-class ClipBatch:
-    """B clips of one view each.
-
-    frames_BVTCHW: uint8 RGB, channels last in memory: whoever makes floats of it turns it over in the same pass
-    labels_B: int64, index into the manifest's classes
-    weights_B: float32, 1; 0 for an empty place, whose frames are black
-    positions_B: int64, row in the manifest
-    keys: of the samples
-    failures: why a place is empty, None for the others"""
-
-    frames_BVTCHW: torch.Tensor
-    labels_B: torch.Tensor
-    weights_B: torch.Tensor
-    positions_B: torch.Tensor
-    keys: list[str]
-    failures: list[str | None]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one rank computes at once: micro-batch `micro` of optimiser step `step` of `epoch`, all from 0.
-
-    reads: what reading its samples took"""
-
-    clips: ClipBatch
-    epoch: int
-    step: int
-    micro: int
-    reads: ReadStats
-
-
-@dataclass(frozen=True)
 class Item:
     """One sample on its way through the stages; what a stage has used up it sets to None.
 
@@ -138,8 +95,8 @@ class Item:
     frames: list[int]
     rng: np.random.Generator | None
     blocks: list[bytes] | None = None
-    images: list[jpeg.Image] | None = None
-    clip_TCHW: torch.Tensor | None = None
+    frames_THWC: jpeg.Image | None = None
+    crop: Crop | None = None
     failure: str | None = None
     reads: ReadStats | None = None
 
@@ -192,7 +149,7 @@ class ReadStage:
             try:
                 for item in items:
                     asked.append((item, threads.submit(self._read, item)))
-                    if len(asked) > self.in_flight:
+                    if len(asked) > _ASKED_AHEAD * self.in_flight:
                         yield self._wait(*asked.popleft())
                 while asked:
                     yield self._wait(*asked.popleft())
@@ -202,7 +159,8 @@ class ReadStage:
     def _read(self, item: Item) -> Item:
         stats = ReadStats()
         try:
-            return replace(item, blocks=self.reader.read(item.index, item.row, item.frames, stats), reads=stats)
+            blocks = self.reader.read(item.index, item.row, item.frames, stats, epoch=item.plan.epoch)
+            return replace(item, blocks=blocks, reads=stats)
         except (SampleError, StorageError) as error:
             return replace(item, failure=str(error), reads=stats)
 
@@ -225,80 +183,87 @@ class ReadStage:
 
 @dataclass(frozen=True)
 class DecodeStage:
-    """Decode each wanted frame once."""
+    """Choose the crop and decode each wanted frame, into memory that the next item's frames take over."""
 
     store: Store
+    clip: ClipSettings
 
     def __call__(self, items: Iterable[Item]) -> Iterator[Item]:
+        kept = np.empty(0, np.uint8)
         for item in items:
             if item.blocks is None:
                 yield item
                 continue
             try:
-                yield replace(item, blocks=None, images=self._decode(item, item.blocks))
+                shard = self.store.uri(item.row["shard"])
+                names = [f"{shard}: frame {frame} of {item.row['key']}" for frame in item.frames]
+                crop, shrink, shape = self._choose(item, item.blocks, names)
+                if kept.shape != shape:
+                    kept = np.empty(shape, np.uint8)  # kept, since fresh pages for each clip cost a tenth of decoding
+                for place, (name, block) in enumerate(zip(names, item.blocks, strict=True)):
+                    if place and block is item.blocks[place - 1]:  # a clip of few frames repeats them
+                        kept[place] = kept[place - 1]
+                    else:
+                        jpeg.decode(block, where=name, shrink=shrink, into=kept[place])
+                yield replace(item, blocks=None, frames_THWC=kept, crop=crop)
             except SampleError as error:
                 yield replace(item, blocks=None, failure=str(error))
 
-    def _decode(self, item: Item, blocks: list[bytes]) -> list[jpeg.Image]:
-        images: dict[int, jpeg.Image] = {}  # a clip of few frames repeats them
-        for frame, block in zip(item.frames, blocks, strict=True):
-            if frame not in images:
-                where = f"{self.store.uri(item.row['shard'])}: frame {frame} of {item.row['key']}"
-                images[frame] = jpeg.decode(block, where=where)
-        shapes = {image.shape for image in images.values()}
-        if len(shapes) > 1:
+    def _choose(self, item: Item, blocks: list[bytes], names: list[str]) -> tuple[Crop, int, tuple[int, ...]]:
+        """The crop, at which 1/n of the stored size it is decoded, and the shape [T, H, W, 3] then."""
+        sizes = {jpeg.size_of(block, where=name) for name, block in zip(names, blocks, strict=True)}
+        if len(sizes) > 1:
             where = f"{self.store.uri(item.row['shard'])}: {item.row['key']}"
-            raise SampleError(f"{where} has frames of different sizes: {sorted(shapes)}; run `bmpt verify`")
-        return [images[frame] for frame in item.frames]
-
-
-@dataclass(frozen=True)
-class CropStage:
-    """Cut the same rectangle out of all frames of a clip and scale it to the square."""
-
-    clip: ClipSettings
-
-    def __call__(self, items: Iterable[Item]) -> Iterator[Item]:
-        for item in items:
-            if item.images is None:
-                yield item
-                continue
-            height, width = item.images[0].shape[:2]
-            crop = choose_crop(self.clip.crop, height, width, flip=self.clip.flip, rng=item.rng)
-            yield replace(item, images=None, clip_TCHW=cut_and_resize(item.images, crop, size_px=self.clip.size_px))
+            raise SampleError(f"{where} has frames of different sizes: {sorted(sizes)}; run `bmpt verify`")
+        ((height, width),) = sizes
+        crop = choose_crop(self.clip.crop, height, width, flip=self.clip.flip, rng=item.rng)
+        shrink = largest_shrink(crop, self.clip.size_px) if self.clip.scaled_decode else 1
+        return crop.shrunk(shrink), shrink, (len(blocks), -(-height // shrink), -(-width // shrink), 3)
 
 
 @dataclass(frozen=True)
 class BatchStage:
-    """Collect the items of a micro-batch; a sample that could not be read leaves its place black, of weight 0."""
+    """Cut and scale each clip straight into its place of the batch; a sample that could not be read leaves it black."""
 
     clip: ClipSettings
+    buffers: BatchBuffers
 
-    def __call__(self, items: Iterable[Item]) -> Iterator[MicroBatch]:
-        collected: list[Item] = []
-        for item in items:
-            collected.append(item)
-            if len(collected) == len(item.plan.rows):
-                plan, reads = item.plan, ReadStats()
-                for done in collected:
-                    reads.add(done.reads or ReadStats())
-                yield MicroBatch(self._stack(collected), plan.epoch, plan.step, plan.micro, reads)
-                collected = []
+    def __call__(self, items: Iterable[Item]) -> Iterator[PackedBatch]:
+        from torch.utils.data import get_worker_info
 
-    def _stack(self, items: list[Item]) -> ClipBatch:
+        info = get_worker_info()
+        items = iter(items)
+        while (first := next(items, None)) is not None:
+            rest = islice(items, len(first.plan.rows) - 1)
+            yield self._pack(first.plan, chain([first], rest), producer=info.id if info else 0)
+
+    def _pack(self, plan: MicroPlan, items: Iterable[Item], *, producer: int) -> PackedBatch:
         import torch
-        from torch.utils.data import default_collate  # in a worker it stacks into shared memory: one copy less
 
-        black = torch.zeros((self.clip.frames, 3, self.clip.size_px, self.clip.size_px), dtype=torch.uint8)
-        clips = [black if item.clip_TCHW is None else item.clip_TCHW for item in items]
-        frames_BTHWC = default_collate([clip.permute(0, 2, 3, 1) for clip in clips])  # as they lie in memory
-        return ClipBatch(
-            frames_BVTCHW=frames_BTHWC.permute(0, 1, 4, 2, 3).unsqueeze(1),
-            labels_B=torch.tensor([item.row["label"] for item in items], dtype=torch.int64),
-            weights_B=torch.tensor([float(item.failure is None) for item in items], dtype=torch.float32),
-            positions_B=torch.tensor([item.index for item in items], dtype=torch.int64),
-            keys=[item.row["key"] for item in items],
-            failures=[item.failure for item in items],
+        num_clips = len(plan.rows)
+        place = self.buffers.take(producer)
+        if place is None:
+            frames = torch.empty(num_clips * self.clip.clip_bytes, dtype=torch.uint8)
+        else:
+            frames = self.buffers.fill(place, num_clips * self.clip.clip_bytes)
+        clips_BTCHW = as_clips(frames, self.clip)
+        rows, failures, reads = [], [], ReadStats()
+        for clip_TCHW, item in zip(clips_BTCHW, items, strict=True):
+            if item.frames_THWC is None or item.crop is None:
+                clip_TCHW.zero_()
+            else:
+                cut_and_resize(item.frames_THWC, item.crop, out_TCHW=clip_TCHW)
+            rows.append(item.row)
+            failures.append(item.failure)
+            reads.add(item.reads or ReadStats())
+        return PackedBatch(
+            plan=plan,
+            place=place,
+            frames=frames if place is None else None,
+            labels=[row["label"] for row in rows],
+            keys=[row["key"] for row in rows],
+            failures=failures,
+            reads=reads,
         )
 
 
@@ -308,9 +273,9 @@ def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8")))
 
 
-def make_pipeline(plan: PlanStage, reader: FrameReader, *, in_flight: int) -> DataPipeline:
-    """Put the stages one after the other: an iterable of `MicroBatch`; for `in_flight` see `ReadStage`."""
+def make_pipeline(plan: PlanStage, reader: FrameReader, buffers: BatchBuffers, *, in_flight: int) -> DataPipeline:
+    """Put the stages one after the other: an iterable of `PackedBatch`; for `in_flight` see `ReadStage`."""
     from webdataset import DataPipeline  # brings torch, 2 s: only who streams pays it
 
-    read, decode = ReadStage(reader, in_flight), DecodeStage(reader.store)
-    return DataPipeline(plan, read, decode, CropStage(plan.clip), BatchStage(plan.clip))
+    read, decode = ReadStage(reader, in_flight), DecodeStage(reader.store, plan.clip)
+    return DataPipeline(plan, read, decode, BatchStage(plan.clip, buffers))

@@ -14,6 +14,7 @@ import pytest
 
 from shards.reader import open_pool
 from tests.preprocess.builds import build
+from tests.process_memory import children_of, tree_uss_bytes, uss_bytes
 
 MAX_USS_BYTES = 400_000_000
 _CODECS = {
@@ -62,28 +63,6 @@ def watch_workers() -> Iterator[list[int]]:
     finally:
         ended.set()
         thread.join()
-
-
-def children_of(pid: int) -> list[int]:
-    """Processes that a process has started; none if it has just ended."""
-    with contextlib.suppress(OSError):
-        return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
-    return []
-
-
-def tree_uss_bytes(pid: int) -> int:
-    """USS of a process and of all that it has started: FFmpeg's, where that decodes."""
-    return uss_bytes(pid) + sum(tree_uss_bytes(child) for child in children_of(pid))
-
-
-def uss_bytes(pid: int) -> int:
-    """Memory that no other process shares; 0 if the process has just ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    fields = dict(line.split(":", 1) for line in lines[1:])
-    return 1024 * sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty"))
 
 
 def test_uss_counts_what_a_process_has_for_itself() -> None:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.crops import Crop, CropKind, center_crop, choose_crop, cut_and_resize, multi_scale_crop
+from shards.crops import Crop, CropKind, center_crop, choose_crop, largest_shrink, multi_scale_crop, resized
+from shards.jpeg import decode, encode_rgb
 from tests.pools import smooth_frames
 
 SIDES = st.integers(1, 500)
@@ -60,7 +61,7 @@ def test_half_of_the_training_clips_are_mirrored_and_none_without_flip() -> None
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_crop_of_the_wanted_size_keeps_every_pixel(flip: bool) -> None:
     images = smooth_frames(np.random.default_rng(0), num_frames=3, height=40, width=50)
-    clip_TCHW = cut_and_resize(images, Crop(2, 5, 32, 32, flip=flip), size_px=32)
+    clip_TCHW = resized(images, Crop(2, 5, 32, 32, flip=flip), size_px=32)
     expected = np.stack([image[2:34, 5:37] for image in images]).transpose(0, 3, 1, 2)
     assert clip_TCHW.dtype == torch.uint8
     assert np.array_equal(clip_TCHW.numpy(), expected[..., ::-1] if flip else expected)
@@ -69,10 +70,40 @@ def test_a_crop_of_the_wanted_size_keeps_every_pixel(flip: bool) -> None:
 @pytest.mark.parametrize("crop", [Crop(0, 0, 48, 64), Crop(3, 4, 20, 24), Crop(1, 2, 45, 33, flip=True)])
 def test_resizing_is_within_one_level_of_float_arithmetic(crop: Crop) -> None:
     images = smooth_frames(np.random.default_rng(1), num_frames=2, height=48, width=64)
-    clip_TCHW = cut_and_resize(images, crop, size_px=32)
+    clip_TCHW = resized(images, crop, size_px=32)
     cut = np.stack([image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width] for image in images])
     frames_TCHW = torch.from_numpy(cut).permute(0, 3, 1, 2).float()
     expected = F.interpolate(frames_TCHW, (32, 32), mode="bilinear", antialias=True)
     expected = expected.flip(-1) if crop.flip else expected
     assert clip_TCHW.shape == (2, 3, 32, 32)
     assert (clip_TCHW.float() - expected).abs().max() <= 1.01
+
+
+@pytest.mark.parametrize(("side", "shrink"), [(31, 1), (63, 1), (64, 2), (127, 2), (128, 4), (256, 8), (2000, 8)])
+def test_a_crop_is_decoded_small_only_as_long_as_it_need_not_be_enlarged(side: int, shrink: int) -> None:
+    crop = Crop(10, 21, side, side + 1, flip=True)
+    assert largest_shrink(crop, 32) == shrink
+    small = crop.shrunk(shrink)
+    assert min(small.height, small.width) >= min(32, side)
+    assert abs(small.top * shrink - 10) <= shrink / 2
+    assert small.flip
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (65, 47), (9, 100)])
+def test_a_crop_decoded_small_lies_inside_the_small_frame(shrink: int, height: int, width: int) -> None:
+    block = encode_rgb(np.zeros((height, width, 3), np.uint8), quality=90)
+    image = decode(block, where="", shrink=shrink)
+    assert image.shape == (-(-height // shrink), -(-width // shrink), 3)
+    for top in range(height // 2):
+        small = Crop(top, width // 2, height - top, width - width // 2).shrunk(shrink)
+        assert small.top + small.height <= image.shape[0]
+        assert small.left + small.width <= image.shape[1]
+
+
+def test_a_frame_decoded_at_a_half_is_the_mean_of_its_pixels() -> None:
+    (image,) = smooth_frames(np.random.default_rng(2), num_frames=1, height=64, width=96)
+    block = encode_rgb(image, quality=90)
+    full = decode(block, where="").astype(float)
+    means = full.reshape(32, 2, 48, 2, 3).mean(axis=(1, 3))
+    assert np.abs(decode(block, where="", shrink=2) - means).mean() < 1.0

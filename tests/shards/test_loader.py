@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from shards.clip_sampling import center_indices
-from shards.crops import center_crop, cut_and_resize
+from shards.crops import center_crop, resized
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.loader import (
     ClipBatch,
@@ -208,7 +208,7 @@ def test_an_evaluation_clip_has_the_frames_at_the_segment_centres(pool: Pool) ->
     manifest = pool.manifest(TRAIN)
     batch = next(iter(build_eval_loader(pool, manifest, CLIP, block_size=12, num_workers=0)))
     images = read_frames(pool.store, manifest.row(7), center_indices(12, 4).tolist())
-    expected = cut_and_resize(images, center_crop(48, 64), size_px=32)
+    expected = resized(images, center_crop(48, 64), size_px=32)
     assert torch.equal(batch.frames_BVTCHW[7, 0], expected)
 
 
@@ -384,3 +384,15 @@ def test_select_keeps_rows_by_verdict_and_names_what_is_left(pool: Pool) -> None
 def test_a_state_goes_through_plain_values(pool: Pool) -> None:
     state = train_loader(pool).state(1)
     assert StreamState(**json.loads(json.dumps(state.model_dump()))) == state
+
+
+def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool) -> None:
+    """Frames of 48x64 px: a centre crop of 42 px can be decoded at a half for 21 px, not for 22."""
+    manifest = pool.manifest(TRAIN)
+    for size_px, differs in ((22, False), (21, True)):
+        clips = []
+        for scaled_decode in (False, True):
+            clip = ClipSettings(frames=4, size_px=size_px, scaled_decode=scaled_decode)
+            loader = build_eval_loader(pool, manifest, clip, block_size=12, num_workers=0)
+            clips.append(next(iter(loader)).frames_BVTCHW.float())
+        assert torch.equal(clips[0], clips[1]) != differs

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from shards.batch_buffers import BatchBuffers
+from shards.batches import ClipSettings
 from shards.errors import FormatError
 from shards.fetch import ReadSettings, make_reader
 from shards.orders import Order
 from shards.plan import MicroPlan, Place, eval_plan
 from shards.reader import Pool
-from shards.stream import ClipSettings, PlanStage, StreamState, make_pipeline, sample_rng
+from shards.stream import PlanStage, StreamState, make_pipeline, sample_rng
 
 SHARDS = Path(__file__).parents[2] / "shards"
 
@@ -86,6 +88,8 @@ def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
         return list(eval_plan(4, block_size=3, place=place))
 
     stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)
-    pipeline = make_pipeline(stage, make_reader(pool.store, stage.manifest, ReadSettings()), in_flight=0)
+    buffers = BatchBuffers(producers=1, places=2, batch_bytes=3 * stage.clip.clip_bytes)
+    pipeline = make_pipeline(stage, make_reader(pool.store, stage.manifest, ReadSettings()), buffers, in_flight=0)
     assert isinstance(pipeline, DataPipeline)
-    assert [batch.clips.positions_B.tolist() for batch in pipeline] == [[0, 1, 2], [3]]
+    batches = [packed.unpack(stage.clip, buffers) for packed in pipeline]
+    assert [batch.clips.positions_B.tolist() for batch in batches] == [[0, 1, 2], [3]]
