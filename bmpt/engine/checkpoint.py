@@ -20,7 +20,7 @@ from bmpt.methods.base import Method
 from shards.errors import ConfigError, FormatError, StorageError
 
 CHECKPOINT_FORMAT = 1
-STATE_FORMAT = 1
+STATE_FORMAT = 2  # 2: failures_in_a_row
 METADATA_KEY = "bmpt"
 
 

@@ -68,6 +68,15 @@ def sum_over_ranks(values: list[float], world: World) -> list[float]:
     return tensor.tolist()
 
 
+def gather_to_all(value: Any, world: World) -> list[Any]:
+    """All ranks' values in rank order, on every rank."""
+    if world.size == 1:
+        return [value]
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def gather_to_main(value: Any, world: World) -> list[Any] | None:
     """All ranks' values in rank order, on the main rank; None elsewhere."""
     if world.size == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ CONFIG = "config.yaml"
 STATE = "state.pt"
 CHECKPOINT = "prompts.safetensors"
 METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 RESULTS = "results.json"
 PREDICTIONS = "predictions"
 
@@ -69,33 +69,9 @@ def _check_owner(folder: Path, config: TrainConfig, *, scores_only: bool) -> Non
 def _clear(folder: Path) -> None:
     """Remove what a run leaves, and nothing else."""
     names = (CONFIG, STATE, CHECKPOINT, METRICS, RESULTS)
-    for path in [folder / name for name in names] + sorted((folder / PREDICTIONS).glob("*.parquet")):
+    written = [*(folder / PREDICTIONS).glob("*.parquet"), *(folder / TENSORBOARD).glob("events.out.tfevents.*")]
+    for path in [folder / name for name in names] + written:
         path.unlink(missing_ok=True)
-
-
-def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line to metrics.jsonl."""
-    try:
-        with (folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise StorageError(f"{folder / METRICS}: cannot be written: {error.strerror or error}; make room") from None
-
-
-def drop_metrics_after(folder: Path, step: int) -> None:
-    """Forget the lines of steps that a resumed run does again, and one that a kill cut short."""
-    path = folder / METRICS
-    if path.exists():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if 0 < _step_of(line) <= step]
-        write_file(path, "".join(line + "\n" for line in kept).encode())
-
-
-def _step_of(line: str) -> int:
-    """The step of a metrics line, 0 for one that a kill cut short."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 0
 
 
 def _first_difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:

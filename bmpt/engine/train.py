@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,13 +17,15 @@ from bmpt.augment import normalize
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
 from bmpt.engine.distributed import sum_over_ranks
+from bmpt.engine.failures import name_failures
+from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.progress import ProgressBars
+from bmpt.engine.step_log import StepLog
 from bmpt.losses import cross_entropy_sum
 from bmpt.task import Task
 from shards.errors import FormatError
-from shards.fetch import ReadStats
-from shards.loader import MicroBatch, TrainLoader, build_train_loader
+from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
 from shards.orders import make_order
 from shards.stream import StreamState
 
@@ -40,8 +42,12 @@ class Trainer:
         self.optimizer = build_optimizer(self.method, self.config.train)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.train.precision == "fp16")
         self.step = 0
-        self._failed: set[str] = set()
+        self.failure_rule = FailureRule(limit=None)
         self.loader = self._build_loader(self._resume())
+        # an epoch of which nothing can be read ends a run too
+        self.failure_rule.limit = min(
+            self.config.data.max_failures, self.loader.num_steps * self.config.data.batch_size
+        )
         self.model: torch.nn.Module = self.method
         if self.world.size > 1:
             gpu = [self.world.device.index] if self.world.device.type == "cuda" else None
@@ -50,21 +56,26 @@ class Trainer:
         self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
     def run(self, bars: ProgressBars, *, wants_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train to the end; False if some rank wanted to stop, with the state saved."""
+        """Train to the end; False if some rank wanted to stop, with the state saved.
+
+        Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row could not be read."""
         every = self.config.run.save_every_steps
-        while self.step < self.num_steps:
-            for step, batches, wait_seconds in _steps(self.loader):
-                row, stops = self._train_step(batches, wants_stop)
-                row |= _reading_of(batches, wait_seconds)
-                state = self.loader.state(step + 1)
-                if self.world.is_main:  # before the state: what a kill leaves too much is dropped, see _resume
-                    run_folder.append_metrics(self.folder, row)
-                    bars.update("train", self.step, self.num_steps, f"loss {row['loss']:.4f}")
-                ends_epoch = state.position == 0
-                if ends_epoch or stops or (every is not None and self.step % every == 0):
-                    self._save_state(state)
-                if stops:
-                    return False
+        with self._open_log() as log:
+            while self.step < self.num_steps:
+                for step, batches, wait_seconds in _steps(self.loader):
+                    row, stops = self._train_step(batches, wait_seconds, wants_stop)
+                    state = self.loader.state(step + 1)
+                    if log is not None:  # before the state: what a kill leaves too much is dropped, see `StepLog`
+                        log.write(row)
+                        bars.update("train", self.step, self.num_steps, _note(row))
+                    ends_epoch = state.position == 0
+                    if ends_epoch or stops or (every is not None and self.step % every == 0):
+                        self._save_state(state, log)
+                    if stops:
+                        return False
+            if log is not None:
+                info, reasons = self.split.manifest.info, self.folder / run_folder.METRICS
+                name_failures(info.path, log.failed, num_samples=len(self.split.manifest), reasons=reasons)
         return True
 
     def save_checkpoint(self) -> CheckpointInfo | None:
@@ -83,13 +94,14 @@ class Trainer:
             path, self.method, self.task.backbone, self.config, step=self.step, provenance=provenance
         )
 
-    def _train_step(self, batches: list[MicroBatch], wants_stop: Callable[[], bool]) -> tuple[dict[str, Any], bool]:
+    def _train_step(
+        self, batches: list[MicroBatch], wait_seconds: float, wants_stop: Callable[[], bool]
+    ) -> tuple[dict[str, Any], bool]:
         """One optimiser step. The loss is a sum over the valid clips of the global batch divided by their number,
         times the number of ranks for DDP's mean: it does not depend on how the clips are spread."""
         started = time.perf_counter()
-        self._name_failures(batches)
-        valid_here = float(sum(batch.clips.weights_B.sum().item() for batch in batches))
-        (valid,) = sum_over_ranks([valid_here], self.world)
+        whole = share_batch(batches, wait_seconds, batch_size=self.config.data.batch_size, world=self.world)
+        self.failure_rule.count(whole.failures)
         set_lr(self.optimizer, lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps))
         self.method.train()
         loss_here = 0.0
@@ -97,30 +109,30 @@ class Trainer:
             is_last = batch is batches[-1]
             joint = self.model if isinstance(self.model, DistributedDataParallel) else None
             with nullcontext() if is_last or joint is None else joint.no_sync():
-                loss_here += self._backward(batch, share=self.world.size / max(1.0, valid))
-        if valid > 0:
+                loss_here += self._backward(batch, share=self.world.size / max(1, whole.num_valid))
+        if whole.num_valid > 0:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         loss, stops = sum_over_ranks([loss_here / self.world.size, float(wants_stop())], self.world)
+        seconds = time.perf_counter() - started
         row = {
             "step": self.step,
             "epoch": batches[0].epoch,
             "loss": loss,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "valid_clips": int(valid),
-            "seconds": round(time.perf_counter() - started, 4),
+            **self._clips_of(whole),
+            "seconds": round(seconds, 4),
+            **whole.reading(wait_seconds + seconds),
         }
         return row, stops > 0
 
-    def _name_failures(self, batches: list[MicroBatch]) -> None:
-        """Say once which samples could not be read; their places are empty and weigh nothing."""
-        for batch in batches:
-            for key, failure in zip(batch.clips.keys, batch.clips.failures, strict=True):
-                if failure is not None and key not in self._failed:
-                    self._failed.add(key)
-                    print(f"warning: {key} is left out of training: {failure}", file=sys.stderr, flush=True)
+    def _clips_of(self, whole: GlobalBatch) -> dict[str, Any]:
+        """Which clips a step saw: their number and order, and why some could not be read."""
+        keys = self.split.manifest.table["key"].take(pa.array(whole.rows_B)).to_pylist()
+        failed = {key: why for key, why in zip(keys, whole.failures, strict=True) if why is not None}
+        return {"valid_clips": whole.num_valid, "batch": digest_of(keys), **({"failed": failed} if failed else {})}
 
     def _backward(self, batch: MicroBatch, *, share: float) -> float:
         """Add one micro-batch's gradient; returns its part of the loss."""
@@ -154,27 +166,35 @@ class Trainer:
             state=state,
             rank=self.world.rank,
             world_size=self.world.size,
+            max_failures_in_a_row=None,
         )
 
-    def _save_state(self, state: StreamState) -> None:
-        if self.world.is_main:
-            save_state(
-                self.folder / run_folder.STATE,
-                {
-                    "step": self.step,
-                    "stream": state.model_dump(),
-                    "trained": self.method.trained_state(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                },
-            )
+    def _open_log(self) -> AbstractContextManager[StepLog | None]:
+        """The main rank's log."""
+        if not self.world.is_main:
+            return nullcontext()
+        return closing(StepLog(self.folder, step=self.step, tensorboard=self.config.run.tensorboard))
+
+    def _save_state(self, state: StreamState, log: StepLog | None) -> None:
+        if log is None:
+            return
+        log.flush()
+        save_state(
+            self.folder / run_folder.STATE,
+            {
+                "step": self.step,
+                "stream": state.model_dump(),
+                "failures_in_a_row": self.failure_rule.in_a_row,
+                "trained": self.method.trained_state(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            },
+        )
 
     def _resume(self) -> StreamState | None:
         """Take up state.pt where there is one."""
         path = self.folder / run_folder.STATE
         if not path.exists():
-            if self.world.is_main:
-                run_folder.drop_metrics_after(self.folder, 0)
             return None
         saved = load_state(path, self.world.device)
         try:
@@ -184,15 +204,13 @@ class Trainer:
                     self.method.get_parameter(name).copy_(value)
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
-            self.step = int(saved["step"])
+            self.step, self.failure_rule.in_a_row = int(saved["step"]), int(saved["failures_in_a_row"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             what = " ".join(str(error).split())[:120]
             raise FormatError(f"{path}: is not a state of this run ({what}); start over with --fresh") from None
         manifest, data = self.split.manifest, self.config.data
         order = make_order(manifest.table["shard"], data.order, seed=self.config.seed, group_shards=data.group_shards)
         stream.check(manifest, order)
-        if self.world.is_main:
-            run_folder.drop_metrics_after(self.folder, self.step)
         return stream
 
 
@@ -208,14 +226,7 @@ def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch], float]]
         yield step, batches, time.perf_counter() - started
 
 
-def _reading_of(batches: list[MicroBatch], wait_seconds: float) -> dict[str, Any]:
-    """What the samples of a step took to read on this rank, for the log; requests only where there are any."""
-    reads = ReadStats()
-    for batch in batches:
-        reads.add(batch.reads)
-    row: dict[str, Any] = {"wait_seconds": round(wait_seconds, 4)}
-    if reads.requests or reads.hits:
-        row["requests"], row["bytes"] = reads.requests, reads.bytes
-        row["cache_hits"], row["cache_misses"] = reads.hits, reads.misses
-        row["request_ms_p99"] = reads.latency_ms(0.99)
-    return row
+def _note(row: dict[str, Any]) -> str:
+    """What a progress line says of a step."""
+    speed = f", {row['mb_per_second']:.0f} MB/s" if "mb_per_second" in row else ""
+    return f"loss {row['loss']:.4f}, waited {row['wait_seconds']:.2f} s{speed}"

@@ -15,10 +15,11 @@ from bmpt.augment import normalize
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import CheckpointInfo, config_sha256, write_file
 from bmpt.engine.distributed import gather_to_main
+from bmpt.engine.failures import name_failures, share_failures
 from bmpt.evaluation.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
 from bmpt.task import Split, Task
-from shards.loader import build_eval_loader
+from shards.loader import FailureRule, build_eval_loader
 
 RESULTS_FORMAT = 1
 HM_PARTS = ("base_to_novel/val_base", "base_to_novel/val_novel")
@@ -33,7 +34,10 @@ def evaluate(
     for name, split in task.scored.items():
         block = _score(task, split, lambda *at, name=name: progress(name, *at))
         if block is not None:
-            entries.append(_write_predictions(name, task, split, block, folder))
+            entry = _write_predictions(name, task, split, block, folder)
+            entries.append(entry)
+            failed = [key for key, why in zip(block.keys, block.failures, strict=True) if why is not None]
+            name_failures(name, failed, num_samples=len(block.keys), reasons=folder / entry["predictions"])
     if not task.world.is_main:
         return None
     results = _results(task, entries, checkpoint)
@@ -43,8 +47,11 @@ def evaluate(
 
 @torch.no_grad()
 def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Block | None:
-    """Predictions of a whole manifest on the main rank; blocks go whole to ranks, class texts are encoded once."""
-    world, backbone = task.world, task.backbone
+    """Predictions of a whole manifest on the main rank; blocks go whole to ranks, class texts are encoded once.
+
+    Raises: StorageError on all ranks, when `data.max_failures` samples in a row of the manifest could not be read."""
+    world, backbone, num_samples = task.world, task.backbone, len(split.manifest)
+    rule = FailureRule(min(task.config.data.max_failures, num_samples))
     loader = build_eval_loader(
         task.pool,
         split.manifest,
@@ -54,18 +61,24 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
         reading=task.config.data.reading,
         rank=world.rank,
         world_size=world.size,
+        max_failures_in_a_row=None,
     )
+    num_blocks = -(-num_samples // task.config.eval.batch_size)
     task.method.eval()
     with task.autocast():
         classes_KD = task.method.encode_classes(split.ids_KS)
-        blocks = []
-        for done, clips in enumerate(loader, start=1):
+        blocks, of_this_rank = [], iter(loader)
+        for first in range(0, num_blocks, world.size):  # in each round every rank has the next block, as far as they go
+            clips = next(of_this_rank, None)
+            rule.count(share_failures([] if clips is None else clips.failures, world))
+            if clips is None:
+                continue
             frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
             scores_BK = task.method(frames, split.ids_KS, classes_KD).float().cpu().numpy()
             blocks.append(
                 Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK, clips.failures)
             )
-            progress(done, len(loader))
+            progress(min(first + world.size, num_blocks), num_blocks)
     gathered = gather_to_main(blocks, world)
     return None if gathered is None else join_blocks([block for of_rank in gathered for block in of_rank])
 

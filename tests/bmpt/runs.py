@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,79 @@ from shards.reader import open_pool
 from tests.bmpt.tiny import ALONE, losses_of, metrics_of
 
 VAL = ("base_to_novel/val_base", "base_to_novel/val_novel")
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 100
+
+
+def torchrun_command(ranks: int, *arguments: str) -> list[str]:
+    """`bmpt` with these arguments under torchrun on this machine."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    return [sys.executable, *launcher, "-m", "bmpt", *arguments]
+
+
+def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        torchrun_command(ranks, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def run_ranks(ranks: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    """How each rank ends by itself: as torchrun starts them, without torchrun, which ends all after the first."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bmpt", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        ended = []
+        for process in processes:
+            out, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, errors))
+        return ended
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def error_lines(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
+    """The mistakes that all ranks together have stated."""
+    return [line for rank in ended for line in rank.stderr.splitlines() if line.startswith("error: ")]
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all that it started; torchrun gives each rank a session of its own."""
+    tree = [pid]
+    for parent in tree:
+        tree += _children_of(parent)
+    for each in tree:
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+
+
+def _children_of(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
 
 
 def run(settings: TrainConfig, *, fresh: bool = False) -> RunOutcome:

@@ -17,23 +17,10 @@ from safetensors.torch import load_file
 
 from bmpt.config import TrainConfig, load_config
 from bmpt.engine.run import run_evaluation, run_training
+from shards.errors import StorageError
+from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS, damage_a_sample, error_lines, run_ranks, torchrun
 from tests.bmpt.tiny import ALONE, losses_of, make_config, write_config
-
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 100
-
-
-def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run(
-        [*command, "-m", "bmpt", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        cwd=ROOT,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+from tests.pools import make_pool
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +54,50 @@ def test_two_ranks_give_the_losses_and_tensors_of_one_process(
     assert done.stdout.count("results:") == 1, "one rank alone prints"
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.long), 3])
+@pytest.fixture(scope="module")
+def damaged_pool(folder: Path) -> Path:
+    """The toy pool with one sample that cannot be read."""
+    make_pool(folder / "damaged", samples_per_class=5)
+    damage_a_sample(folder / "damaged", "few_shot/val", 6)
+    return folder / "damaged"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_several_ranks_score_to_the_bytes_of_one_process(
-    folder: Path, clip: Path, toy_pool: Path, alone: TrainConfig, ranks: int
+    folder: Path, clip: Path, damaged_pool: Path, alone: TrainConfig, ranks: int
 ) -> None:
     checkpoint = folder / "alone" / "prompts.safetensors"
     # blocks of 5: base_to_novel/val_novel has two, few_shot/val three, so that some ranks have none
     manifests = ["base_to_novel/val_novel", "few_shot/val"]
     sections = {"data": {"batch_size": 5}, "train": {"epochs": 3}, "eval": {"manifests": manifests}}
-    here = write_config(folder, clip, toy_pool, run="one", **sections)
-    there = write_config(folder, clip, toy_pool, run=f"ranks{ranks}", **sections)
-    run_evaluation(load_config(here), ALONE, checkpoint=checkpoint)
+    here = write_config(folder, clip, damaged_pool, run="one", **sections)
+    there = write_config(folder, clip, damaged_pool, run=f"ranks{ranks}", **sections)
+    results = run_evaluation(load_config(here), ALONE, checkpoint=checkpoint).results
+    assert results is not None
+    assert [(entry["scored"], entry["failed"]) for entry in results["evaluations"]] == [(9, 1), (11, 1)]
     done = torchrun(ranks, "eval", str(there), "--checkpoint", str(checkpoint))
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: few_shot/val: 1 of 12 samples could not be read and were left out: Class") == 1
     names = ("predictions/base_to_novel.val_novel.parquet", "predictions/few_shot.val.parquet", "results.json")
     for name in names:
         assert (folder / f"ranks{ranks}" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
+
+
+def test_samples_in_a_row_end_an_evaluation_in_the_order_of_the_manifest_at_any_number_of_ranks(
+    folder: Path, clip: Path
+) -> None:
+    make_pool(folder / "torn", samples_per_class=5)
+    for index in range(4, 8):
+        damage_a_sample(folder / "torn", "few_shot/val", index)
+    # in blocks of 2 no rank of three has more than two of them in a row
+    sections = {"data": {"max_failures": 3}, "eval": {"batch_size": 2}, "method": {"name": "zero_shot"}}
+    path = write_config(folder, clip, folder / "torn", run="torn", **sections)
+    with pytest.raises(StorageError, match=r"^3 samples in a row could not be read; the last: .*wrong CRC") as caught:
+        run_evaluation(load_config(path), ALONE, checkpoint=None)
+    ended = run_ranks(3, "eval", str(path))
+    assert [rank.returncode for rank in ended] == [2, 2, 2]
+    assert error_lines(ended) == [f"error: {caught.value}"]
+    assert not (folder / "torn" / "results.json").exists()
 
 
 def test_a_mistake_is_one_line_of_one_rank_and_ends_all(folder: Path, clip: Path, toy_pool: Path) -> None:

@@ -48,6 +48,7 @@ EVALUATION_KEYS = [
 
 def test_a_run_folder_holds_what_the_format_says(finished: TrainConfig) -> None:
     found = {str(path.relative_to(folder_of(finished))) for path in folder_of(finished).rglob("*") if path.is_file()}
+    (events,) = folder_of(finished).glob("tensorboard/events.out.tfevents.*")
     predictions = {f"predictions/{name.replace('/', '.')}.parquet" for name in finished.eval.manifests}
     assert found == {
         "config.yaml",
@@ -55,6 +56,7 @@ def test_a_run_folder_holds_what_the_format_says(finished: TrainConfig) -> None:
         "state.pt",
         "metrics.jsonl",
         "results.json",
+        f"tensorboard/{events.name}",
         *predictions,
     }
 
