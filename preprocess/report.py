@@ -12,7 +12,7 @@ from preprocess.expected import SourceCheck
 from preprocess.overlaps import Duplicates, Overlap
 from shards.pool_report import ManifestReport
 
-_FAILED = pa.array(["short", "damaged", "undecodable"])
+_FAILED = ["short", "damaged", "undecodable"]
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,7 @@ class BuildReport:
 
 def failed_videos(samples: pa.Table) -> list[FailedVideo]:
     """The rows of videos that were read and are not ok."""
-    failed = samples.select(["key", "verdict", "reason"]).filter(pc.is_in(samples["verdict"], value_set=_FAILED))
+    failed = samples.select(["key", "verdict", "reason"]).filter(
+        pc.is_in(samples["verdict"], value_set=pa.array(_FAILED))
+    )
     return [FailedVideo(**row) for row in failed.to_pylist()]

@@ -6,14 +6,10 @@ from typing import Any
 
 from preprocess.readers import ReadVideo
 from preprocess.sources import SourceVideo
-from shards.schema import SAMPLES_SCHEMA
+from shards.schema import SAMPLE_FACTS, SAMPLES_SCHEMA
 
 _NOTHING: dict[str, Any] = dict.fromkeys(SAMPLES_SCHEMA.names)
 _COUNTS: dict[str, Any] = {"rotation_degrees": 0, "num_frames_decoded": 0, "num_decoder_errors": 0}
-_FACTS = (
-    *("key", "verdict", "reason", "class_name", "codec", "fps", "num_frames_decoded"),
-    *("stored_width", "stored_height", "source_index", "source_time_seconds"),
-)
 
 
 def read_row(video: SourceVideo, read: ReadVideo, source_sha256: str) -> dict[str, Any]:
@@ -55,7 +51,7 @@ def missing_row(key: str, class_name: str | None) -> dict[str, Any]:
 
 def sample_facts(row: dict[str, Any]) -> dict[str, Any]:
     """What `<key>.json` in the tar says: facts of the video and its frames, nothing of this machine or this run."""
-    return {name: row[name] for name in _FACTS}
+    return {name: row[name] for name in SAMPLE_FACTS}
 
 
 def _source(video: SourceVideo) -> dict[str, Any]:

@@ -60,6 +60,10 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 
+SAMPLE_FACTS = (  # of `<key>.json` in a shard
+    *("key", "verdict", "reason", "class_name", "codec", "fps", "num_frames_decoded"),
+    *("stored_width", "stored_height", "source_index", "source_time_seconds"),
+)
 _PLACEMENT_COLUMNS = ("shard", "offset", "size", "frame_offset", "frame_size", "frame_crc32", "sha256")
 
 MANIFEST_SCHEMA = pa.schema(

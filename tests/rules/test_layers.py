@@ -82,9 +82,18 @@ def test_no_import_leads_back_to_where_it_started() -> None:
         pytest.fail(f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}")
 
 
-def test_webdataset_is_imported_only_by_the_writer_and_the_stream_inside_functions() -> None:
+INTEROP = "shards/interop.py"  # teaches others' libraries our addresses and columns; used by their users alone
+
+
+def test_webdataset_is_imported_only_by_the_writer_the_stream_and_interop_inside_functions() -> None:
     found = [(file, entry) for package in PACKAGES for file, entry in places(package, "webdataset", "wids")]
-    assert {file for file, _ in found} == {"shards/writer.py", "shards/stream.py", PEERS}
+    assert {file for file, _ in found} == {"shards/writer.py", "shards/stream.py", INTEROP, PEERS}
+    assert [file for file, entry in found if entry.is_at_top] == []
+
+
+def test_hugging_face_datasets_is_imported_by_interop_alone_inside_a_function() -> None:
+    found = [(file, entry) for package in PACKAGES for file, entry in places(package, "datasets")]
+    assert {file for file, _ in found} == {INTEROP}
     assert [file for file, entry in found if entry.is_at_top] == []
 
 
