@@ -18,19 +18,28 @@ def test_every_side_is_measured(tmp_path: Path) -> None:
         str(tmp_path / "pool"),
         "base_to_novel/val_novel",
         videos=None,
+        remote=None,
         repeats=1,
         progress=lambda done, total: seen.append((done, total)),
         seconds=0.2,
     )
-    assert seen == [(done, 5) for done in range(1, 6)]
-    assert all(
-        rate > 0 for rate in (measured.limit, measured.ours_0, measured.ours_2, measured.stock_0, measured.stock_2)
-    )
-    assert measured.as_json()["ratios"]["ours_0_of_limit"] == measured.ours_0 / measured.limit
-    assert "ours_0_times_decord_0" not in measured.ratios()
+    sides = ["limit", *(f"{who}_{processes}" for who in ("ours", "stock", "folders") for processes in (0, 2))]
+    assert list(measured.rates) == list(measured.first_batch_seconds) == sides
+    assert all(rate > 0 for rate in measured.rates.values())
+    assert seen == [(done, 7) for done in range(1, 8)]
+    ratios = measured.as_json()["ratios"]
+    assert ratios["ours_0_of_limit"] == measured.rates["ours_0"] / measured.rates["limit"]
+    assert ratios["ours_2_times_folders_2"] == measured.rates["ours_2"] / measured.rates["folders_2"]
 
 
 def test_too_few_samples_cannot_be_measured(tmp_path: Path) -> None:
     make_pool(tmp_path / "pool", samples_per_class=2)
     with pytest.raises(ConfigError, match="at least 16 samples"):
-        bench_loader(str(tmp_path / "pool"), "few_shot/val", videos=None, repeats=1, progress=lambda done, total: None)
+        bench_loader(
+            str(tmp_path / "pool"),
+            "few_shot/val",
+            videos=None,
+            remote=None,
+            repeats=1,
+            progress=lambda done, total: None,
+        )
