@@ -33,7 +33,9 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML of configs/experiments")]
-PoolPath = Annotated[str, typer.Argument(metavar="POOL", help="a finished pool: its folder, or s3://bucket/prefix")]
+PoolPath = Annotated[
+    str, typer.Argument(metavar="POOL", help="a finished pool: its folder or address (s3://, gs://, az://, https://)")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated")
 ]
@@ -95,17 +97,24 @@ def train(
 
 
 @app.command()
-def plan(config: ConfigPath, set_: SetOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|MANIFEST", help="a YAML of configs/experiments, or POOL/manifests/PROTOCOL/NAME.parquet"
+        ),
+    ],
+    set_: SetOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="measure first what a request to the pool's bucket costs")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Count the bytes and requests that a run will ask of its pool, and estimate the time; reads tables alone."""
-    from bmpt.config import load_config
-    from bmpt.read_plan import plan_run
-    from shards.read_plan import plan_text
+    from bmpt.read_plan import plan_address, run_plan_text
 
-    plans = plan_run(load_config(config, set_ or []))
-    if as_json:
-        print(json.dumps([dataclasses.asdict(item) for item in plans], ensure_ascii=False))
-    else:
-        print("\n".join(plan_text(item) for item in plans))
+    found = plan_address(address, set_ or (), measure=measure)
+    _print(found, run_plan_text(found), as_json=as_json)
 
 
 @app.command("eval")
@@ -253,10 +262,11 @@ def bench_loader(
     pool: PoolPath,
     manifest: Annotated[str, typer.Argument(help="for example few_shot/train_k16")],
     videos: Annotated[Path | None, typer.Option(metavar="DIR", help="the raw videos, to measure decord too")] = None,
+    remote: Annotated[str | None, typer.Option(metavar="POOL", help="the same pool in a bucket, to compare")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="the best of so many")] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """The training stream beside decoding alone, stock webdataset and decord."""
+    """The training stream beside decoding alone, stock webdataset, folders of frames and decord."""
     from bmpt.engine.progress import ProgressBars
     from bmpt.loader_bench import bench_loader as measure
 
@@ -265,6 +275,7 @@ def bench_loader(
             pool,
             manifest,
             videos=videos,
+            remote=remote,
             repeats=repeats,
             progress=lambda done, total: bars.update("measure", done, total),
         )
