@@ -58,7 +58,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self.connection.send(replace(self.options, timeout_seconds=longest_seconds))
+        self._send(replace(self.options, timeout_seconds=longest_seconds))
 
     def start(self, position: int, video: SourceVideo) -> None:
         """Hand out a video; a larger file than any before takes a new process."""
@@ -68,8 +68,11 @@ class _Worker:
             self._launch(self.limit_seconds)
         self.position = position
         self.set_deadline()
-        with contextlib.suppress(OSError):  # it has died while idle: the read that follows finds out
-            self.connection.send(video)
+        self._send(video)
+
+    def _send(self, what: DecodeOptions | SourceVideo) -> None:
+        with contextlib.suppress(OSError):  # it has died: the read that follows finds out
+            self.connection.send(what)
 
     def set_deadline(self) -> None:
         """The time for one video; a worker that is not ready yet gets the time for its imports on top."""
@@ -153,7 +156,9 @@ class WorkerPool:
             position = worker.position
             assert position is not None
             if worker.connection in ready and not worker.is_ready:
-                self._greet(worker)
+                death = self._greet(worker)
+                if death is not None:
+                    yield position, death
             elif worker.connection in ready:
                 worker.position = None
                 yield position, self._receive(worker)
@@ -161,23 +166,28 @@ class WorkerPool:
                 self._replace(worker)
                 yield position, f"the decoder did not end within {worker.limit_seconds:g} s, tried twice"
 
-    def _greet(self, worker: _Worker) -> None:
-        """Take a worker's first message. Raises: ConfigError if it could not even start: no video is to blame."""
+    def _greet(self, worker: _Worker) -> str | None:
+        """Take a worker's first message; returns how it died if something else killed it (memory, a node that goes).
+
+        Raises: ConfigError if it could not even start: no video is to blame."""
         try:
             worker.is_ready = worker.connection.recv() == READY
         except (EOFError, OSError):
-            code = _exit_text(self._replace(worker, died=True))
+            code = self._replace(worker, died=True)
+            if code == -signal.SIGKILL:
+                return _death_text(code)
             raise ConfigError(
-                f"{sys.executable}: a decode worker did not start ({code}); its error stands above, "
+                f"{sys.executable}: a decode worker did not start ({_exit_text(code)}); its error stands above, "
                 "`pip install -e .` installs what it needs"
             ) from None
         worker.set_deadline()
+        return None
 
     def _receive(self, worker: _Worker) -> Decoded | str:
         try:
             answer: Decoded = worker.connection.recv()
         except (EOFError, OSError):
-            return f"the decoder process died ({_exit_text(self._replace(worker, died=True))}), tried twice"
+            return _death_text(self._replace(worker, died=True))
         return answer
 
     def _replace(self, worker: _Worker, *, died: bool = False) -> int:
@@ -187,6 +197,10 @@ class WorkerPool:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=5)
         return worker.kill()
+
+
+def _death_text(code: int) -> str:
+    return f"the decoder process died ({_exit_text(code)}), tried twice"
 
 
 def _exit_text(code: int) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from preprocess.sources import SourceVideo
 from preprocess.workers import WorkerPool, limit_seconds
 from shards.schema import Encoding
 from tests.preprocess.tiny_videos import make_video
+from tests.process_memory import children_of
 
 
 def said_to_have(num_bytes: int, path: Path) -> SourceVideo:
@@ -42,3 +46,24 @@ def test_a_worker_that_would_end_itself_before_the_limit_is_not_used(tmp_path: P
             workers.append((worker.process.pid, worker.limit_seconds, worker.longest_seconds))
     assert [seconds[1:] for seconds in workers] == [(60, 60), (180, 180), (120, 180), (60, 180)]
     assert len({pid for pid, *_ in workers}) == 2
+
+
+def test_a_worker_that_is_killed_while_it_starts_costs_one_try(tmp_path: Path) -> None:
+    """As the kernel does without memory, or a cluster with a node that goes."""
+    path = make_video(tmp_path / "a.avi")
+    killed: list[int] = []
+
+    def kill_first() -> None:
+        while not killed:
+            for pid in children_of(os.getpid()):
+                with contextlib.suppress(OSError):
+                    if b"decode_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+
+    killer = threading.Thread(target=kill_first)
+    killer.start()
+    with WorkerPool(1, DecodeOptions(Encoding(), timeout_seconds=60)) as pool:
+        (answer,) = pool.decode([said_to_have(1, path)])
+    killer.join()
+    assert (answer.row["verdict"], len(killed)) == ("ok", 1)
