@@ -18,7 +18,7 @@ class BatchBuffers:
     """Places for batches. A producer (a loader worker, or this process) takes a free one and fills it; who trains
     lends it out as a tensor, and the place is free again when the tensor and all views of it are gone.
 
-    Fresh pages for every batch cost a worker and who trains 0.7 ms a clip of 8 frames at 224 px.
+    Fresh pages for every batch cost a third of the clips a second (2 loader processes, 8 frames, 224 px).
 
     producers; places: of each; batch_bytes: room of each place"""
 
