@@ -16,8 +16,10 @@ from shards.measure import measure_request_cost
 from shards.plan import check_batch
 from shards.read_plan import ReadPlan, plan_scoring, plan_text, plan_training
 from shards.reader import Pool, open_pool
+from shards.storage import open_store
 
 _BATCH_SIZE = 64
+_MANIFEST = re.compile(r"(?:(?P<pool>.+)/)?manifests/(?P<name>[\w-]+/[\w-]+)\.parquet(?P<options>\?.*)?")
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,23 @@ class RunPlan:
 
 
 def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool = False) -> RunPlan:
-    """Plan a config file or a manifest, `POOL/manifests/PROTOCOL/NAME.parquet` in a folder or bucket.
+    """Plan a config file or a manifest, `POOL/manifests/PROTOCOL/NAME.parquet` and the options of the pool's address.
 
     A manifest is planned with the defaults of a config, but for one epoch and batches of at most all its samples: a
     training list as training, any other as scoring. measure: first measure what a request costs.
     Raises: ConfigError, FormatError, StorageError."""
-    if address.endswith(".parquet"):
-        config, pool = _config_of_manifest(address, overrides)
-    elif address.endswith((".yaml", ".yml")) or Path(address).is_file():
+    is_url = "://" in address
+    shown = open_store(address).uri("") if is_url else address  # refuses credentials before any message has them
+    if found := _MANIFEST.fullmatch(address):
+        config, pool = _config_of_manifest(f"{found['pool'] or '.'}{found['options'] or ''}", found["name"], overrides)
+    elif not (is_url or address.endswith(".parquet")) and (
+        address.endswith((".yaml", ".yml")) or Path(address).is_file()
+    ):
         config = load_config(Path(address), overrides)
         pool = open_pool(config.data.pool)
     else:
         raise ConfigError(
-            f"{address}: is neither a config (.yaml) nor a manifest (POOL/manifests/PROTOCOL/NAME.parquet)"
+            f"{shown}: is neither a config (.yaml) nor a manifest; give POOL/manifests/PROTOCOL/NAME.parquet"
         )
     if measure:
         cost = measure_request_cost(pool)
@@ -123,15 +129,12 @@ def plan_run(config: TrainConfig, pool: Pool) -> list[ReadPlan]:
     return plans
 
 
-def _config_of_manifest(address: str, overrides: Sequence[str]) -> tuple[TrainConfig, Pool]:
-    found = re.fullmatch(r"(?:(.+)/)?manifests/([\w-]+/[\w-]+)\.parquet", address)
-    if found is None:
-        raise ConfigError(f"{address}: is no manifest of a pool; expected POOL/manifests/PROTOCOL/NAME.parquet")
-    pool = open_pool(found[1] or ".")
-    manifest = pool.manifest(found[2])
+def _config_of_manifest(address: str, name: str, overrides: Sequence[str]) -> tuple[TrainConfig, Pool]:
+    pool = open_pool(address)
+    manifest = pool.manifest(name)
     use = "train" if manifest.info.split == "train" else "val"
     values = {
-        "data": {"pool": found[1] or ".", use: found[2], "batch_size": min(_BATCH_SIZE, max(1, len(manifest)))},
+        "data": {"pool": address, use: name, "batch_size": min(_BATCH_SIZE, max(1, len(manifest)))},
         "train": {"epochs": 1},
     }
     for override in overrides:

@@ -5,7 +5,7 @@ Source: AWS SDKs and Tools Reference Guide, "Shared config and credentials files
 from __future__ import annotations
 
 import configparser
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -76,6 +76,30 @@ def aws_credential(environment: Mapping[str, str]) -> S3Credential | None:
             f'run eval "$(aws configure export-credentials --profile {profile.name} --format env)" first'
         )
     return None
+
+
+def profile_credentials(environment: Mapping[str, str]) -> Callable[[], S3Credential] | None:
+    """What obstore calls for the keys of the profile, and again before they expire; None as `aws_credential`.
+
+    While the files have no keys to use, it goes on with the last ones: whoever rotates keys may be writing there.
+    Raises: ConfigError as `aws_credential`; a later call raises nothing."""
+    first = aws_credential(environment)
+    if first is None:
+        return None
+    last = first
+
+    def read_again() -> S3Credential:
+        nonlocal last
+        try:
+            found = aws_credential(environment)
+        except ConfigError:
+            found = None
+        if found is None:
+            return {**last, "expires_at": datetime.now(timezone.utc)}  # asked for again by the next request
+        last = found
+        return found
+
+    return read_again
 
 
 def _section(path: Path, name: str) -> Mapping[str, str] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 from pydantic import Field
 
-from shards.aws_profile import aws_credential, read_aws_profile
+from shards.aws_profile import profile_credentials, read_aws_profile
 from shards.config import Settings
-from shards.errors import StorageError
+from shards.errors import ConfigError, StorageError
 from shards.hashing import hash_file
 from shards.store import FAILURES, READ_BYTES, Store
 
@@ -32,18 +32,22 @@ _UPLOADS = 3  # of one file, when it comes back with other bytes
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 # where a machine is asked for its role, the last resort of obstore
 _ROLE_PATHS = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/v1", "/metadata/identity")
-# what obstore says too much; a query may be a signature
-_NOISE = re.compile(r"^Generic \w+ error: |, max_retries: \d+, retry_timeout: \S+ ?|: <.*|\?\S*")
+# what obstore says too much; a query may be a signature, and what stands before a host's @ a secret
+_NOISE = re.compile(r"^Generic \w+ error: |, max_retries: \d+, retry_timeout: \S+ ?|: <.*|\?\S*|(?<=//)\S*@")
+# obstore panics at another one; % and @ could hide credentials
+_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[\w./~-]*)?", re.ASCII | re.IGNORECASE)
+_IN_HEADERS = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_BEARER_TOKEN")
 
 
 class WebOptions(Settings):
     """Options of every address.
 
     timeout_seconds: without a byte, then a connection is given up and the rest is asked for again (botocore: 60)
-    retry_seconds: for which a failed request is tried again; under the 5 minutes a signed request may be good for"""
+    retry_seconds: for which a failed request is tried again, with the signature of the first try; obstore advises
+    5 minutes at most"""
 
-    timeout_seconds: float = Field(60.0, gt=0)
-    retry_seconds: float = Field(240.0, ge=0)
+    timeout_seconds: float = Field(60.0, gt=0, le=3600)
+    retry_seconds: float = Field(240.0, ge=0, le=300)
 
 
 class BucketOptions(WebOptions):
@@ -69,6 +73,7 @@ class BucketStore(Store):
 
     Options: ClassVar[type[WebOptions]]
     cure: ClassVar[str]
+    endpoint_variables: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, scheme: str, bucket: str, prefix: str, options: Any) -> None:
         super().__init__()
@@ -137,6 +142,23 @@ class BucketStore(Store):
             raise self._failed(name, "written", error) from None
         raise StorageError(f"{self.uri(name)}: {path} came back changed {_UPLOADS} times; check the server")
 
+    def _endpoint(self, of_profile: str | None = None) -> str | None:
+        """The server to ask, None for the provider's own.
+
+        Raises: ConfigError, which does not repeat it, for one that holds credentials or that obstore panics at."""
+        for name in _IN_HEADERS:
+            if not _is_plain(os.environ.get(name, "")):
+                raise ConfigError(f"{name}: holds a line break or another character that no key has; set it again")
+        sources = {
+            "endpoint= of the address": self.options.endpoint,
+            **{name: _first(name) for name in self.endpoint_variables},
+        }
+        sources["endpoint_url of the AWS profile"] = of_profile
+        where, endpoint = next(((where, found) for where, found in sources.items() if found), ("", None))
+        if endpoint and not (_ENDPOINT.fullmatch(endpoint) and _is_address(endpoint)):
+            raise ConfigError(f"{where}: is not http(s)://host:port without credentials; correct it")
+        return endpoint
+
     def _client_options(self, endpoint: str | None) -> ClientConfig:
         return {
             "allow_http": (endpoint or "").startswith("http://"),
@@ -194,17 +216,40 @@ class S3Bucket(BucketStore):
 
     Options = S3Options
     cure = "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and what they may do"
+    endpoint_variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+
+    def __init__(self, scheme: str, bucket: str, prefix: str, options: Any) -> None:
+        super().__init__(scheme, bucket, prefix, options)
+        self._merged: tuple[S3Config, Callable[[], S3Credential] | None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_merged": None}
 
     def _connect(self) -> Any:
         from obstore.store import S3Store
 
+        if self._merged is None:  # once: whoever rotates keys may be writing the profile at the next client
+            self._merged = self._merge()
+        config, keys = self._merged
+        return S3Store(
+            self.bucket,
+            prefix=self.prefix or None,
+            config=config,
+            client_options=self._client_options(config.get("endpoint")),
+            retry_config=self._retries(),
+            credential_provider=keys,
+        )
+
+    def _merge(self) -> tuple[S3Config, Callable[[], S3Credential] | None]:
+        """Merge the options, the environment and the profile; None leaves the keys to obstore."""
         options, profile = self.options, read_aws_profile(os.environ)
         config: S3Config = {}
         region = options.region or _first("AWS_REGION", "AWS_DEFAULT_REGION") or profile.get("region")
         if region:
+            if not _is_plain(region):
+                raise ConfigError(f"{region!r} is no name of a region; correct region=, AWS_REGION or the profile")
             config["region"] = region
-        stated = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-        endpoint = options.endpoint or stated or profile.get("endpoint_url")
+        endpoint = self._endpoint(profile.get("endpoint_url"))
         path_style = options.path_style
         if path_style is None:
             path_style = not _is_on("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")
@@ -214,26 +259,23 @@ class S3Bucket(BucketStore):
             config["aws_endpoint_url_s3"] = config["endpoint"]  # the variable of this name would win over `endpoint`
         is_anonymous = _is_on("AWS_SKIP_SIGNATURE") if options.anonymous is None else options.anonymous
         config["skip_signature"] = is_anonymous
-        return S3Store(
-            self.bucket,
-            prefix=self.prefix or None,
-            config=config,
-            client_options=self._client_options(endpoint),
-            retry_config=self._retries(),
-            credential_provider=None if is_anonymous or aws_credential(os.environ) is None else _profile_credential,
-        )
+        return config, None if is_anonymous else profile_credentials(os.environ)
 
 
 class GoogleBucket(BucketStore):
     """`gs://bucket/prefix`, with the application default credentials."""
 
     Options = BucketOptions
-    cure = "check the credentials (GOOGLE_APPLICATION_CREDENTIALS) and what they may do with the bucket"
+    cure = (
+        "check the credentials (GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT_KEY) "
+        "and what they may do with the bucket"
+    )
+    endpoint_variables = ("GOOGLE_BASE_URL",)
 
     def _connect(self) -> Any:
         from obstore.store import GCSStore
 
-        endpoint = self.options.endpoint or _first("GOOGLE_BASE_URL")
+        endpoint = self._endpoint()
         config: GCSConfig = {}
         if endpoint:
             config["base_url"] = endpoint
@@ -247,6 +289,11 @@ class GoogleBucket(BucketStore):
             retry_config=self._retries(),
         )
 
+    def _reason(self, error: Exception) -> str:
+        if "decode service account" in str(error):  # and then a quotation from it
+            return f"the service account's key is not the JSON that Google gives; {self.cure}"
+        return super()._reason(error)
+
 
 class AzureContainer(BucketStore):
     """`az://container/prefix` with AZURE_STORAGE_ACCOUNT_NAME, or `abfs://container@account.host/prefix`."""
@@ -256,11 +303,12 @@ class AzureContainer(BucketStore):
         "check the credentials (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN) "
         "and what they may do with the container"
     )
+    endpoint_variables = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 
     def _connect(self) -> Any:
         from obstore.store import AzureStore
 
-        endpoint = self.options.endpoint or _first("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+        endpoint = self._endpoint()
         container, _, host = self.bucket.partition("@")
         config: AzureConfig = {}
         account = host.partition(".")[0] or _first("AZURE_STORAGE_ACCOUNT_NAME")
@@ -319,6 +367,8 @@ class WebFolder(BucketStore):
         from obstore.store import HTTPStore
 
         address = self.uri("")
+        if not _is_address(address):
+            raise ConfigError("the address names no host:port; correct it")
         return HTTPStore(address, client_options=self._client_options(address), retry_config=self._retries())
 
     def _read_only(self, name: str, what: str) -> StorageError:
@@ -333,11 +383,20 @@ class WebFolder(BucketStore):
         return super()._reason(error)
 
 
-def _profile_credential() -> S3Credential:
-    """What obstore calls for keys, and again before they expire."""
-    found = aws_credential(os.environ)
-    assert found is not None
-    return found
+def _is_address(text: str) -> bool:
+    """Whether obstore can parse an address: its host, its port, an IP."""
+    from obstore.store import HTTPStore
+
+    try:
+        HTTPStore(text, client_options={"allow_http": True})
+    except ValueError:
+        return False
+    return True
+
+
+def _is_plain(text: str) -> bool:
+    """Whether text can stand in the header of a request, where obstore panics at more."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _with_bucket(endpoint: str, bucket: str) -> str:

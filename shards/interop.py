@@ -56,15 +56,18 @@ def register_openers(worker_id: int = 0) -> None:
 
 def _open_object(url: str, mode: str = "rb", bufsize: int = 0, **options: Any) -> io.BufferedReader:
     """What webdataset calls, with arguments of its choice. Raises: ConfigError if it is to write, StorageError."""
-    if mode != "rb":
-        raise ConfigError(f"{url}: can only be read by webdataset, not opened with mode {mode}; use `bmpt build --out`")
     place, mark, query = url.partition("?")
     folder, _, name = place.rpartition("/")
-    return io.BufferedReader(_ObjectReader(open_store(f"{folder}{mark}{query}"), name), _PIECE_BYTES)
+    store = open_store(f"{folder}{mark}{query}")
+    if mode != "rb":
+        raise ConfigError(
+            f"{store.uri(name)}: can only be read by webdataset, not opened with mode {mode}; use `bmpt build --out`"
+        )
+    return io.BufferedReader(_ObjectReader(store, name), _PIECE_BYTES)
 
 
 class _ObjectReader(io.RawIOBase):
-    """One object from its first byte to its last, in one request."""
+    """One object from its first byte to its last: a request for its size, one for its bytes."""
 
     def __init__(self, store: Store, name: str) -> None:
         whole, rest = divmod(store.size(name), _PIECE_BYTES)

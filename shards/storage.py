@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -21,6 +22,9 @@ _REMOTE: dict[str, type[BucketStore]] = {
     "https": WebFolder,
     "http": WebFolder,
 }
+# user@ before the host, user:password@ anywhere, for a secret may hold / and ?, or any @ among the options
+_CREDENTIALS = re.compile(r"^/*[^/]*@|[:?].*@", re.DOTALL)
+_CONTAINER = re.compile(r"^[^/?:@]+@")  # abfs://container@account.host
 
 
 def open_store(uri: str | Path) -> Store:
@@ -35,17 +39,25 @@ def open_store(uri: str | Path) -> Store:
         return LocalStore(Path(text).absolute())
     if scheme == "file":
         return LocalStore(Path(unquote(urlsplit(text).path)))
+    face = _REMOTE.get(scheme)
+    if _holds_credentials(rest, may_name_container=face is AzureContainer):
+        cure = face.cure if face else f"give a folder or one of {', '.join(_REMOTE)}"
+        raise ConfigError(f"{scheme}://...: the address holds credentials; leave them out and {cure}")
     place, _, query = rest.partition("?")
     bucket, _, prefix = place.strip("/").partition("/")
-    user, has_user, host = bucket.rpartition("@")
-    face = _REMOTE.get(scheme)
-    is_account = face is AzureContainer and ":" not in user
-    shown = f"{scheme}://{bucket if is_account else host}/{prefix}".rstrip("/")
+    shown = f"{scheme}://{bucket}/{prefix}".rstrip("/")
     if face is None:
         raise ConfigError(f"{shown}: {scheme}:// is not supported; give a folder or one of {', '.join(_REMOTE)}")
-    if (has_user and not is_account) or "@" in query:
-        raise ConfigError(f"{shown}: the address holds credentials; {face.cure}")
     if not bucket:
         raise ConfigError(f"{scheme}://: names no bucket; give {scheme}://bucket/prefix")
+    if not bucket.isprintable() or " " in bucket:
+        raise ConfigError(f"{shown!r}: no bucket and no host has a name with a space; give {scheme}://bucket/prefix")
     options = build_settings(face.Options, dict(parse_qsl(query, keep_blank_values=True)), where=shown)
     return face(scheme, bucket, prefix, options)
+
+
+def _holds_credentials(rest: str, *, may_name_container: bool) -> bool:
+    """Whether what follows `://` may hold a user's name or a secret, however often it is percent-encoded."""
+    while (plain := unquote(rest)) != rest:
+        rest = plain
+    return bool(_CREDENTIALS.search(_CONTAINER.sub("", rest) if may_name_container else rest))

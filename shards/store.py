@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from obstore.exceptions import BaseError
 
-from shards.errors import StorageError
+from shards.errors import ConfigError, StorageError
 
 FAILURES = (OSError, BaseError)  # obstore raises FileNotFoundError for a missing object, its own errors otherwise
 READ_BYTES = 8 << 20
@@ -42,7 +42,7 @@ class Store(ABC):
 
     @abstractmethod
     def _connect(self) -> Any:
-        """Make the obstore client."""
+        """Make the obstore client. Raises: ConfigError for settings of the environment that it cannot use."""
 
     @abstractmethod
     def read_pieces(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
@@ -127,6 +127,8 @@ class Store(ABC):
             if self._is_lost(error):
                 raise self._failed(name, what, error) from None
             raise
+        except ConfigError as error:  # of the environment or a file in it, which may be right again for the next one
+            raise StorageError(f"{self.uri(name)}: cannot be {what}: {error}") from None
         except FAILURES as error:
             raise self._failed(name, what, error) from None
         self._has_answered = True

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class ObjectServer:
-    """endpoint: http address; buckets are made by `make_bucket`."""
+    """endpoint: http address; buckets are made by `make_bucket` or `upload`."""
 
     endpoint: str
     root_key: tuple[str, str]
@@ -46,6 +46,14 @@ class ObjectServer:
         self.client(name).put("made", b"")
         self.client(name).delete("made")
         return name
+
+    def upload(self, folder: Path, bucket: str, prefix: str = "pool") -> str:
+        """Copy a folder into a bucket, made if need be, and return its address."""
+        client = self.client(self.make_bucket(bucket), prefix)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                client.put(str(path.relative_to(folder)), path)
+        return f"s3://{bucket}/{prefix}"
 
     def client(self, bucket: str, prefix: str | None = None) -> S3Store:
         """A client of the administrator's."""

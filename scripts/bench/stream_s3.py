@@ -59,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder, run_object_server(Path(folder)) as server:
         (server_pid,) = children_of(os.getpid())
-        client = server.client(server.make_bucket(BUCKET), "pool")
-        for path in sorted(options.pool.rglob("*")):
-            if path.is_file():
-                client.put(str(path.relative_to(options.pool)), path)
+        server.upload(options.pool, BUCKET)
         os.environ |= server.environment()
         with run_late_server(server.endpoint, options.latency_ms / 1000) as late:
             sides = {

@@ -23,6 +23,7 @@ from bmpt.config import TrainConfig
 from bmpt.engine.run import RunOutcome, run_training
 from shards.reader import open_pool
 from tests.bmpt.tiny import ALONE, losses_of, metrics_of
+from tests.process_memory import children_of
 
 VAL = ("base_to_novel/val_base", "base_to_novel/val_novel")
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,19 +86,10 @@ def kill_tree(pid: int) -> None:
     """SIGKILL a process and all that it started; torchrun gives each rank a session of its own."""
     tree = [pid]
     for parent in tree:
-        tree += _children_of(parent)
+        tree += children_of(parent)
     for each in tree:
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-
-
-def _children_of(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found
 
 
 def run(settings: TrainConfig, *, fresh: bool = False) -> RunOutcome:

@@ -22,11 +22,7 @@ MANIFEST = "manifests/few_shot/train_k2.parquet"
 @pytest.fixture
 def bucket(toy_pool: Path, s3: ObjectServer) -> str:
     """The toy pool in a bucket."""
-    client = s3.client(s3.make_bucket("planned"), "toy")
-    for path in toy_pool.rglob("*"):
-        if path.is_file():
-            client.put(str(path.relative_to(toy_pool)), path.read_bytes())
-    return "s3://planned/toy"
+    return s3.upload(toy_pool, "planned", "toy")
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -78,15 +74,39 @@ def test_what_training_would_refuse_is_refused(toy_pool: Path, capsys: pytest.Ca
 def test_neither_a_config_nor_a_manifest_is_one_line(
     toy_pool: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    neither = "is neither a config (.yaml) nor a manifest (POOL/manifests/PROTOCOL/NAME.parquet)"
-    for address in (str(toy_pool), "s3://bucket/pool", "few_shot/train_k2"):
+    neither = "is neither a config (.yaml) nor a manifest; give POOL/manifests/PROTOCOL/NAME.parquet"
+    for address in (
+        str(toy_pool),
+        "s3://bucket/pool",
+        "s3://bucket/run.yaml",
+        "few_shot/train_k2",
+        str(toy_pool / "samples.parquet"),
+    ):
         assert complains(capsys, "plan", address) == f"error: {address}: {neither}\n"
-    samples = str(toy_pool / "samples.parquet")
-    assert f"{samples}: is no manifest of a pool" in complains(capsys, "plan", samples)
+    assert complains(capsys, "plan", "s3://bucket/pool?endpoint=http://host") == f"error: s3://bucket/pool: {neither}\n"
     missing = complains(capsys, "plan", str(toy_pool / "manifests/few_shot/train_k3.parquet"))
     assert "train_k3.parquet: no such manifest; the pool has: base_to_novel/" in missing
     assert "is not a finished pool" in complains(capsys, "plan", str(tmp_path / MANIFEST))
     assert "nowhere.yaml: no such config file" in complains(capsys, "plan", "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", ["", "/run.yaml", "/samples.parquet", f"/{MANIFEST}", f"/{MANIFEST}?region=x"])
+@pytest.mark.parametrize("place", ["s3://key:planted@bucket/pool", "https://user:pa/planted@host/pool"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(
+    capsys: pytest.CaptureFixture[str], place: str, path: str
+) -> None:
+    error = complains(capsys, "plan", place + path)
+    assert "the address holds credentials" in error
+    assert "planted" not in error
+
+
+def test_the_options_of_a_pools_address_follow_the_manifest(
+    bucket: str, s3: ObjectServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy_pool: Path
+) -> None:
+    expected = plan_of(capsys, f"{bucket}/{MANIFEST}")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    assert plan_of(capsys, f"{bucket}/{MANIFEST}?endpoint={s3.endpoint}") == expected
+    assert plan_of(capsys, f"{toy_pool.as_uri()}/{MANIFEST}")["plans"][0]["clips"] == expected["plans"][0]["clips"]
 
 
 def test_a_measured_cost_is_used_and_can_be_set(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
-from shards.aws_profile import aws_credential, read_aws_profile
+from shards.aws_profile import aws_credential, profile_credentials, read_aws_profile
 from shards.errors import ConfigError
 
 CONFIG = """
@@ -94,3 +95,30 @@ def test_a_file_that_is_no_ini_file_is_named_and_not_quoted(environment: dict[st
     with pytest.raises(ConfigError, match=r"/\.aws/credentials: is not an INI file") as caught:
         aws_credential(environment)
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize("half_written", ["", "[default]\n", "[default]\naws_access_key_id = new-key\n", "[default\n"])
+def test_keys_that_are_just_being_written_are_the_last_ones_until_they_are_there(
+    environment: dict[str, str], half_written: str
+) -> None:
+    keys = Path(environment["HOME"], ".aws", "credentials")
+    read = profile_credentials({**environment, "AWS_PROFILE": "default"})
+    assert read is not None
+    first = read()
+    keys.write_text(half_written)
+    held = read()
+    assert (held["access_key_id"], held["secret_access_key"]) == ("default-key", "default%secret")
+    assert held["expires_at"] is not None
+    assert held["expires_at"] <= datetime.now(timezone.utc)  # the next request asks again
+    keys.write_text("[default]\naws_access_key_id = new-key\naws_secret_access_key = new-secret\n")
+    now = read()
+    assert (now["access_key_id"], now["secret_access_key"]) == ("new-key", "new-secret")
+    assert first["expires_at"] is not None
+    assert now["expires_at"] is not None
+    assert now["expires_at"] >= first["expires_at"] > datetime.now(timezone.utc)
+
+
+def test_a_profile_without_keys_gives_nothing_to_ask_again(environment: dict[str, str]) -> None:
+    assert profile_credentials({**environment, "AWS_PROFILE": "machine"}) is None
+    with pytest.raises(ConfigError, match="no such profile"):
+        profile_credentials({**environment, "AWS_PROFILE": "nobody"})

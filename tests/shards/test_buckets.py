@@ -42,10 +42,7 @@ def root(pool: Pool) -> Path:
 @pytest.fixture
 def public(root: Path, s3: ObjectServer) -> ObjectServer:
     """The pool of these tests in a bucket that everyone may read."""
-    client = s3.client(s3.make_bucket(PUBLIC), "a pool")
-    for path in root.rglob("*"):
-        if path.is_file():
-            client.put(str(path.relative_to(root)), path.read_bytes())
+    s3.upload(root, PUBLIC, "a pool")
     return s3
 
 

@@ -263,6 +263,10 @@ def test_what_cannot_be_opened_is_said_by_name(remote: list[str]) -> None:
         gopen(f"s3://{BUCKET}/a pool/shards/none.tar")
     with pytest.raises(ConfigError, match=f"^{remote[0]}: can only be read .* mode wb; use `bmpt build --out`"):
         gopen(remote[0], "wb")
+    for mode in ("rb", "wb"):
+        with pytest.raises(ConfigError, match="the address holds credentials") as caught:
+            gopen("s3://key:pa/planted@bucket/x.tar", mode)
+        assert "planted" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("openers")

@@ -97,6 +97,12 @@ def test_an_unknown_scheme_is_refused() -> None:
         ("s3://bucket/pool?regoin=x", r"^s3://bucket/pool: unknown key regoin; did you mean region\?"),
         ("s3://bucket/pool?path_style=maybe", r"^s3://bucket/pool: path_style: Input should be a valid boolean"),
         ("s3://bucket?timeout_seconds=0", r"^s3://bucket: timeout_seconds: Input should be greater than 0, got '0'"),
+        ("s3://bucket?timeout_seconds=nan", r"^s3://bucket: timeout_seconds: Input should be .*, got 'nan'"),
+        ("s3://bucket?timeout_seconds=inf", r"^s3://bucket: timeout_seconds: Input should be .* 3600, got 'inf'"),
+        ("s3://bucket?retry_seconds=inf", r"^s3://bucket: retry_seconds: Input should be .* 300, got 'inf'"),
+        ("s3://bucket?retry_seconds=301", r"^s3://bucket: retry_seconds: Input should be .* 300, got '301'"),
+        ("s3://buc ket/pool", r"^'s3://buc ket/pool': no bucket and no host has a name with a space; give s3://"),
+        ("http://ho\nst/pool", r"^'http://ho\\nst/pool': no bucket and no host has a name with a space"),
         ("gs://bucket?endpoint=host:80", r"^gs://bucket: endpoint: String should match pattern .*, got 'host:80'"),
         ("gs://bucket?region=x", r"^gs://bucket: unknown key region"),
         ("https://host/pool?anonymous=true", r"^https://host/pool: unknown key anonymous"),
@@ -115,7 +121,20 @@ def test_an_option_that_cannot_be_used_is_one_line(address: str, message: str) -
         "ftp://key:planted@bucket/pool",
         "abfs://key:planted@account.dfs.core.windows.net/pool",
         "https://planted@host/pool",
+        "https://planted%40host/pool",
+        "s3:///planted@bucket/pool",
+        "s3://AKIA:wJalr/planted@bucket/pool",
+        "s3://AKIA:planted/wJalr@bucket/pool",
+        "s3://AKIA%3Awjalr%2Fplanted%40bucket/pool",
+        "https://user:pa/planted@host/pool",
+        "https://user:planted?x@host/pool",
+        "https://user:pa@planted@host/pool",
+        "abfs://container@key:planted@account.dfs.core.windows.net/pool",
         "s3://bucket/pool?endpoint=http://key:planted@host",
+        "s3://bucket/pool?endpoint=http://key%3Aplanted%40host",
+        "s3://bucket/pool?endpoint=http://key%253Aplanted%2540host",
+        "s3://bucket/pool?endpoint=key:planted%40host",
+        "s3://bucket/pool?region=planted%2540host",
         "s3://bucket/pool?secret_access_key=planted",
         "https://host/pool?X-Amz-Signature=planted",
         "az://container/pool?sig=planted",
@@ -126,3 +145,20 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(address: str) ->
         open_store(address)
     assert "planted" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://bucket/me@lab/pool",
+        "http://host:80/pool",
+        "abfs://box@account.dfs.core.windows.net/me@lab",
+        "s3://bucket/50%/pool",
+    ],
+)
+def test_what_only_looks_a_little_like_credentials_is_an_address(address: str) -> None:
+    assert open_store(address).uri("x") == f"{address}/x"
+
+
+def test_the_options_of_an_address_are_not_shown() -> None:
+    assert open_store("s3://bucket/me@lab?endpoint=http://host:80").uri("x") == "s3://bucket/me@lab/x"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import ConfigError, StorageError
+from shards.errors import StorageError
 from shards.storage import Store, open_store
 from tests.fault_proxy import FaultProxy, run_fault_proxy
 from tests.object_store import DOMAIN, PUBLIC, READER, WRITER, ObjectServer
@@ -157,9 +157,28 @@ def test_a_profile_that_needs_a_sign_in_is_one_line(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     (tmp_path / "config").write_text("[default]\nsso_session = work\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match="AWS profile default: has sso_session"):
+    with pytest.raises(
+        StorageError, match=r"^s3://storage/pool/x: cannot be read: AWS profile default: has sso_session"
+    ):
         open_store("s3://storage/pool").exists("x")
     assert not open_store(f"s3://{PUBLIC}/nothing?anonymous=true").exists("x")  # needs no keys
+
+
+@pytest.mark.parametrize("half_written", ["", "[default]\naws_access_key_id = writer", "aws_secret"])
+def test_a_profile_that_is_just_being_written_costs_no_request(
+    s3: ObjectServer, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, half_written: str
+) -> None:
+    """Between the first answer and the client for the time after it."""
+    write_profile(tmp_path, "default", region="us-east-1", endpoint=s3.endpoint)
+    for variable in s3.environment():
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = open_store("s3://storage/half written")
+    other.put("x", b"1")
+    for name in ("config", "credentials"):
+        (tmp_path / ".aws" / name).write_text(half_written)
+    assert other.read("x") == b"1"
+    assert other.read("x") == b"1"
 
 
 @pytest.mark.parametrize(
