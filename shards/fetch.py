@@ -91,7 +91,8 @@ class FrameReader:
 
     manifest: the rows that are read
     cost: decides which gaps are read along
-    cache, extents, retention: None for a folder, where a range costs next to nothing, and where no cache is wanted"""
+    cache, extents, retention: None for a folder, where a range costs next to nothing, and where no cache is wanted
+    damaged: extents with a sample that is not what the manifest says; they are not asked for again as a whole"""
 
     store: Store
     manifest: Manifest
@@ -99,6 +100,7 @@ class FrameReader:
     cache: Cache | None = None
     extents: Extents | None = None
     retention: Retention | None = None
+    damaged: set[int] = field(default_factory=set, compare=False)
 
     def read(
         self, index: int, row: Mapping[str, Any], positions: Sequence[int], stats: ReadStats, *, epoch: int = 0
@@ -136,7 +138,7 @@ class FrameReader:
             return None
         number = int(self.extents.of_row[index])
         is_passing = not self.retention.kept[number]
-        if is_passing and self.retention.passing_bytes == 0:
+        if (is_passing and self.retention.passing_bytes == 0) or number in self.damaged:
             return None
         name = self._piece(number) + (f"/epoch {epoch}" if is_passing else "")
         start, stop = int(self.extents.start[number]), int(self.extents.stop[number])
@@ -149,6 +151,7 @@ class FrameReader:
                 is_passing=is_passing,
             )
         except SampleError:  # the wanted frames may be sound
+            self.damaged.add(number)
             return None
         if first_wrong_frame(row, wanted, blocks) is not None:  # the disk of the cache has changed it
             self.cache.drop(name, is_passing=is_passing)

@@ -149,6 +149,7 @@ def build_train_loader(
     accumulation: int,
     num_workers: int,
     seed: int,
+    epochs: int | None = None,
     order: OrderKind = "global",
     group_shards: int = GROUP_SHARDS,
     state: StreamState | None = None,
@@ -159,7 +160,9 @@ def build_train_loader(
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
-    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none;
+    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none,
+    with the environment of when this process started its first; epochs: of the run, so that nothing is read ahead over
+    its end, None for no end;
     order, group_shards: see `shards.orders`; reading: of pools in object storage; max_failures_in_a_row: of this rank,
     None where the caller counts over all ranks.
     Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
@@ -177,6 +180,7 @@ def build_train_loader(
         position=state.position,
         batch_size=batch_size,
         accumulation=accumulation,
+        epochs=epochs,
     )
     micro_clips = ceil(ceil(batch_size / world_size) / accumulation)
     source = _Source(
@@ -186,7 +190,7 @@ def build_train_loader(
         group_shards=group_shards if order == "grouped" else None,
         num_workers=num_workers,
         max_clips=micro_clips,
-        batches_held=2 * accumulation + 1,  # a step, the one before it while this one is collected, and one in hand
+        batches_held=2 * accumulation,  # a step, and the one before it while this one is collected
     )
     batches = iter(source)
     return TrainLoader(
@@ -267,9 +271,21 @@ class _Source:
         in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
         reader = make_reader(pool.store, plan.manifest, reading, group_shards=group_shards)
         self._packed = _in_processes(make_pipeline(plan, reader, self._buffers, in_flight=in_flight), num_workers)
+        self._round = 0
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return (packed.unpack(self._clip, self._buffers) for packed in self._packed)
+        """Raises: ConfigError in an iteration that goes on after a later one has begun: workers serve one at a time."""
+        self._round += 1
+        this_round = self._round
+        self._buffers.begin_round()  # what an iteration that was broken off has packed is nobody's
+        packed = iter(self._packed)
+        while True:
+            if self._round != this_round:
+                raise ConfigError("this loader is being read a second time; build one loader for each reader")
+            batch = next(packed, None)
+            if batch is None:
+                return
+            yield batch.unpack(self._clip, self._buffers)
 
 
 def _shared(manifest: Manifest, num_workers: int) -> Manifest:

@@ -59,15 +59,22 @@ def eval_blocks(num_samples: int, block_size: int, rank: int, world_size: int) -
 
 
 def train_plan(
-    order: Order, *, epoch: int, position: int, batch_size: int, accumulation: int, place: Place
+    order: Order,
+    *,
+    epoch: int,
+    position: int,
+    batch_size: int,
+    accumulation: int,
+    epochs: int | None = None,
+    place: Place,
 ) -> Iterator[MicroPlan]:
-    """Yield the micro-batches of one worker of one rank, epoch after epoch, without an end.
+    """Yield the micro-batches of one worker of one rank, epoch after epoch, up to `epochs` of them from epoch 0.
 
     Starts after the first `position` samples of `epoch`. Counted over the whole stream of the rank, micro-batch
     i is made by worker i mod num_workers."""
     cuts = micro_slices(*rank_slice(batch_size, place.rank, place.world_size), accumulation)
     number = 0
-    while True:
+    while epochs is None or epoch < epochs:
         first = position // batch_size
         for index in range(num_steps(order.num_samples - position, batch_size)):
             start = position + index * batch_size

@@ -12,10 +12,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from multiprocessing import TimeoutError as NoAnswerYetError
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,17 +144,14 @@ class ReadStage:
         if self.in_flight == 0:
             yield from map(self._read, items)
             return
-        with ThreadPoolExecutor(self.in_flight) as threads:
-            asked: deque[tuple[Item, Future[Item]]] = deque()
-            try:
-                for item in items:
-                    asked.append((item, threads.submit(self._read, item)))
-                    if len(asked) > _ASKED_AHEAD * self.in_flight:
-                        yield self._wait(*asked.popleft())
-                while asked:
+        asked: deque[tuple[Item, AsyncResult[Item]]] = deque()
+        with ThreadPool(self.in_flight) as threads:  # leaving it waits for no request: one may take minutes
+            for item in items:
+                asked.append((item, threads.apply_async(self._read, (item,))))
+                if len(asked) > _ASKED_AHEAD * self.in_flight:
                     yield self._wait(*asked.popleft())
-            finally:
-                threads.shutdown(cancel_futures=True)
+            while asked:
+                yield self._wait(*asked.popleft())
 
     def _read(self, item: Item) -> Item:
         stats = ReadStats()
@@ -164,16 +161,14 @@ class ReadStage:
         except (SampleError, StorageError) as error:
             return replace(item, failure=str(error), reads=stats)
 
-    def _wait(self, item: Item, answer: Future[Item]) -> Item:
+    def _wait(self, item: Item, answer: AsyncResult[Item]) -> Item:
         """Wait for an answer; says now and then for which object, so that a stuck server has a name."""
         begun = time.monotonic()
         while True:
             try:
-                read = answer.result(timeout=_STUCK_SECONDS)
+                read = answer.get(timeout=_STUCK_SECONDS)
                 break
-            except FutureTimeoutError:  # another class in Python 3.10
-                if answer.done():  # it is what the reading itself raised
-                    raise
+            except NoAnswerYetError:
                 where = f"{self.reader.store.uri(item.row['shard'])}: {item.row['key']}"
                 print(f"{where}: no answer for {time.monotonic() - begun:.0f} s, still waiting", file=sys.stderr)
         assert read.reads is not None

@@ -23,10 +23,10 @@ def test_every_side_is_measured(tmp_path: Path) -> None:
         progress=lambda done, total: seen.append((done, total)),
         seconds=0.2,
     )
-    sides = ["limit", *(f"{who}_{processes}" for who in ("ours", "stock", "folders") for processes in (0, 2))]
+    sides = ["plain", "limit", *(f"{who}_{processes}" for who in ("ours", "stock", "folders") for processes in (0, 2))]
     assert list(measured.rates) == list(measured.first_batch_seconds) == sides
     assert all(rate > 0 for rate in measured.rates.values())
-    assert seen == [(done, 7) for done in range(1, 8)]
+    assert seen == [(done, 8) for done in range(1, 9)]
     ratios = measured.as_json()["ratios"]
     assert ratios["ours_0_of_limit"] == measured.rates["ours_0"] / measured.rates["limit"]
     assert ratios["ours_2_times_folders_2"] == measured.rates["ours_2"] / measured.rates["folders_2"]

@@ -396,3 +396,24 @@ def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool
             loader = build_eval_loader(pool, manifest, clip, block_size=12, num_workers=0)
             clips.append(next(iter(loader)).frames_BVTCHW.float())
         assert torch.equal(clips[0], clips[1]) != differs
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_evaluation_that_is_broken_off_can_be_repeated_often_and_is_read_once_at_a_time(
+    pool: Pool, num_workers: int
+) -> None:
+    loader = build_eval_loader(pool, pool.manifest(TRAIN), CLIP, block_size=3, num_workers=num_workers)
+    expected = [facts_of(batch) for batch in loader]
+    for _ in range(8):
+        assert facts_of(next(iter(loader))) == expected[0]
+    first, second = iter(loader), iter(loader)
+    next(first)
+    assert facts_of(next(second)) == expected[0]
+    with pytest.raises(ConfigError, match="read a second time"):
+        next(first)
+    assert [facts_of(batch) for batch in second] == expected[1:]
+
+
+def test_nothing_is_read_ahead_over_the_end_of_a_run(pool: Pool) -> None:
+    loader = train_loader(pool, epochs=2, num_workers=1)
+    assert [len(list(loader)) for _ in range(3)] == [2, 2, 0]

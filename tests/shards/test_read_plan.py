@@ -34,11 +34,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 def uploaded(pool: Pool, object_server: ObjectServer) -> str:
     """The same in a bucket."""
     assert isinstance(pool.store, LocalStore)
-    client = object_server.client(object_server.make_bucket("plans"), "pool")
-    for path in pool.store.root.rglob("*"):
-        if path.is_file():
-            client.put(str(path.relative_to(pool.store.root)), path.read_bytes())
-    return "s3://plans/pool"
+    return object_server.upload(pool.store.root, "plans")
 
 
 @pytest.fixture
@@ -95,6 +91,7 @@ def train(
         accumulation=1,
         num_workers=0,
         seed=3,
+        epochs=2,
         order=order,
         group_shards=group_shards,
         reading=reading,
@@ -116,6 +113,7 @@ CAPS = {"no cache": None, "a cap of 0": 0.0, "less than a sample": 0.01, "half":
 @pytest.mark.parametrize("cap", CAPS)
 @pytest.mark.parametrize(("order", "group_shards"), [("global", 2), ("grouped", 2), ("grouped", 5)])
 def test_two_epochs_ask_for_what_was_planned(
+    proxy: FaultProxy,
     remote: Pool,
     tmp_path: Path,
     order: OrderKind,
@@ -128,11 +126,11 @@ def test_two_epochs_ask_for_what_was_planned(
         cache=None if share is None else tmp_path / "cache",
         cache_bytes=int(needed_bytes(remote) * (share or 0)),
         latency_seconds=latency,
-        requests_in_flight=1,  # or a sample of the next epoch may be ahead of one of this
     )
     plan = plan_of(remote, reading, order, group_shards=group_shards, batch_size=7)
     asked = train(remote, reading, order, group_shards=group_shards, batch_size=7)
     assert asked == (plan.all_bytes, plan.all_requests)
+    assert shard_requests(proxy) == plan.all_requests, "what is read ahead counts too"
 
 
 def test_groups_pass_through_half_a_cache_and_each_sample_is_fetched_once_an_epoch(

@@ -92,3 +92,13 @@ def test_a_shared_manifest_has_the_same_rows(pool: Pool, num_rows: int) -> None:
     shared = share_manifest(part)
     assert shared.table.equals(part.table)
     assert shared.info == part.info
+
+
+def test_what_a_broken_off_round_has_filled_is_free_in_the_next_one_but_not_what_is_lent() -> None:
+    buffers = BatchBuffers(producers=1, places=3, batch_bytes=10)
+    assert [buffers.take(0), buffers.take(0)] == [0, 1]
+    lent = buffers.lend(0, 10)
+    for _ in range(300):  # more than a byte counts
+        buffers.begin_round()
+        assert [buffers.take(0), buffers.take(0), buffers.take(0)] == [1, 2, None]
+    assert len(lent) == 10

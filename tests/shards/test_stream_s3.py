@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -29,11 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def remote(pool: Pool, s3: ObjectServer) -> Pool:
     """The pool of these tests in a bucket."""
     assert isinstance(pool.store, LocalStore)
-    client = s3.client(s3.make_bucket("stream"), "pool")
-    for path in pool.store.root.rglob("*"):
-        if path.is_file():
-            client.put(str(path.relative_to(pool.store.root)), path.read_bytes())
-    return open_pool("s3://stream/pool")
+    return open_pool(s3.upload(pool.store.root, "stream"))
 
 
 @pytest.fixture
@@ -250,3 +247,39 @@ def test_requests_are_in_flight_together(remote: Pool, proxy: FaultProxy) -> Non
     started = time.monotonic()
     batches = list(loader)
     assert total(batches).seconds > 12 * 0.5 > 2 * (time.monotonic() - started)
+
+
+def test_a_profile_that_cannot_be_read_is_an_empty_place_and_ends_the_run_as_any_failure_does(
+    remote: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loader = build_train_loader(
+        pickle.loads(pickle.dumps(remote)),  # without a client, as in a worker
+        remote.manifest(TRAIN),
+        CLIP,
+        batch_size=4,
+        accumulation=1,
+        num_workers=0,
+        seed=3,
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "keys").write_text("half")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(
+        StorageError,
+        match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*/keys: is not an INI",
+    ):
+        list(loader)
+
+
+def test_a_stream_that_is_closed_does_not_wait_for_requests_that_run(proxy: FaultProxy, remote: Pool) -> None:
+    """Ctrl-C and a run that has failed, in an outage."""
+    loader = train_loader(remote, ReadSettings(requests_in_flight=2))
+    asked = len(proxy.requests)
+    proxy.decide = lambda number, method, path: Fault(delay_seconds=60.0) if number > asked + 5 else None
+    batches = iter(loader)
+    next(batches)  # of 4 samples; two more are on their way
+    begun = time.monotonic()
+    batches.close()  # type: ignore[attr-defined]
+    del batches, loader
+    assert time.monotonic() - begun < 20
