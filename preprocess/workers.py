@@ -27,6 +27,7 @@ from shards.errors import ConfigError
 _AHEAD_PER_WORKER = 8  # how far decoding may run ahead of the first unfinished video; about 1 MB a video
 _LARGE_BYTES = 100_000_000  # 10 minutes of 1080p have 300 MB and take 22 s (h264) to 54 s (VP9) of a free core
 _START_SECONDS = 60.0  # for a worker's imports; 0.4 s on an idle machine
+_KILLED_STARTS = 3  # one after the other: a node that goes, or no memory
 _SERVE = "import sys; from preprocess.decode_worker import serve; serve(int(sys.argv[1]))"
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,7 @@ class _Worker:
     def __init__(self, options: DecodeOptions) -> None:
         self.options = options
         self.position: int | None = None
+        self.video: SourceVideo | None = None
         self.limit_seconds = self.deadline = 0.0
         self._launch(options.timeout_seconds)
 
@@ -66,7 +68,7 @@ class _Worker:
         if self.limit_seconds > self.longest_seconds:
             self.kill()
             self._launch(self.limit_seconds)
-        self.position = position
+        self.position, self.video = position, video
         self.set_deadline()
         self._send(video)
 
@@ -95,6 +97,7 @@ class WorkerPool:
         self._num_workers = num_workers
         self._options = options
         self._workers: list[_Worker] = []
+        self._killed_starts = 0
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -156,9 +159,7 @@ class WorkerPool:
             position = worker.position
             assert position is not None
             if worker.connection in ready and not worker.is_ready:
-                death = self._greet(worker)
-                if death is not None:
-                    yield position, death
+                self._greet(worker)
             elif worker.connection in ready:
                 worker.position = None
                 yield position, self._receive(worker)
@@ -166,28 +167,35 @@ class WorkerPool:
                 self._replace(worker)
                 yield position, f"the decoder did not end within {worker.limit_seconds:g} s, tried twice"
 
-    def _greet(self, worker: _Worker) -> str | None:
-        """Take a worker's first message; returns how it died if something else killed it (memory, a node that goes).
+    def _greet(self, worker: _Worker) -> None:
+        """Take a worker's first message; one that was killed while it started is replaced, its video not blamed.
 
-        Raises: ConfigError if it could not even start: no video is to blame."""
+        Raises: ConfigError if it could not start by itself, or if one after the other is killed."""
         try:
             worker.is_ready = worker.connection.recv() == READY
         except (EOFError, OSError):
-            code = self._replace(worker, died=True)
-            if code == -signal.SIGKILL:
-                return _death_text(code)
+            self._start_again(worker)
+            return
+        self._killed_starts = 0
+        worker.set_deadline()
+
+    def _start_again(self, worker: _Worker) -> None:
+        code = self._replace(worker, died=True)
+        self._killed_starts += 1
+        if code != -signal.SIGKILL or self._killed_starts > _KILLED_STARTS:
             raise ConfigError(
                 f"{sys.executable}: a decode worker did not start ({_exit_text(code)}); its error stands above, "
-                "`pip install -e .` installs what it needs"
+                "`pip install -e .` installs what it needs; if it was killed for want of memory, lower --workers"
             ) from None
-        worker.set_deadline()
-        return None
+        assert worker.position is not None
+        assert worker.video is not None
+        self._idle_worker().start(worker.position, worker.video)
 
     def _receive(self, worker: _Worker) -> Decoded | str:
         try:
             answer: Decoded = worker.connection.recv()
         except (EOFError, OSError):
-            return _death_text(self._replace(worker, died=True))
+            return f"the decoder process died ({_exit_text(self._replace(worker, died=True))}), tried twice"
         return answer
 
     def _replace(self, worker: _Worker, *, died: bool = False) -> int:
@@ -197,10 +205,6 @@ class WorkerPool:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=5)
         return worker.kill()
-
-
-def _death_text(code: int) -> str:
-    return f"the decoder process died ({_exit_text(code)}), tried twice"
 
 
 def _exit_text(code: int) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from preprocess.decode_worker import DecodeOptions
 from preprocess.sources import SourceVideo
 from preprocess.workers import WorkerPool, limit_seconds
+from shards.errors import ConfigError
 from shards.schema import Encoding
 from tests.preprocess.tiny_videos import make_video
 from tests.process_memory import children_of
@@ -48,22 +50,42 @@ def test_a_worker_that_would_end_itself_before_the_limit_is_not_used(tmp_path: P
     assert len({pid for pid, *_ in workers}) == 2
 
 
-def test_a_worker_that_is_killed_while_it_starts_costs_one_try(tmp_path: Path) -> None:
-    """As the kernel does without memory, or a cluster with a node that goes."""
-    path = make_video(tmp_path / "a.avi")
-    killed: list[int] = []
+def kill_starting_workers(number: int) -> threading.Thread:
+    """Kill the first decode workers of this process before their imports are done."""
 
-    def kill_first() -> None:
-        while not killed:
-            for pid in children_of(os.getpid()):
+    def kill() -> None:
+        killed: set[int] = set()
+        deadline = time.monotonic() + 60
+        while len(killed) < number and time.monotonic() < deadline:
+            time.sleep(0.002)
+            for pid in set(children_of(os.getpid())) - killed:
                 with contextlib.suppress(OSError):
                     if b"decode_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         os.kill(pid, signal.SIGKILL)
-                        killed.append(pid)
+                        killed.add(pid)
 
-    killer = threading.Thread(target=kill_first)
-    killer.start()
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced_and_its_video_not_blamed(tmp_path: Path) -> None:
+    """As a cluster does with a node that goes."""
+    path = make_video(tmp_path / "a.avi")
+    killer = kill_starting_workers(3)
     with WorkerPool(1, DecodeOptions(Encoding(), timeout_seconds=60)) as pool:
         (answer,) = pool.decode([said_to_have(1, path)])
     killer.join()
-    assert (answer.row["verdict"], len(killed)) == ("ok", 1)
+    assert answer.row["verdict"] == "ok"
+
+
+def test_workers_that_are_killed_one_after_the_other_as_they_start_end_the_build(tmp_path: Path) -> None:
+    """As the kernel does without memory: no video is to blame."""
+    path = make_video(tmp_path / "a.avi")
+    killer = kill_starting_workers(4)
+    with (
+        pytest.raises(ConfigError, match=r"did not start \(SIGKILL\).*lower --workers"),
+        WorkerPool(1, DecodeOptions(Encoding(), timeout_seconds=60)) as pool,
+    ):
+        list(pool.decode([said_to_have(1, path)]))
+    killer.join()
