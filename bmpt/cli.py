@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,6 +137,52 @@ def evaluate(
         _show_results(outcome.results, outcome.folder, as_json=as_json)
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="the .pth or .pt file that a system published")],
+    system: Annotated[str, typer.Option(help="which system wrote it: vifi_clip, bdc_clip, bmpt or bike")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the files of this project's format")],
+    model: Annotated[str, typer.Option(help="the CLIP that it was tuned from, as model.name")] = "ViT-B-16",
+    pretrained: Annotated[str, typer.Option(help="its weights, as model.pretrained")] = "openai",
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="bdc_clip: names of its classes, a line each or an id,name CSV")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over a published checkpoint: every key explained or the command fails; nothing in the file is executed."""
+    from bmpt.checkpoint_import import import_checkpoint as read_published
+    from bmpt.checkpoint_import import import_text, write_import
+    from bmpt.clip import load_backbone
+    from bmpt.config import ModelSettings
+    from preprocess.protocols.lists import read_class_file
+
+    base = load_backbone(model, pretrained)
+    imported = read_published(checkpoint, system, base)
+    names = () if classes is None else read_class_file(classes).names
+    found = write_import(imported, base, ModelSettings(name=model, pretrained=pretrained), out, classes=names)
+    _print(found, import_text(found), as_json=as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="prompts.safetensors of a run")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="default model.safetensors beside it")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="where the base model lies, if not where the run read it")
+    ] = None,
+    wise_ft: Annotated[
+        float | None, typer.Option(min=0, max=1, help="share of the tuned weights, the rest is of the base")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge a checkpoint with its base model into one safetensors file."""
+    from bmpt.export import export_checkpoint, export_text
+
+    target = out or checkpoint.with_name("model.safetensors")
+    found = export_checkpoint(checkpoint, target, pretrained=pretrained, wise_ft=wise_ft)
+    _print(found, export_text(found), as_json=as_json)
+
+
 @app.command()
 def verify(
     pool: PoolPath,
@@ -217,6 +264,157 @@ def report(
 
     found = report_pool(folder)
     _print(found, report_text(found), as_json=as_json)
+
+
+EndpointOption = Annotated[
+    str, typer.Option("--endpoint", metavar="URL", help="an OpenAI-compatible server: http://localhost:8000/v1")
+]
+ModelOption = Annotated[str, typer.Option("--model", metavar="NAME", help="the model that the endpoint serves")]
+AnswersOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Parquet of all answers; default: beside --out, .answers.parquet")
+]
+KeyOption = Annotated[
+    str | None, typer.Option("--api-key-env", metavar="NAME", help="variable with the key; default OPENAI_API_KEY")
+]
+ConcurrencyOption = Annotated[int, typer.Option(metavar="N", help="questions at a time")]
+RateOption = Annotated[float | None, typer.Option(metavar="R", help="of all of them, further tries counted")]
+RetriesOption = Annotated[int, typer.Option(metavar="N", help="further tries of a question")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="S", min=0.001, help="of one request, seconds")]
+RetryMalformedOption = Annotated[
+    bool, typer.Option("--retry-malformed", help="ask again for kept answers that cannot be used")
+]
+
+
+@app.command()
+def describe(
+    endpoint: EndpointOption,
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(metavar="FILE.json", help="class texts: {class: [sentences]}")],
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a label CSV `id,name`, or one class name a line")
+    ] = None,
+    manifest: Annotated[
+        str | None, typer.Option(metavar="MANIFEST", help="its classes: POOL/manifests/PROTOCOL/NAME.parquet")
+    ] = None,
+    sentences: Annotated[int, typer.Option(metavar="P", help="class texts of a class")] = 2,
+    negatives: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also: `class -> look-alike action`, to be pushed away")
+    ] = None,
+    paraphrases: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also: `class -> same action in other words`")
+    ] = None,
+    answers: AnswersOption = None,
+    api_key_env: KeyOption = None,
+    concurrency: ConcurrencyOption = 8,
+    requests_per_minute: RateOption = None,
+    retries: RetriesOption = 5,
+    timeout_seconds: TimeoutOption = 120.0,
+    retry_malformed: RetryMalformedOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a language model write class texts, negatives and paraphrases; ends with 1 if a class is left without.
+
+    Every answer is kept: the same command asks only for what is missing."""
+    from bmpt.engine.progress import ProgressBars
+    from bmpt.offline.chat import Pace
+    from bmpt.offline.describe import Kind, describe_classes, description_text, manifest_classes
+    from bmpt.offline.endpoint import parse_endpoint
+    from shards.errors import ConfigError
+
+    if (classes is None) == (manifest is None):
+        raise ConfigError("give --classes FILE or --manifest MANIFEST, one of them")
+    if classes is not None:
+        from preprocess.protocols.lists import read_class_file
+
+        names = read_class_file(classes).names
+    else:
+        names = manifest_classes(str(manifest))
+    outputs: dict[Kind, Path] = {"texts": out}
+    if negatives is not None:
+        outputs["negatives"] = negatives
+    if paraphrases is not None:
+        outputs["paraphrases"] = paraphrases
+    with ProgressBars(enabled=True) as bars:
+        done = describe_classes(
+            names,
+            outputs,
+            parse_endpoint(endpoint, model, api_key_env=api_key_env, timeout_seconds=timeout_seconds),
+            num_sentences=sentences,
+            answers=answers or out.parent / f"{out.stem}.answers.parquet",
+            pace=Pace(concurrency, requests_per_minute, retries),
+            retry_malformed=retry_malformed,
+            progress=bars.update,
+        )
+    _print(done, description_text(done), as_json=as_json)
+    if not done.is_complete:
+        raise typer.Exit(EXIT_FINDINGS)
+
+
+@app.command()
+def knowledge(
+    pool: PoolPath,
+    manifest: Annotated[str, typer.Argument(help="the training list, for example few_shot/train_k16")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="knowledge.parquet: one CLIP text feature a sample")],
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="an OpenAI-compatible server: http://localhost:8000/v1")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the vision-language model that the endpoint serves")
+    ] = None,
+    clip_model: Annotated[str, typer.Option(metavar="NAME", help="as model.name of the training")] = "ViT-B-16",
+    pretrained: Annotated[str, typer.Option(metavar="TAG", help="as model.pretrained of the training")] = "openai",
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="DIR", help="published *_feature.npy files instead of asking")
+    ] = None,
+    answers: AnswersOption = None,
+    api_key_env: KeyOption = None,
+    concurrency: ConcurrencyOption = 8,
+    requests_per_minute: RateOption = None,
+    retries: RetriesOption = 5,
+    timeout_seconds: TimeoutOption = 120.0,
+    retry_malformed: RetryMalformedOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a vision-language model say what four frames of each clip show; ends with 1 if a clip is left without.
+
+    Every answer is kept: the same command asks only for what is missing."""
+    from shards.errors import ConfigError
+    from shards.reader import open_pool
+
+    if import_ is not None:
+        from bmpt.offline.knowledge_file import import_features, import_text
+
+        imported = import_features(import_, open_pool(pool).manifest(manifest), out)
+        _print(imported, import_text(imported), as_json=as_json)
+        if not imported.is_complete:
+            raise typer.Exit(EXIT_FINDINGS)
+        return
+    if endpoint is None or model is None:
+        raise ConfigError("give --endpoint URL and --model NAME, or --import DIR for published features")
+    from bmpt.clip import load_backbone
+    from bmpt.engine.progress import ProgressBars
+    from bmpt.offline.chat import Pace
+    from bmpt.offline.endpoint import parse_endpoint
+    from bmpt.offline.knowledge import describe_clips, knowledge_text
+
+    opened = open_pool(pool)
+    with ProgressBars(enabled=True) as bars:
+        done = describe_clips(
+            opened,
+            opened.manifest(manifest),
+            parse_endpoint(endpoint, model, api_key_env=api_key_env, timeout_seconds=timeout_seconds),
+            load_backbone(clip_model, pretrained),
+            out,
+            answers=answers or out.parent / f"{out.stem}.answers.parquet",
+            pace=Pace(concurrency, requests_per_minute, retries),
+            retry_malformed=retry_malformed,
+            progress=partial(bars.update, "frames"),
+        )
+    if done.warning is not None:
+        print(f"warning: {done.warning}", file=sys.stderr)
+    _print(done, knowledge_text(done), as_json=as_json)
+    if not done.is_complete:
+        raise typer.Exit(EXIT_FINDINGS)
 
 
 @app.command()

@@ -6,33 +6,26 @@ our own towers (`bmpt/towers.py`) walk their blocks."""
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import json
-import logging
 import math
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from shards.errors import ConfigError, FormatError
+from bmpt.pretrained import find_pretrained
+from bmpt.weights import METHOD_PREFIX, SPEC_METADATA_KEY, TEMPORAL_KEY, hash_weights, one_line, read_weights
+from shards.errors import ConfigError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+OPENAI_WIDEST = 1024  # of ViT-L; wider ones of open_clip have other heads than width / 64
 RANDOM = "random"
 BUNDLED = {"demo": Path(__file__).parent / "demo" / "motion_clip.safetensors"}  # see scripts/pretrain_demo_clip.py
-SPEC_METADATA_KEY = "bmpt_clip"
-TEMPORAL_KEY = "visual.temporal_embedding"
-# what torch.load raises for files that are cut, not its own, or would run code
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, IndexError, KeyError, pickle.UnpicklingError)
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -42,7 +35,8 @@ class Backbone:
 
     model: open_clip.CLIP; visual width Ev, text width Et, joint width D
     temporal_TE: the trained per-frame embedding that came with the weights [T, Ev], or None
-    weights_sha256: over names, shapes and values of all weights, 64 hex digits"""
+    weights_sha256: over names, shapes and values of all weights, 64 hex digits
+    architecture: {embed_dim, vision_cfg, text_cfg, quick_gelu, image_mean, image_std}"""
 
     name: str
     model: Any
@@ -52,11 +46,17 @@ class Backbone:
     image_std: tuple[float, float, float]
     temporal_TE: torch.Tensor | None
     weights_sha256: str
+    architecture: Mapping[str, Any]
 
     @property
     def vision_width(self) -> int:
         """Ev."""
         return self.model.visual.conv1.out_channels
+
+    @property
+    def joint_width(self) -> int:
+        """D."""
+        return self.model.visual.proj.shape[1]
 
     @property
     def text_width(self) -> int:
@@ -83,76 +83,91 @@ def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
 
     A file is safetensors (ours carry their architecture), an OpenAI JIT archive, or a state dict in OpenAI's
     or open_clip's naming, of any width and depth; if `name` is an open_clip architecture the file must fit it.
+    The activation is what the tag or the file states; a bare state dict has that of `name` (open_clip's names that
+    end in `-quickgelu` are OpenAI's), or QuickGELU under a free name.
     Raises: ConfigError naming the name, the tag or the file, and the cure."""
     open_clip = import_open_clip()
-    config = open_clip.get_model_config(name)
+    known = open_clip.list_models()
+    config = open_clip.get_model_config(name) if name in known else None
     file = BUNDLED.get(pretrained, Path(pretrained))
-    spec: dict[str, Any] = {}
-    temporal_TE = None
     if file.suffix in _WEIGHT_SUFFIXES or file.is_file():
-        state, spec = read_weights(file)
-        temporal_TE = state.pop(TEMPORAL_KEY, None)
-        model = _build_from_state(name, config, spec, state, where=str(file))
-    elif config is None:
-        near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        state, stated = read_weights(file)
+        carried = sorted(key.removeprefix(METHOD_PREFIX) for key in state if key.startswith(METHOD_PREFIX))
+        if carried:
+            raise ConfigError(
+                f"{file}: holds {', '.join(carried[:3])} of a method beside its CLIP, which model.pretrained would "
+                "leave out; give the base model here and the run's prompts.safetensors as --checkpoint"
+            )
+        return backbone_from_state(name, state, stated, where=str(file))
+    if config is None:
+        near = difflib.get_close_matches(name, known, n=3)
         raise ConfigError(
             f"model.name={name}: open_clip has no such architecture and model.pretrained={pretrained} is no file; "
             f"{'near: ' + ', '.join(near) if near else 'give for example ViT-B-16 or ViT-L-14'}"
         )
-    elif pretrained == RANDOM:
+    spec = _spec_of(name, config)
+    if pretrained == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = build_clip(_spec_of(name, config))
-    else:
-        model = _create_by_tag(open_clip, name, pretrained)
+            return _as_backbone(name, build_clip(spec), spec, temporal_TE=None)
+    found = find_pretrained(open_clip, name, pretrained)
+    state, stated = read_weights(found.file)
+    # open_clip's table is right where its architectures are not: ViT-B-16 is GELU, its tag `openai` is QuickGELU
+    spec |= {"quick_gelu": found.quick_gelu, "image_mean": found.image_mean, "image_std": found.image_std}
+    return backbone_from_state(name, state, spec, where=str(found.file))
+
+
+def backbone_from_state(
+    name: str, state: dict[str, torch.Tensor], stated: Mapping[str, Any], *, where: str
+) -> Backbone:
+    """Make the backbone that a state dict fits, and load it strictly.
+
+    stated: the architecture as `Backbone.architecture`, or what is known of it beyond `name` and the shapes.
+    Raises: ConfigError naming `where`."""
+    open_clip = import_open_clip()
+    temporal_TE = state.get(TEMPORAL_KEY)
+    weights = {key: value.float() for key, value in state.items() if key != TEMPORAL_KEY}
+    if "logit_scale" in weights and weights["logit_scale"].shape == (1,):  # as some publish it
+        weights["logit_scale"] = weights["logit_scale"].reshape(())
+    spec = dict(stated)
+    if "vision_cfg" not in spec:
+        config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+        spec = {**(infer_spec(weights, where=where) if config is None else _spec_of(name, config)), **spec}
+    model = build_clip(spec)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: does not fit model.name={name}: {one_line(error)[:300]}") from None
+    return _as_backbone(name, model, spec, temporal_TE=temporal_TE)
+
+
+def weights_metadata(architecture: Mapping[str, Any], **origin: Any) -> dict[str, str]:
+    """The safetensors metadata by which `read_weights` knows an architecture again, and where the weights come from.
+
+    One entry, since safetensors writes several in any order and a file would have other bytes each time."""
+    return {SPEC_METADATA_KEY: json.dumps({**architecture, **origin}, sort_keys=True, ensure_ascii=False)}
+
+
+def _as_backbone(name: str, model: Any, spec: Mapping[str, Any], *, temporal_TE: torch.Tensor | None) -> Backbone:
+    """Raises: ConfigError for towers that `bmpt/towers.py` cannot walk."""
     _check_is_plain_vit(model, name)
     model = model.float().eval()
+    image_mean, image_std = tuple(spec.get("image_mean", OPENAI_MEAN)), tuple(spec.get("image_std", OPENAI_STD))
     return Backbone(
         name=name,
         model=model,
-        tokenizer=open_clip.SimpleTokenizer(context_length=model.context_length),
+        tokenizer=import_open_clip().SimpleTokenizer(context_length=model.context_length),
         image_size_px=int(model.visual.image_size[0]),
-        image_mean=tuple(spec.get("image_mean", getattr(model.visual, "image_mean", None) or OPENAI_MEAN)),
-        image_std=tuple(spec.get("image_std", getattr(model.visual, "image_std", None) or OPENAI_STD)),
+        image_mean=image_mean,
+        image_std=image_std,
         temporal_TE=None if temporal_TE is None else temporal_TE.float(),
         weights_sha256=hash_weights(model.state_dict(), temporal_TE),
+        architecture={
+            **{key: spec[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")},
+            "image_mean": image_mean,
+            "image_std": image_std,
+        },
     )
-
-
-def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a weight file: (state dict without `module.` prefixes, the architecture it carries or {})."""
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such weight file; give model.pretrained an existing file, a tag or `random`")
-    spec: dict[str, Any] = {}
-    try:
-        if file.suffix == ".safetensors":
-            state, metadata = read_safetensors(file)
-            spec = json.loads(metadata.get(SPEC_METADATA_KEY, "{}"))
-        else:
-            state, spec = _read_torch_file(file)
-    except SafetensorError as error:
-        raise FormatError(f"{file}: is not safetensors: {_one_line(error)}") from None
-    except UNREADABLE as error:
-        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _one_line(error)
-        raise FormatError(f"{file}: is not a weight file that can be read safely: {why}") from None
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}, spec
-
-
-def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors by name, metadata). Raises: OSError, SafetensorError."""
-    with safe_open(file, framework="pt") as opened:
-        names = list(opened.keys())
-        return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
-
-
-def hash_weights(state: Mapping[str, torch.Tensor], temporal_TE: torch.Tensor | None = None) -> str:
-    """sha256 over (name, shape, float32 bytes) of all weights, sorted by name."""
-    digest = hashlib.sha256()
-    extra = {} if temporal_TE is None else {TEMPORAL_KEY: temporal_TE}
-    for key, value in sorted({**state, **extra}.items()):
-        digest.update(f"{key}\t{tuple(value.shape)}\n".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def build_clip(spec: Mapping[str, Any]) -> Any:
@@ -189,41 +204,6 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def _read_torch_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An OpenAI JIT archive (QuickGELU) or a pickled state dict, read with weights_only=True."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # OpenAI publishes JIT archives all the same
-            archive = torch.jit.load(str(file), map_location="cpu")
-    except RuntimeError:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        for wrapper in ("state_dict", "model"):
-            if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-                loaded = loaded[wrapper]
-        if not isinstance(loaded, dict) or not all(torch.is_tensor(value) for value in loaded.values()):
-            raise ValueError("it holds no state dict of tensors") from None
-        return loaded, {}
-    return dict(archive.state_dict()), {"quick_gelu": True}
-
-
-def _build_from_state(
-    name: str, config: dict[str, Any] | None, spec: dict[str, Any], state: dict[str, Any], *, where: str
-) -> Any:
-    """Make the model that a state dict fits, and load it strictly.
-
-    spec: the whole architecture if the file carries one, else what is known of it (QuickGELU of a JIT archive)."""
-    for key in ("input_resolution", "context_length", "vocab_size"):  # numbers that OpenAI's archives carry along
-        state.pop(key, None)
-    if "vision_cfg" not in spec:
-        spec = {**(infer_spec(state, where=where) if config is None else _spec_of(name, config)), **spec}
-    model = build_clip(spec)
-    try:
-        model.load_state_dict({key: value.float() for key, value in state.items()})
-    except RuntimeError as error:
-        raise ConfigError(f"{where}: does not fit model.name={name}: {_one_line(error)[:300]}") from None
-    return model
-
-
 def _spec_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The architecture of an open_clip name. Raises: ConfigError if it is not made of CLIP's own two towers."""
     if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"] or config.get("custom_text"):
@@ -241,6 +221,11 @@ def infer_spec(state: Mapping[str, torch.Tensor], *, where: str) -> dict[str, An
         vocab_size = state["token_embedding.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{where}: is not an OpenAI-format ViT CLIP: {error} is missing or misshapen") from None
+    if vision_width > OPENAI_WIDEST:
+        raise ConfigError(
+            f"{where}: has a visual width of {vision_width}, whose number of heads its shapes do not show; give its "
+            "open_clip architecture as model.name, for example ViT-H-14"
+        )
     return {
         "embed_dim": embed_dim,
         "quick_gelu": True,
@@ -265,25 +250,6 @@ def _count_blocks(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def _create_by_tag(open_clip: Any, name: str, tag: str) -> Any:
-    """Make a model with published weights, from open_clip's cache or its hub."""
-    known = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in known:
-        raise ConfigError(
-            f"model.pretrained={tag}: no tag of {name} and no file; tags: {', '.join(known) or 'none'}, or `random`"
-        )
-    logging.disable(logging.ERROR)  # the hub's client logs every retry; the one line below says it all
-    try:
-        return open_clip.create_model(name, pretrained=tag)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"model.pretrained={tag}: the weights of {name} could not be fetched ({_one_line(error)[:200]}); "
-            "fetch the file where there is a network and give its path as model.pretrained"
-        ) from None
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def _check_is_plain_vit(model: Any, name: str) -> None:
     """Raises: ConfigError for towers that `bmpt/towers.py` cannot walk."""
     visual = getattr(model, "visual", None)
@@ -303,7 +269,3 @@ def _check_is_plain_vit(model: Any, name: str) -> None:
 
 def _not_plain(name: str) -> ConfigError:
     return ConfigError(f"model.name={name}: only CLIP's own ViT form is supported, such as ViT-B-32, -B-16, -L-14")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -78,17 +78,24 @@ class TextSettings(Settings):
 
     template: str = Field("a video of a person {}.", description="`{}` is the class name; `{}` alone is the bare name")
     raw_names: bool = Field(False, description="keep CamelCase and `_` as the label file spells them")
+    templates: tuple[str, ...] = Field((), description="several instead of one: drawn in training, averaged in scoring")
+    sentences: Path | None = Field(None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)")
+    negatives: Path | None = Field(None, description="lines `class -> look-alike action`, for bmpt's margin loss")
+    knowledge: Path | None = Field(None, description="knowledge.parquet of the training list (bmpt)")
 
 
 class MethodSettings(Settings):
     """What is put onto the backbone and what of it trains."""
 
-    name: Literal["zero_shot", "vifi_clip", "bmpt"] = "bmpt"
-    tune: Literal["prompts", "all"] = Field("prompts", description="prompts and exchange alone, or every weight too")
+    name: Literal["zero_shot", "vifi_clip", "bdc_clip", "bmpt", "bike"] = "bmpt"
+    tune: Literal["prompts", "all", "both", "image", "text"] = Field(
+        "prompts", description="what is new alone, or weights too: all (both is the same) or those of one tower"
+    )
     vision_depth: int = Field(12, ge=0, description="visual blocks with own prompt tokens, the first counted")
     vision_tokens: int = Field(8, ge=1)
     text_depth: int = Field(12, ge=0, description="text blocks with own prompt tokens, the first counted")
     text_tokens: int = Field(8, ge=1)
+    start_words: str | None = Field(None, description="vifi_clip: words that the text tokens start from")
     exchange: Literal["none", "bidirectional"] = "bidirectional"
     exchange_width: int = Field(256, ge=1, description="hidden width of the exchange's two-layer maps")
     space_time_blocks: tuple[int, ...] | None = Field(
@@ -97,6 +104,20 @@ class MethodSettings(Settings):
     temporal_position: Literal["none", "learned"] = Field(
         "none", description="learned: an embedding a frame, without which a clip equals its reverse"
     )
+    causal: bool = Field(False, description="space-time blocks see earlier frames alone: order without a parameter")
+    negative_weight: float = Field(1.0, ge=0, description="bmpt: of the margin loss on negatives")
+    knowledge_weight: float = Field(1.0, ge=0, description="bmpt: of the loss on knowledge texts")
+    reduced_width: int = Field(192, ge=1, description="bdc_clip: channels whose covariance is taken")
+    dropout: float = Field(0.0, ge=0, lt=1, description="bdc_clip: before the classifier")
+    coefficients: tuple[float, float, float] = Field(
+        (0.2, 0.3, 0.5), description="bdc_clip: of the probabilities of cosine, classifier and covariance"
+    )
+    scale_divisor: float = Field(5.0, gt=0, description="bdc_clip: of the covariance logits' scale in scoring")
+    floors_scale: bool = Field(False, description="bdc_clip: floor that quotient, as released")
+    interaction: Literal["DP", "VCS"] = Field("VCS", description="bike: mean of frames, or frames that words pick")
+    temporal_layers: int = Field(6, ge=0, description="bike: layers of its temporal transformer, 0 for none")
+    counts_padding: bool = Field(False, description="bike: VCS averages over padding too, as released")
+    dual_softmax: bool = Field(False, description="bike: its DS loss instead of NCE")
 
 
 class TrainSettings(Settings):
@@ -106,6 +127,10 @@ class TrainSettings(Settings):
     lr: float = Field(8e-6, gt=0, allow_inf_nan=False)
     lr_prompts: float | None = Field(None, gt=0, allow_inf_nan=False)
     lr_exchange: float | None = Field(None, gt=0, allow_inf_nan=False)
+    lr_adapters: float | None = Field(None, gt=0, allow_inf_nan=False, description="bdc_clip: norms and projections")
+    lr_head: float | None = Field(None, gt=0, allow_inf_nan=False, description="classifier, temporal transformer")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW; BIKE 0.9, 0.999")
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP 1e-6")
     weight_decay: float = Field(
         0.001, ge=0, allow_inf_nan=False, description="of backbone and exchange matrices; prompts have none"
     )
@@ -120,6 +145,13 @@ class EvalSettings(Settings):
 
     manifests: tuple[str, ...] = Field((), description="manifests to score; default data.val")
     batch_size: int = Field(16, ge=1, description="rows of one fixed block; the same at any number of ranks")
+    wise_ft: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the tuned weights, the rest is of the base: WiSE-FT",
+    )
     clips: Literal[1] = 1
     crops: Literal[1] = 1
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from bmpt.classes import class_texts
+from bmpt.classes import class_sentences, cut_warning, negative_sentences
 from bmpt.clip import Backbone, load_backbone
 from bmpt.config import TrainConfig
 from bmpt.engine.distributed import World
 from bmpt.methods import build_method
-from bmpt.methods.base import Method
+from bmpt.methods.base import COSINE, ClassTexts, Method
+from bmpt.offline.knowledge_file import read_knowledge
+from bmpt.wise_ft import base_weights
 from shards.errors import ConfigError
 from shards.loader import ClipSettings, build_eval_loader, build_train_loader, select
 from shards.reader import Manifest, Pool, open_pool
@@ -19,15 +23,20 @@ from shards.reader import Manifest, Pool, open_pool
 
 @dataclass(frozen=True)
 class Split:
-    """A manifest as the config selects it, and the token ids [K, S] of its class texts."""
+    """A manifest as the config selects it, and its class texts.
+
+    knowledge_ND: features of the knowledge texts of its samples, None without"""
 
     manifest: Manifest
-    ids_KS: torch.Tensor
+    texts: ClassTexts
+    knowledge_ND: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """What training and evaluation work on; made by `open_task`."""
+    """What training and evaluation work on; made by `open_task`.
+
+    base: the untuned weights, where `eval.wise_ft` mixes them into what is scored"""
 
     config: TrainConfig
     world: World
@@ -36,6 +45,7 @@ class Task:
     method: Method
     train: Split | None
     scored: dict[str, Split]
+    base: dict[str, torch.Tensor] | None = None
 
     @property
     def clip(self) -> ClipSettings:
@@ -57,8 +67,10 @@ class Task:
         return torch.autocast(self.world.device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def open_task(config: TrainConfig, world: World, *, trains: bool) -> Task:
-    """Open pool, manifests, backbone and method. Raises: ConfigError, FormatError, StorageError in one line."""
+def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classes: Sequence[str] = ()) -> Task:
+    """Open pool, manifests, backbone and method. Raises: ConfigError, FormatError, StorageError in one line.
+
+    trained_classes: of the checkpoint that is scored"""
     if config.train.precision == "fp16" and world.device.type != "cuda":
         raise ConfigError("train.precision=fp16: needs a GPU; set bf16 or fp32")
     if trains and config.data.train is None:
@@ -71,13 +83,22 @@ def open_task(config: TrainConfig, world: World, *, trains: bool) -> Task:
     names += _names_to_score(config)
     manifests = {name: select(pool.manifest(name), config.data.verdicts) for name in names}
     backbone = load_backbone(config.model.name, config.model.pretrained, seed=config.seed)
-    method = build_method(backbone, config.method, num_frames=config.data.frames, seed=config.seed)
+    if trains and config.data.train is not None:
+        trained_classes = manifests[config.data.train].info.classes
+    method = build_method(
+        backbone, config.method, num_frames=config.data.frames, seed=config.seed, classes=trained_classes
+    )
+    if trains and config.method.name == "bike" and config.train.accumulation > 1:
+        raise ConfigError(
+            f"train.accumulation={config.train.accumulation}: bike compares the clips that are computed at once with "
+            "each other; set 1"
+        )
     if trains and not method.trained_groups():
         raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
-    splits = {
-        name: Split(manifest, method.prepare_texts(class_texts(manifest.info.classes, config.text)).to(world.device))
-        for name, manifest in manifests.items()
-    }
+    splits = {}
+    for name, manifest in manifests.items():
+        is_train = trains and name == config.data.train
+        splits[name] = _open_split(config, manifest, method, backbone, world, is_train=is_train)
     task = Task(
         config=config,
         world=world,
@@ -86,17 +107,46 @@ def open_task(config: TrainConfig, world: World, *, trains: bool) -> Task:
         method=method.to(world.device),
         train=splits[config.data.train] if trains and config.data.train is not None else None,
         scored={name: splits[name] for name in _names_to_score(config)},
+        base=None if config.eval.wise_ft is None else base_weights(method),
     )
     _check_loaders(task)
     _check_texts(task)
     return task
 
 
+def _open_split(
+    config: TrainConfig, manifest: Manifest, method: Method, backbone: Backbone, world: World, *, is_train: bool
+) -> Split:
+    """Class texts of a manifest; negatives and knowledge belong to training alone."""
+    if (config.text.negatives or config.text.knowledge) and not method.reads_negatives:
+        raise ConfigError(
+            f"text.negatives, text.knowledge: method {config.method.name} reads neither; leave them out or set "
+            "method.name=bmpt"
+        )
+    sentences = class_sentences(manifest.info.classes, config.text)
+    if world.is_main:
+        num_slots = config.method.text_tokens if getattr(method, "has_slots", False) else 0
+        cut = cut_warning(backbone, [text for texts in sentences.sentences for text in texts], num_slots=num_slots)
+        for note in (*sentences.notes, *([cut] if cut else [])):
+            print(f"warning: {note}", file=sys.stderr)
+    negatives = knowledge = None
+    if is_train and config.text.negatives is not None:
+        negatives = negative_sentences(
+            manifest.info.classes, config.text.negatives, sentences.num_sentences, texts=config.text.sentences
+        )
+    if is_train and config.text.knowledge is not None:
+        rows = read_knowledge(config.text.knowledge, manifest.table["key"].to_pylist(), backbone)
+        knowledge = torch.from_numpy(rows)
+    texts = method.prepare_classes(sentences, negatives)
+    return Split(manifest, texts.to(world.device), knowledge)
+
+
 @torch.no_grad()
 def _check_texts(task: Task) -> None:
     """Raises: ConfigError for two classes with one feature, which no training could tell apart."""
     for name, split in {**({"data.train": task.train} if task.train else {}), **task.scored}.items():
-        _, groups_K = task.method.encode_classes(split.ids_KS).unique(dim=0, return_inverse=True)
+        features = task.method.encode_sentence(split.texts)[COSINE]
+        _, groups_K = features.unique(dim=0, return_inverse=True)
         first_of: dict[int, str] = {}
         for class_name, group in zip(split.manifest.info.classes, groups_K.tolist(), strict=True):
             if first_of.setdefault(group, class_name) != class_name:

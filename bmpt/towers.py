@@ -23,12 +23,16 @@ def encode_frames(
     prompts: Prompts = (),
     temporal_TE: torch.Tensor | None = None,
     space_time_blocks: Collection[int] = (),
+    causal: bool = False,
 ) -> torch.Tensor:
     """Encode normalised images to projected tokens [N, S, D]; token 0 is CLS, prompt tokens come last.
 
     prompts[0] [P, E] is appended before `ln_pre` and has no position; later ones replace the last P tokens.
     space_time_blocks: blocks whose attention runs over all tokens of a clip's T = num_frames frames together
-    (BDC-CLIP; parameter-free, and blind to the order of frames unless temporal_TE [T, E] is added)."""
+    (BDC-CLIP; parameter-free, and blind to the order of frames unless temporal_TE [T, E] is added).
+    causal: there a token of frame t attends to the tokens of frames 0 .. t alone, which tells their order without a
+    parameter; the mask of [T * S, T * S], made once a call, has 172 MB in float32 for 32 frames of a ViT-B/16
+    with 8 prompts."""
     visual = model.visual
     tokens_NSE = visual.conv1(frames_NCHW).flatten(2).transpose(1, 2)
     cls_N1E = visual.class_embedding.to(tokens_NSE.dtype).expand(len(tokens_NSE), 1, -1)
@@ -40,12 +44,15 @@ def encode_frames(
     if len(prompts) > 0 and prompts[0] is not None:
         tokens_NSE = torch.cat([tokens_NSE, _expand(prompts[0], tokens_NSE)], dim=1)
     tokens_NSE = visual.ln_pre(tokens_NSE)
+    mask_SS = _causal_mask(num_frames, tokens_NSE) if causal and len(space_time_blocks) > 0 else None
     for index, block in enumerate(visual.transformer.resblocks):
         prompt = prompts[index] if 0 < index < len(prompts) else None
         if prompt is not None:
             tokens_NSE = torch.cat([tokens_NSE[:, : -len(prompt)], _expand(prompt, tokens_NSE)], dim=1)
-        group = num_frames if index in space_time_blocks else 1
-        tokens_NSE = _block(block, tokens_NSE, frames_together=group)
+        if index in space_time_blocks:
+            tokens_NSE = _block(block, tokens_NSE, frames_together=num_frames, mask_SS=mask_SS)
+        else:
+            tokens_NSE = _block(block, tokens_NSE)
     return visual.ln_post(tokens_NSE) @ visual.proj
 
 
@@ -55,21 +62,21 @@ def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> 
     prompts[0] [P, E] replaces the word vectors of positions 1..P (the slots of `insert_slots`), positions are
     added to it; later ones replace the tokens of positions 1..P at their block's entry.
     The tower is causal, so tokens after the last EOT change nothing and are not computed."""
-    eot_K = ids_KS.argmax(dim=-1)
-    length = int(eot_K.max()) + 1
-    tokens_KSE = model.token_embedding(ids_KS[:, :length])
-    if len(prompts) > 0 and prompts[0] is not None:
-        tokens_KSE = _replace_slots(tokens_KSE, prompts[0])
-    tokens_KSE = tokens_KSE + model.positional_embedding[:length].to(tokens_KSE.dtype)
-    mask_SS = model.attn_mask[:length, :length].to(tokens_KSE)
-    for index, block in enumerate(model.transformer.resblocks):
-        prompt = prompts[index] if 0 < index < len(prompts) else None
-        if prompt is not None:
-            tokens_KSE = _replace_slots(tokens_KSE, prompt)
-        tokens_KSE = _block(block, tokens_KSE, mask_SS=mask_SS)
-    eot_KE = model.ln_final(tokens_KSE[torch.arange(len(ids_KS), device=ids_KS.device), eot_K])
-    projection = model.text_projection
-    return projection(eot_KE) if isinstance(projection, nn.Linear) else eot_KE @ projection
+    length = int(ids_KS.argmax(dim=-1).max()) + 1
+    tokens_KSE = _text_blocks(model, ids_KS[:, :length], prompts)
+    return _project_texts(model, take_eot(tokens_KSE, ids_KS))
+
+
+def encode_text_tokens(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
+    """Encode token ids to all projected tokens [K, S, D] of the context, what stands after EOT included.
+
+    Its `take_eot` is what `encode_texts` gives, at the price of the whole context (77 tokens)."""
+    return _project_texts(model, _text_blocks(model, ids_KS, prompts))
+
+
+def take_eot(tokens_KSE: torch.Tensor, ids_KS: torch.Tensor) -> torch.Tensor:
+    """The tokens [K, E] at the EOT of each text, whose id is the largest."""
+    return tokens_KSE[torch.arange(len(ids_KS), device=ids_KS.device), ids_KS.argmax(dim=-1)]
 
 
 def insert_slots(ids_KS: torch.Tensor, num_slots: int) -> torch.Tensor:
@@ -84,6 +91,29 @@ def insert_slots(ids_KS: torch.Tensor, num_slots: int) -> torch.Tensor:
     return shifted_KS
 
 
+def _text_blocks(model: Any, ids_KS: torch.Tensor, prompts: Prompts) -> torch.Tensor:
+    """Tokens [K, S, E] after the last block; S may be shorter than the context."""
+    length = ids_KS.shape[1]
+    tokens_KSE = model.token_embedding(ids_KS)
+    if len(prompts) > 0 and prompts[0] is not None:
+        tokens_KSE = _replace_slots(tokens_KSE, prompts[0])
+    tokens_KSE = tokens_KSE + model.positional_embedding[:length].to(tokens_KSE.dtype)
+    mask_SS = model.attn_mask[:length, :length].to(tokens_KSE)
+    for index, block in enumerate(model.transformer.resblocks):
+        prompt = prompts[index] if 0 < index < len(prompts) else None
+        if prompt is not None:
+            tokens_KSE = _replace_slots(tokens_KSE, prompt)
+        tokens_KSE = _block(block, tokens_KSE, mask_SS=mask_SS)
+    return tokens_KSE
+
+
+def _project_texts(model: Any, tokens_XE: torch.Tensor) -> torch.Tensor:
+    """Into the joint width, any leading axes."""
+    projection = model.text_projection
+    normed_XE = model.ln_final(tokens_XE)
+    return projection(normed_XE) if isinstance(projection, nn.Linear) else normed_XE @ projection
+
+
 def _block(
     block: Any, tokens_NSE: torch.Tensor, *, mask_SS: torch.Tensor | None = None, frames_together: int = 1
 ) -> torch.Tensor:
@@ -93,6 +123,13 @@ def _block(
     attended = block.attn(normed, normed, normed, need_weights=False, attn_mask=mask_SS)[0]
     tokens_NSE = tokens_NSE + block.ls_1(attended.reshape(tokens_NSE.shape))
     return tokens_NSE + block.ls_2(block.mlp(block.ln_2(tokens_NSE)))
+
+
+def _causal_mask(num_frames: int, tokens_NSE: torch.Tensor) -> torch.Tensor:
+    """What is added to a clip's attention scores [T * S, T * S]: -inf at the tokens of later frames."""
+    frame_S = torch.arange(num_frames, device=tokens_NSE.device).repeat_interleave(tokens_NSE.shape[1])
+    is_later_SS = frame_S.unsqueeze(0) > frame_S.unsqueeze(1)
+    return tokens_NSE.new_zeros(is_later_SS.shape).masked_fill(is_later_SS, -torch.inf)
 
 
 def _expand(prompt_PE: torch.Tensor, tokens_NSE: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from bmpt.clip import UNREADABLE, Backbone, read_safetensors
+from bmpt.clip import Backbone
 from bmpt.config import TrainConfig, identity
 from bmpt.methods.base import Method
+from bmpt.weights import UNREADABLE, read_safetensors
 from shards.errors import ConfigError, FormatError, StorageError
 
 CHECKPOINT_FORMAT = 1
@@ -51,7 +52,7 @@ def write_file(path: Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}; make room or give another run.dir"
+            f"{path}: cannot be written: {error.strerror or error}; make room or give another place"
         ) from None
 
 
@@ -78,13 +79,7 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
     """Load trained tensors into a method built by `config`.
 
     Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for another file."""
-    try:
-        state, stored = read_safetensors(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors") from None
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
-    metadata = _parse_metadata(path, stored.get(METADATA_KEY))
+    state, metadata = _read_checkpoint(path)
     _check_method(path, metadata["config"]["method"], config)
     if metadata["model"]["weights_sha256"] != backbone.weights_sha256:
         raise ConfigError(
@@ -94,6 +89,21 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
         )
     _load_exactly(path, method, state)
     return CheckpointInfo(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"])
+
+
+def read_trained_classes(path: Path) -> tuple[str, ...]:
+    """The classes that a checkpoint was trained on. Raises: ConfigError, FormatError as `load_checkpoint`."""
+    return tuple(_read_checkpoint(path)[1].get("classes", ()))
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    try:
+        state, stored = read_safetensors(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors") from None
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
+    return state, _parse_metadata(path, stored.get(METADATA_KEY))
 
 
 def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:

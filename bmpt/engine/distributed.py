@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from shards.errors import BmptError
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,21 @@ def from_main(value: Any, world: World) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+@contextmanager
+def errors_of_main(world: World) -> Iterator[None]:
+    """Raise on all ranks what the main rank raises within: the others would wait for it without end.
+
+    For what the main rank does alone, as writing files; costs an exchange.
+    Raises: BmptError of the main rank; another rank's own error as it is."""
+    error: BmptError | None = None
+    try:
+        yield
+    except BmptError as caught:
+        if not world.is_main:
+            raise
+        error = caught
+    error = from_main(error, world)
+    if error is not None:
+        raise error

@@ -25,15 +25,23 @@ def all_failures(failures: list[str | None], world: World) -> list[str | None]:
     return [failure for of_rank in gather_to_all(failures, world) for failure in of_rank]
 
 
-def name_failures(where: str, keys: Collection[str], *, num_samples: int, reasons: Path) -> None:
-    """Say on stderr how many samples of a manifest could not be read, and which; nothing if there are none."""
+def failure_limit(max_failures: int, num_samples: int) -> int:
+    """Samples in a row that end a run: `data.max_failures`, or all of an epoch or a manifest if that is fewer."""
+    return min(max_failures, num_samples)
+
+
+def name_failures(where: str, keys: Collection[str], *, num_samples: int, reasons: Path, repeats: bool = False) -> None:
+    """Say on stderr how many samples of a manifest could not be read, and which; nothing if there are none.
+
+    repeats: samples are read once an epoch, and one epoch without them is enough to be named"""
     if not keys:
         return
     named = ", ".join(list(keys)[:_NUM_NAMED])
     more = f" and {len(keys) - _NUM_NAMED} more" if len(keys) > _NUM_NAMED else ""
+    once = "at least once " if repeats else ""
     print(
-        f"warning: {where}: {len(keys)} of {num_samples} samples could not be read and were left out: {named}{more}; "
-        f"`failed` in {reasons} says why",
+        f"warning: {where}: {len(keys)} of {num_samples} samples could not be read {once}and were left out: "
+        f"{named}{more}; `failed` in {reasons} says why",
         file=sys.stderr,
         flush=True,
     )

@@ -23,12 +23,14 @@ class GlobalBatch:
     rows_B: int64, rows of the manifest, in the global order
     failures: why a clip could not be read, None for the others
     wait_seconds: for the batch, of the rank that waited longest
-    reads: of all ranks"""
+    reads: of all ranks
+    write_failed: some rank could not write what an earlier step gave"""
 
     rows_B: IndexArray
     failures: list[str | None]
     wait_seconds: float
     reads: ReadStats
+    write_failed: bool = False
 
     @property
     def num_valid(self) -> int:
@@ -48,8 +50,12 @@ class GlobalBatch:
         return row
 
 
-def share_batch(batches: list[MicroBatch], wait_seconds: float, *, batch_size: int, world: World) -> GlobalBatch:
-    """Join what each rank has read of a step: one sum of `batch_size` + ranks + 30 numbers.
+def share_batch(
+    batches: list[MicroBatch], wait_seconds: float, *, batch_size: int, world: World, write_failed: bool = False
+) -> GlobalBatch:
+    """Join what each rank has read of a step: one sum of `batch_size` + ranks + 32 numbers.
+
+    write_failed: on this rank, since the last step.
 
     A step in which something failed costs a second exchange, of the reasons."""
     start, stop = rank_slice(batch_size, world.rank, world.size)
@@ -63,13 +69,15 @@ def share_batch(batches: list[MicroBatch], wait_seconds: float, *, batch_size: i
     places[start:stop] = rows_here
     waits[world.rank] = wait_seconds
     num_failed = float(len(failures) - failures.count(None))
-    shared = sum_over_ranks([*places, *waits, num_failed, *_flatten(reads)], world)
-    rows, waits, counts = shared[:batch_size], shared[batch_size:][: world.size], shared[batch_size + world.size :]
+    shared = sum_over_ranks([*places, *waits, float(write_failed), num_failed, *_flatten(reads)], world)
+    rows, waits = shared[:batch_size], shared[batch_size:][: world.size]
+    num_unwritten, num_failed, *counts = shared[batch_size + world.size :]
     return GlobalBatch(
         rows_B=np.array(rows, dtype=np.int64),
-        failures=all_failures(failures, world) if counts[0] else [None] * batch_size,
+        failures=all_failures(failures, world) if num_failed else [None] * batch_size,
         wait_seconds=max(waits),
-        reads=_unflatten(counts[1:]),
+        reads=_unflatten(counts),
+        write_failed=num_unwritten > 0,
     )
 
 

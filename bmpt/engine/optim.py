@@ -1,4 +1,4 @@
-"""The optimiser and its schedule: AdamW over three groups, linear warm-up, then a cosine."""
+"""The optimiser and its schedule: AdamW over groups of rates, linear warm-up, then a cosine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from bmpt.config import TrainSettings
 from bmpt.methods.base import Method
 
-BETAS = (0.9, 0.98)  # ViFi-CLIP, BDC-CLIP and BMPT
 LOWEST_SHARE = 0.01  # of the base rate, at the end
 
 
@@ -19,6 +18,8 @@ def build_optimizer(method: Method, settings: TrainSettings) -> torch.optim.Adam
         "backbone": settings.lr,
         "prompts": settings.lr_prompts or settings.lr,
         "exchange": settings.lr_exchange or settings.lr,
+        "adapters": settings.lr_adapters or settings.lr,
+        "head": settings.lr_head or settings.lr,
     }
     groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for name, group in method.trained_groups().items():
@@ -35,7 +36,8 @@ def build_optimizer(method: Method, settings: TrainSettings) -> torch.optim.Adam
             }
             for (group, decays), parameters in groups.items()
         ],
-        betas=BETAS,
+        betas=settings.betas,
+        eps=settings.eps,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,8 +14,8 @@ from typing import Any
 
 from bmpt.config import TrainConfig
 from bmpt.engine import run_folder
-from bmpt.engine.checkpoint import CheckpointInfo, config_sha256, load_checkpoint
-from bmpt.engine.distributed import World, from_main
+from bmpt.engine.checkpoint import CheckpointInfo, config_sha256, load_checkpoint, read_trained_classes
+from bmpt.engine.distributed import World, errors_of_main, from_main
 from bmpt.engine.progress import ProgressBars
 from bmpt.engine.train import Trainer
 from bmpt.evaluation.evaluate import evaluate
@@ -38,9 +38,9 @@ def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> R
     Raises: ConfigError, FormatError, StorageError: each names the file or key, the value and the cure."""
     task = open_task(config, world, trains=True)
     folder = Path(str(config.run.dir))
-    with run_folder.hold(config, fresh=fresh) if world.is_main else nullcontext():
+    with _holding(config, world, fresh=fresh):
         finished = _finished_results(folder, task) if world.is_main else None
-        if from_main(finished is not None, world):  # here the folder is held, or the main rank has raised
+        if from_main(finished is not None, world):
             return RunOutcome(folder, finished)
         try:
             return _train_and_score(task, folder)
@@ -54,19 +54,30 @@ def run_evaluation(
     """Score the manifests of a config, with a checkpoint unless the method trains nothing.
 
     keep_finished: read the results that are there if nothing they come from has changed."""
-    task = open_task(config, world, trains=False)
+    trained_classes = () if checkpoint is None else read_trained_classes(checkpoint)
+    task = open_task(config, world, trains=False, trained_classes=trained_classes)
     if checkpoint is None and task.method.trained_groups():
         raise ConfigError(
             f"method.name={config.method.name}: trains, so scoring it needs --checkpoint FILE (prompts.safetensors)"
         )
     info = None if checkpoint is None else load_checkpoint(checkpoint, task.method, task.backbone, config)
-    with run_folder.hold(config, scores_only=True) if world.is_main else nullcontext():
+    with _holding(config, world, scores_only=True):
         folder = Path(str(config.run.dir))
         finished = _results_of(folder, task, info) if world.is_main and keep_finished else None
         if from_main(finished is not None, world):
             return RunOutcome(folder, finished)
         with ProgressBars(enabled=world.is_main) as bars:
             return RunOutcome(folder, evaluate(task, folder=folder, checkpoint=info, progress=bars.update))
+
+
+@contextmanager
+def _holding(config: TrainConfig, world: World, *, fresh: bool = False, scores_only: bool = False) -> Iterator[None]:
+    """Hold the run folder on the main rank, see `run_folder.hold`, whose errors all ranks raise."""
+    with ExitStack() as held:
+        with errors_of_main(world):
+            if world.is_main:
+                held.enter_context(run_folder.hold(config, fresh=fresh, scores_only=scores_only))
+        yield
 
 
 def _train_and_score(task: Task, folder: Path) -> RunOutcome:
@@ -76,7 +87,8 @@ def _train_and_score(task: Task, folder: Path) -> RunOutcome:
             if not trainer.run(bars, wants_stop=lambda: stop.is_set):
                 return RunOutcome(folder, None, was_stopped=True)
             stop.ends_at_once = True
-            checkpoint = trainer.save_checkpoint()
+            with errors_of_main(task.world):
+                checkpoint = trainer.save_checkpoint()
             return RunOutcome(folder, evaluate(task, folder=folder, checkpoint=checkpoint, progress=bars.update))
 
 

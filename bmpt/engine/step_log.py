@@ -28,7 +28,7 @@ class StepLog:
         self._path, self._events = folder / METRICS, folder / TENSORBOARD
         self._scalars = _open_scalars(self._events, step) if tensorboard else None
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            lines = self._path.read_bytes().split(b"\n")  # not `splitlines`: a key may hold another separator, U+2028
             rows = [row for row in map(_parse, lines) if 0 < row["step"] <= step]
             write_file(self._path, "".join(map(_line, rows)).encode())
             for row in rows:
@@ -87,10 +87,10 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """A line's values; step 0 for one that a kill cut short."""
+def _parse(line: bytes) -> dict[str, Any]:
+    """A line's values; step 0 for one that a kill or a full disk cut short, within a character too."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
         return {**row, "step": int(row["step"])}
     except (ValueError, KeyError, TypeError):
         return {"step": 0}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 from bmpt.augment import normalize
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
-from bmpt.engine.distributed import sum_over_ranks
-from bmpt.engine.failures import name_failures
+from bmpt.engine.distributed import errors_of_main, from_main, sum_over_ranks
+from bmpt.engine.failures import failure_limit, name_failures
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.progress import ProgressBars
 from bmpt.engine.step_log import StepLog
-from bmpt.losses import cross_entropy_sum
+from bmpt.methods.base import ClassTexts, Targets, TrainingLoss
 from bmpt.task import Task
-from shards.errors import FormatError
+from shards.errors import FormatError, StorageError
 from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
 from shards.orders import make_order
 from shards.stream import StreamState
@@ -42,41 +43,43 @@ class Trainer:
         self.optimizer = build_optimizer(self.method, self.config.train)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.train.precision == "fp16")
         self.step = 0
+        self._log: StepLog | None = None  # of the main rank
+        self._write_error: StorageError | None = None  # of the main rank; all raise it before the next step
         self.failure_rule = FailureRule(limit=None)
         self.loader = self._build_loader(self._resume())
-        # an epoch of which nothing can be read ends a run too
-        self.failure_rule.limit = min(
-            self.config.data.max_failures, self.loader.num_steps * self.config.data.batch_size
-        )
-        self.model: torch.nn.Module = self.method
+        num_samples = self.loader.num_steps * self.config.data.batch_size
+        self.failure_rule.limit = failure_limit(self.config.data.max_failures, num_samples)
+        self.model: torch.nn.Module = TrainingLoss(self.method)
         if self.world.size > 1:
             gpu = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.method, device_ids=gpu)
+            self.model = DistributedDataParallel(self.model, device_ids=gpu)
         self.num_steps = self.loader.num_steps * self.config.train.epochs
         self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
     def run(self, bars: ProgressBars, *, wants_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end; False if some rank wanted to stop, with the state saved.
 
-        Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row could not be read."""
-        every = self.config.run.save_every_steps
-        with self._open_log() as log:
-            while self.step < self.num_steps:
-                for step, batches, wait_seconds in _steps(self.loader):
+        Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row could not be read,
+        or when the main rank cannot write."""
+        with errors_of_main(self.world):
+            self._log = self._open_log()
+        with closing(self._log) if self._log is not None else nullcontext():
+            stops = False
+            while self.step < self.num_steps and not stops:
+                for batches, wait_seconds in steps_of(self.loader, self.config.train.accumulation):
                     row, stops = self._train_step(batches, wait_seconds, wants_stop)
-                    state = self.loader.state(step + 1)
-                    if log is not None:  # before the state: what a kill leaves too much is dropped, see `StepLog`
-                        log.write(row)
-                        bars.update("train", self.step, self.num_steps, _note(row))
-                    ends_epoch = state.position == 0
-                    if ends_epoch or stops or (every is not None and self.step % every == 0):
-                        self._save_state(state, log)
+                    self._keep(row, self.loader.state(batches[0].step + 1), stops=stops)
+                    bars.update("train", self.step, self.num_steps, _note(row))
                     if stops:
-                        return False
-            if log is not None:
-                info, reasons = self.split.manifest.info, self.folder / run_folder.METRICS
-                name_failures(info.path, log.failed, num_samples=len(self.split.manifest), reasons=reasons)
-        return True
+                        break
+            with errors_of_main(self.world):
+                if self._write_error is not None:
+                    raise self._write_error
+                if self._log is not None:
+                    self._log.close()
+            if not stops:
+                self._name_failures()
+        return not stops
 
     def save_checkpoint(self) -> CheckpointInfo | None:
         """Write the trained tensors; the main rank alone, which alone knows the file's hash."""
@@ -100,8 +103,16 @@ class Trainer:
         """One optimiser step. The loss is a sum over the valid clips of the global batch divided by their number,
         times the number of ranks for DDP's mean: it does not depend on how the clips are spread."""
         started = time.perf_counter()
-        whole = share_batch(batches, wait_seconds, batch_size=self.config.data.batch_size, world=self.world)
-        self.failure_rule.count(whole.failures)
+        whole = share_batch(
+            batches,
+            wait_seconds,
+            batch_size=self.config.data.batch_size,
+            world=self.world,
+            write_failed=self._write_error is not None,
+        )
+        if whole.write_failed:
+            raise from_main(self._write_error, self.world)
+        self._count_failures(whole, epoch=batches[0].epoch)
         set_lr(self.optimizer, lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps))
         self.method.train()
         loss_here = 0.0
@@ -128,6 +139,23 @@ class Trainer:
         }
         return row, stops > 0
 
+    def _count_failures(self, whole: GlobalBatch, *, epoch: int) -> None:
+        """Raises: StorageError at the limit; the log then has the step's clips, though it is not done."""
+        try:
+            self.failure_rule.count(whole.failures)
+        except StorageError:
+            if self._log is not None:
+                self._log.write({"step": self.step + 1, "epoch": epoch, **self._clips_of(whole)})
+            self._name_failures()
+            raise
+
+    def _name_failures(self) -> None:
+        if self._log is not None:
+            manifest, reasons = self.split.manifest, self.folder / run_folder.METRICS
+            name_failures(
+                manifest.info.path, self._log.failed, num_samples=len(manifest), reasons=reasons, repeats=True
+            )
+
     def _clips_of(self, whole: GlobalBatch) -> dict[str, Any]:
         """Which clips a step saw: their number and order, and why some could not be read."""
         keys = self.split.manifest.table["key"].take(pa.array(whole.rows_B)).to_pylist()
@@ -141,15 +169,24 @@ class Trainer:
             frames = normalize(
                 clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std
             )
-            logits_BK = self.model(frames, self.split.ids_KS)
-            loss = share * cross_entropy_sum(
-                logits_BK,
+            knowledge_ND = self.split.knowledge_ND
+            targets = Targets(
                 clips.labels_B.to(device),
                 clips.weights_B.to(device),
-                label_smoothing=self.config.train.label_smoothing,
+                self.config.train.label_smoothing,
+                None if knowledge_ND is None else knowledge_ND[clips.positions_B].to(device),
             )
+            loss = share * self.model(frames, self._draw_texts(), targets)
         self.scaler.scale(loss).backward()
         return loss.item()
+
+    def _draw_texts(self) -> ClassTexts:
+        """One sentence a class for this step, the same on all ranks."""
+        texts = self.split.texts
+        digest = hashlib.blake2b(f"sentences/{self.config.seed}/{self.step}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        sentence_K = torch.randint(texts.num_sentences, (len(texts.names),), generator=generator)
+        return texts.drawn(sentence_K.to(self.world.device))
 
     def _build_loader(self, state: StreamState | None) -> TrainLoader:
         return build_train_loader(
@@ -160,6 +197,7 @@ class Trainer:
             accumulation=self.config.train.accumulation,
             num_workers=self.config.data.num_workers,
             seed=self.config.seed,
+            epochs=self.config.train.epochs,
             order=self.config.data.order,
             group_shards=self.config.data.group_shards,
             reading=self.config.data.reading,
@@ -169,16 +207,25 @@ class Trainer:
             max_failures_in_a_row=None,
         )
 
-    def _open_log(self) -> AbstractContextManager[StepLog | None]:
-        """The main rank's log."""
+    def _open_log(self) -> StepLog | None:
         if not self.world.is_main:
-            return nullcontext()
-        return closing(StepLog(self.folder, step=self.step, tensorboard=self.config.run.tensorboard))
+            return None
+        return StepLog(self.folder, step=self.step, tensorboard=self.config.run.tensorboard)
 
-    def _save_state(self, state: StreamState, log: StepLog | None) -> None:
-        if log is None:
+    def _keep(self, row: dict[str, Any], state: StreamState, *, stops: bool) -> None:
+        """Log a step and save the state where one is due; the main rank alone, which notes what fails."""
+        if self._log is None:
             return
-        log.flush()
+        every = self.config.run.save_every_steps
+        try:
+            self._log.write(row)  # before the state: what a kill leaves too much is dropped, see `StepLog`
+            if state.position == 0 or stops or (every is not None and self.step % every == 0):
+                self._log.flush()
+                self._save_state(state)
+        except StorageError as error:
+            self._write_error = error
+
+    def _save_state(self, state: StreamState) -> None:
         save_state(
             self.folder / run_folder.STATE,
             {
@@ -214,16 +261,15 @@ class Trainer:
         return stream
 
 
-def _steps(loader: TrainLoader) -> Iterator[tuple[int, list[MicroBatch], float]]:
-    """(step within the epoch, its micro-batches, seconds that they were waited for) of one epoch."""
-    groups = groupby(loader, key=lambda batch: batch.step)
+def steps_of(epoch: Iterable[MicroBatch], accumulation: int) -> Iterator[tuple[list[MicroBatch], float]]:
+    """(micro-batches of a step, seconds that they were waited for); never asks for more before they are used."""
+    stream = iter(epoch)
     while True:
         started = time.perf_counter()
-        step, group = next(groups, (None, ()))
-        batches = list(group)
-        if step is None:
+        batches = list(islice(stream, accumulation))
+        if not batches:
             return
-        yield step, batches, time.perf_counter() - started
+        yield batches, time.perf_counter() - started
 
 
 def _note(row: dict[str, Any]) -> str:

@@ -14,11 +14,12 @@ import torch
 from bmpt.augment import normalize
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import CheckpointInfo, config_sha256, write_file
-from bmpt.engine.distributed import gather_to_main
-from bmpt.engine.failures import name_failures, share_failures
+from bmpt.engine.distributed import errors_of_main, gather_to_main
+from bmpt.engine.failures import failure_limit, name_failures, share_failures
 from bmpt.evaluation.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
 from bmpt.task import Split, Task
+from bmpt.wise_ft import apply_wise_ft
 from shards.loader import FailureRule, build_eval_loader
 
 RESULTS_FORMAT = 1
@@ -30,18 +31,23 @@ def evaluate(
     task: Task, *, folder: Path, checkpoint: CheckpointInfo | None, progress: Progress
 ) -> dict[str, Any] | None:
     """Score all manifests; the main rank writes predictions and results.json and returns the results."""
+    wise_ft = task.config.eval.wise_ft
+    if task.base is not None and wise_ft is not None:
+        apply_wise_ft(task.method, task.base, wise_ft)
     entries = []
     for name, split in task.scored.items():
         block = _score(task, split, lambda *at, name=name: progress(name, *at))
+        with errors_of_main(task.world):
+            if block is not None:
+                entries.append(_write_predictions(name, task, split, block, folder))
         if block is not None:
-            entry = _write_predictions(name, task, split, block, folder)
-            entries.append(entry)
             failed = [key for key, why in zip(block.keys, block.failures, strict=True) if why is not None]
-            name_failures(name, failed, num_samples=len(block.keys), reasons=folder / entry["predictions"])
-    if not task.world.is_main:
-        return None
-    results = _results(task, entries, checkpoint)
-    write_file(folder / run_folder.RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+            name_failures(name, failed, num_samples=len(block.keys), reasons=folder / entries[-1]["predictions"])
+    with errors_of_main(task.world):
+        if not task.world.is_main:
+            return None
+        results = _results(task, entries, checkpoint)
+        write_file(folder / run_folder.RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     return results
 
 
@@ -51,7 +57,7 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
 
     Raises: StorageError on all ranks, when `data.max_failures` samples in a row of the manifest could not be read."""
     world, backbone, num_samples = task.world, task.backbone, len(split.manifest)
-    rule = FailureRule(min(task.config.data.max_failures, num_samples))
+    rule = FailureRule(failure_limit(task.config.data.max_failures, num_samples))
     loader = build_eval_loader(
         task.pool,
         split.manifest,
@@ -66,7 +72,7 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
     num_blocks = -(-num_samples // task.config.eval.batch_size)
     task.method.eval()
     with task.autocast():
-        classes_KD = task.method.encode_classes(split.ids_KS)
+        classes = task.method.class_features(split.texts)
         blocks, of_this_rank = [], iter(loader)
         for first in range(0, num_blocks, world.size):  # in each round every rank has the next block, as far as they go
             clips = next(of_this_rank, None)
@@ -74,7 +80,7 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
             if clips is None:
                 continue
             frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
-            scores_BK = task.method(frames, split.ids_KS, classes_KD).float().cpu().numpy()
+            scores_BK = task.method.scores(task.method.encode_clips(frames), classes).float().cpu().numpy()
             blocks.append(
                 Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK, clips.failures)
             )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.methods.base import Method
+from bmpt.methods.bdc_clip import BdcClip
+from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import Bmpt
 from bmpt.methods.vifi_clip import VifiClip
 from bmpt.methods.zero_shot import ZeroShot
@@ -14,14 +18,18 @@ from bmpt.methods.zero_shot import ZeroShot
 METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,
     "vifi_clip": VifiClip,
+    "bdc_clip": BdcClip,
     "bmpt": Bmpt,
+    "bike": Bike,
 }
 
 
-def build_method(backbone: Backbone, settings: MethodSettings, *, num_frames: int, seed: int) -> Method:
-    """Make the method on a backbone, its new tensors drawn from `seed`, everything untrained frozen."""
+def build_method(
+    backbone: Backbone, settings: MethodSettings, *, num_frames: int, seed: int, classes: Sequence[str] = ()
+) -> Method:
+    """Make the method on a backbone for some trained classes; new tensors are drawn from `seed`, the rest is frozen."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        method = METHODS[settings.name](backbone, settings, num_frames=num_frames)
+        method = METHODS[settings.name](backbone, settings, num_frames=num_frames, classes=classes)
     method.freeze_untrained()
     return method

@@ -1,66 +1,183 @@
-"""The seam between a method and everything else: class texts and clips in, scores out."""
+"""The seam between a method and everything else: class texts and clips in, a loss or scores out.
+
+    class sentences -> prepare_classes -> encode_sentence (a draw, in training) or class_features (all, in scoring)
+    frames          -> encode_clips
+    both            -> logits of each kind -> loss_sum or scores
+
+Features and logits are named tensors: a method has as many kinds as it needs. Shapes: B clips, V views, T frames, K
+classes, P sentences a class, D joint width."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bmpt.classes import ClassSentences
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
+from bmpt.losses import cross_entropy_sum
+from bmpt.methods.fusion import mean_over_sentences
 from bmpt.towers import Prompts, encode_frames, encode_texts
 from shards.errors import ConfigError
 
-Group = Literal["backbone", "prompts", "exchange"]
+Group = Literal["backbone", "prompts", "exchange", "adapters", "head"]
+Features = Mapping[str, torch.Tensor]
+
+COSINE = "cosine"
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What a method reads of its K classes, as token ids.
+
+    names: of the classes; ids_KPS: int64; negatives_KPS: of each class's negative, None where there are none"""
+
+    names: tuple[str, ...]
+    ids_KPS: torch.Tensor
+    negatives_KPS: torch.Tensor | None = None
+
+    @property
+    def num_sentences(self) -> int:
+        """P."""
+        return self.ids_KPS.shape[1]
+
+    def to(self, device: torch.device) -> ClassTexts:
+        """The same on a device."""
+        negatives_KPS = None if self.negatives_KPS is None else self.negatives_KPS.to(device)
+        return ClassTexts(self.names, self.ids_KPS.to(device), negatives_KPS)
+
+    def drawn(self, sentence_K: torch.Tensor) -> ClassTexts:
+        """One sentence a class, and the same one of its negative."""
+        classes = torch.arange(len(sentence_K), device=sentence_K.device)
+        negatives = None if self.negatives_KPS is None else self.negatives_KPS[classes, sentence_K].unsqueeze(1)
+        return ClassTexts(self.names, self.ids_KPS[classes, sentence_K].unsqueeze(1), negatives)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a micro-batch is trained towards.
+
+    labels_B: int64; weights_B: float32, 0 for an empty place
+    knowledge_BD: unit features of the clips' knowledge texts, None without"""
+
+    labels_B: torch.Tensor
+    weights_B: torch.Tensor
+    label_smoothing: float = 0.0
+    knowledge_BD: torch.Tensor | None = None
 
 
 class Method(nn.Module):
-    """CLIP with mean-pooled frames; a method overrides what it changes.
-
-    Shapes: B clips, V views, T frames, K classes, D joint width."""
+    """CLIP with mean-pooled frames; a method overrides what it changes."""
 
     default_space_time_blocks: tuple[int, ...] = ()
+    tunes: tuple[str, ...] = ("prompts", "all", "both", "image", "text")
+    reads_negatives = False
 
-    def __init__(self, backbone: Backbone, settings: MethodSettings, *, num_frames: int) -> None:
-        """Raises: ConfigError for settings that the backbone cannot carry."""
+    def __init__(
+        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+    ) -> None:
+        """classes: those it is trained on. Raises: ConfigError for settings that the backbone cannot carry."""
         super().__init__()
+        if settings.tune not in self.tunes:
+            raise ConfigError(
+                f"method.tune={settings.tune}: {settings.name} can tune {' or '.join(self.tunes)}; set one of them"
+            )
         self.clip = backbone.model
+        self.settings = settings
         self.num_frames = num_frames
         self.tokenize = backbone.tokenize
         self.space_time_blocks = _checked_blocks(settings, self.default_space_time_blocks, backbone.vision_layers)
+        if settings.causal and not self.space_time_blocks:
+            raise ConfigError(
+                "method.causal=true: acts in blocks that see all frames, and there are none; set "
+                "method.space_time_blocks=[3,7,11]"
+            )
         self.temporal_TE, self.temporal_group = _temporal_position(backbone, settings, num_frames)
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids [K, S] of class texts, as `encode_classes` takes them."""
+        """Token ids [K, S] of one text a class."""
         return self.tokenize(list(texts))
 
-    def encode_classes(self, ids_KS: torch.Tensor) -> torch.Tensor:
-        """Unit class features [K, D]."""
-        return F.normalize(encode_texts(self.clip, ids_KS, prompts=self.layer_prompts()[1]), dim=-1)
+    def prepare_classes(self, sentences: ClassSentences, negatives: ClassSentences | None = None) -> ClassTexts:
+        """Token ids of all sentences. Raises: ConfigError for texts that leave classes indistinguishable."""
+        return ClassTexts(
+            sentences.classes, self._stack(sentences), None if negatives is None else self._stack(negatives)
+        )
 
-    def encode_clips(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
-        """Unit features [B, V, D] of normalised frames: the mean of the frames' CLS, then L2."""
-        batch, views, frames = frames_BVTCHW.shape[:3]
+    def _stack(self, sentences: ClassSentences) -> torch.Tensor:
+        return torch.stack([self.prepare_texts(sentences.at(index)) for index in range(sentences.num_sentences)], dim=1)
+
+    def encode_sentence(self, texts: ClassTexts, index: int = 0) -> dict[str, torch.Tensor]:
+        """Features of the classes [K, ...] by one sentence each."""
+        ids_KS = texts.ids_KPS[:, index]
+        return {COSINE: F.normalize(encode_texts(self.clip, ids_KS, prompts=self.layer_prompts()[1]), dim=-1)}
+
+    def class_features(self, texts: ClassTexts) -> Features:
+        """Features of the classes [K, ...] for scoring: the normalised mean over all sentences."""
+        found = [self.encode_sentence(texts, index) for index in range(texts.num_sentences)]
+        if len(found) == 1:
+            return found[0]
+        return {kind: mean_over_sentences(torch.stack([one[kind] for one in found])) for kind in found[0]}
+
+    def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
+        """Features [B, V, ...] of normalised frames."""
+        return {COSINE: self._pool(self._encode_tokens(frames_BVTCHW)[..., 0, :])}
+
+    def _encode_tokens(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
+        """All projected tokens [B, V, T, S, D], CLS first."""
         tokens_NSD = encode_frames(
             self.clip,
             frames_BVTCHW.flatten(0, 2),
-            num_frames=frames,
+            num_frames=frames_BVTCHW.shape[2],
             prompts=self.layer_prompts()[0],
             temporal_TE=self.temporal_TE,
             space_time_blocks=self.space_time_blocks,
+            causal=self.settings.causal,
         )
-        return F.normalize(tokens_NSD[:, 0].unflatten(0, (batch, views, frames)).mean(dim=2), dim=-1)
+        return tokens_NSD.unflatten(0, frames_BVTCHW.shape[:3])
+
+    def _pool(self, cls_BVTD: torch.Tensor) -> torch.Tensor:
+        """Unit features [B, V, D]: the mean of the frames' CLS, then L2."""
+        return F.normalize(cls_BVTD.mean(dim=2), dim=-1)
+
+    def logits(self, clips: Features, classes: Features) -> dict[str, torch.Tensor]:
+        """Logits [B, V, K] of each kind."""
+        return {COSINE: self.scaled_cosines(clips[COSINE], classes[COSINE])}
+
+    def scaled_cosines(self, clips_BVD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
+        """CLIP's logits [B, V, K] of unit features."""
+        return self.clip.logit_scale.exp() * clips_BVD @ classes_KD.T
+
+    def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
+        """The loss summed over the clips of a micro-batch of one view: the cross-entropies of all kinds of logits."""
+        return torch.stack(
+            [
+                cross_entropy_sum(
+                    logits_BVK[:, 0], targets.labels_B, targets.weights_B, label_smoothing=targets.label_smoothing
+                )
+                for logits_BVK in self.logits(clips, classes).values()
+            ]
+        ).sum()
+
+    def scores(self, clips: Features, classes: Features) -> torch.Tensor:
+        """What classes are ranked by, [B, K]: the mean over views."""
+        return self.logits(clips, classes)[COSINE].mean(dim=1)
+
+    def encode_classes(self, ids_KS: torch.Tensor) -> torch.Tensor:
+        """Cosine features [K, D] of one sentence a class."""
+        return self.encode_sentence(ClassTexts((), ids_KS.unsqueeze(1)))[COSINE]
 
     def forward(
         self, frames_BVTCHW: torch.Tensor, ids_KS: torch.Tensor, classes_KD: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits [B, K], the mean over views; class features are computed unless they are given."""
+        """Cosine logits [B, K], the mean over views; class features are computed unless they are given."""
         classes_KD = self.encode_classes(ids_KS) if classes_KD is None else classes_KD
-        cosine_BVK = self.encode_clips(frames_BVTCHW) @ classes_KD.T
-        return self.clip.logit_scale.exp() * cosine_BVK.mean(dim=1)
+        return self.scaled_cosines(self.encode_clips(frames_BVTCHW)[COSINE], classes_KD).mean(dim=1)
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
         """Prompt tokens of every block: (vision, text)."""
@@ -77,6 +194,10 @@ class Method(nn.Module):
         names = [f"clip.{name}" for name, _ in self.clip.named_parameters() if name != "token_embedding.weight"]
         return names + (["temporal_TE"] if self.temporal_group == "backbone" else [])
 
+    def new_temporal(self) -> dict[str, Group]:
+        """A temporal embedding that is new trains whatever else does."""
+        return {"temporal_TE": "prompts"} if self.temporal_group == "prompts" else {}
+
     def freeze_untrained(self) -> None:
         """Let exactly the parameters of `trained_groups` require a gradient."""
         trained = self.trained_groups()
@@ -87,6 +208,19 @@ class Method(nn.Module):
         """The trained tensors alone, on the CPU: what a prompt checkpoint holds."""
         trained = self.trained_groups()
         return {name: p.detach().cpu().clone() for name, p in self.named_parameters() if name in trained}
+
+
+class TrainingLoss(nn.Module):
+    """A method as DDP sees it: clips in, the loss summed over them out."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, targets: Targets) -> torch.Tensor:
+        """texts: the one sentence a class that was drawn for the step."""
+        method = self.method
+        return method.loss_sum(method.encode_clips(frames_BVTCHW), method.encode_sentence(texts), targets)
 
 
 def _checked_blocks(settings: MethodSettings, default: tuple[int, ...], layers: int) -> tuple[int, ...]:

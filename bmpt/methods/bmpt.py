@@ -12,23 +12,30 @@ import torch
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
-from bmpt.methods.base import Group, Method
+from bmpt.losses import cross_entropy_sum, knowledge_logits, negative_margin_sum
+from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method, Targets
+from bmpt.methods.prompted import check_depth, slot_texts
 from bmpt.methods.prompts import Exchange, new_prompts
-from bmpt.towers import Prompts, insert_slots
+from bmpt.towers import Prompts
 from shards.errors import ConfigError
+
+NEGATIVE = "negative"
 
 
 class Bmpt(Method):
     """Bidirectional mutual prompt tuning; `tune: prompts` trains prompts and exchange, `tune: all` everything."""
 
     default_space_time_blocks = (3, 7, 11)
+    tunes = ("prompts", "all", "both")
+    reads_negatives = True
 
-    def __init__(self, backbone: Backbone, settings: MethodSettings, *, num_frames: int) -> None:
+    def __init__(
+        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+    ) -> None:
         """Raises: ConfigError for a depth beyond a tower, or an exchange of nothing."""
-        super().__init__(backbone, settings, num_frames=num_frames)
-        _check_depth("vision", settings.vision_depth, backbone.vision_layers)
-        _check_depth("text", settings.text_depth, backbone.text_layers)
-        self.settings = settings
+        super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
+        check_depth("vision", settings.vision_depth, backbone.vision_layers)
+        check_depth("text", settings.text_depth, backbone.text_layers)
         self.has_slots = settings.exchange == "bidirectional"
         # the released text side has no prompt of layer 0: its layers 1 .. depth - 1 are stored
         text_layers = settings.text_depth if self.has_slots else max(0, settings.text_depth - 1)
@@ -43,7 +50,7 @@ class Bmpt(Method):
         overwritten, under `bidirectional` for texts that are equal once the slots have pushed out their ends."""
         ids_KS = super().prepare_texts(texts)
         if self.has_slots:
-            return self._with_slots(texts, ids_KS)
+            return slot_texts(texts, ids_KS, self.settings)
         too_short = [
             text for text, eot in zip(texts, ids_KS.argmax(dim=1), strict=True) if eot <= self.settings.text_tokens
         ]
@@ -55,20 +62,30 @@ class Bmpt(Method):
             )
         return ids_KS
 
-    def _with_slots(self, texts: Sequence[str], ids_KS: torch.Tensor) -> torch.Tensor:
-        num_slots, context = self.settings.text_tokens, ids_KS.shape[1]
-        if num_slots > context - 3:  # SOT, one caption token, EOT
-            raise ConfigError(
-                f"method.text_tokens={num_slots}: leaves no room for a caption in a context of {context} tokens; "
-                f"give at most {context - 3}"
+    def encode_sentence(self, texts: ClassTexts, index: int = 0) -> dict[str, torch.Tensor]:
+        """Features of the classes, in training also of their negatives."""
+        found = super().encode_sentence(texts, index)
+        if self.training and texts.negatives_KPS is not None:
+            negatives = ClassTexts(texts.names, texts.negatives_KPS)
+            found[NEGATIVE] = super().encode_sentence(negatives, index)[COSINE]
+        return found
+
+    def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
+        """Cross-entropy, and where there are negatives or knowledge texts, the losses on those."""
+        loss = super().loss_sum(clips, classes, targets)
+        if NEGATIVE in classes:
+            loss = loss + self.settings.negative_weight * negative_margin_sum(
+                self.scaled_cosines(clips[COSINE], classes[COSINE])[:, 0],
+                self.scaled_cosines(clips[COSINE], classes[NEGATIVE])[:, 0],
+                targets.labels_B,
+                targets.weights_B,
             )
-        slotted_KS = insert_slots(ids_KS, num_slots)
-        if len(slotted_KS.unique(dim=0)) < len(ids_KS.unique(dim=0)):
-            raise ConfigError(
-                f"method.text_tokens={num_slots}: pushes the ends of long class texts out of the {context} tokens, and "
-                f"some of the {len(texts)} become equal; lower it or shorten text.template"
+        if targets.knowledge_BD is not None:
+            logits_BK = knowledge_logits(targets.knowledge_BD, classes[COSINE], self.clip.logit_scale.exp())
+            loss = loss + self.settings.knowledge_weight * cross_entropy_sum(
+                logits_BK, targets.labels_B, targets.weights_B, label_smoothing=targets.label_smoothing
             )
-        return slotted_KS
+        return loss
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
         """Prompt tokens of every block, after the exchange where there is one."""
@@ -80,13 +97,7 @@ class Bmpt(Method):
         """Prompts and exchange; with `tune: all` every CLIP weight too."""
         groups: dict[str, Group] = {"vision_LPE": "prompts", "text_LPE": "prompts"}
         groups |= {name: "exchange" for name, _ in self.named_parameters() if name.startswith("exchange.")}
-        if self.temporal_group == "prompts":
-            groups["temporal_TE"] = "prompts"
-        if self.settings.tune == "all":
+        groups |= self.new_temporal()
+        if self.settings.tune != "prompts":
             groups |= dict.fromkeys(self.backbone_names(), "backbone")
         return {name: group for name, group in groups.items() if self.get_parameter(name).numel() > 0}
-
-
-def _check_depth(tower: str, depth: int, layers: int) -> None:
-    if depth > layers:
-        raise ConfigError(f"method.{tower}_depth={depth}: the {tower} tower has {layers} blocks; give at most {layers}")

@@ -1,23 +1,73 @@
-"""ViFi-CLIP: frame-wise CLIP, mean over frames, every weight tuned. Source: Rasheed et al. 2023 (`USE: both`)."""
+"""ViFi-CLIP: frame-wise CLIP, mean over frames. Source: Rasheed et al. 2023.
+
+tune: both towers (all of CLIP), one of them, or prompts alone (IVLP: tokens of their own in both towers, no exchange,
+the text's between SOT and class name)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.methods.base import Group, Method
+from bmpt.methods.prompted import check_depth, slot_texts
+from bmpt.methods.prompts import new_prompts
+from bmpt.towers import Prompts
 from shards.errors import ConfigError
+
+_TOWERS = {"image": ("clip.visual.",), "text": ("clip.transformer.", "clip.ln_final.", "clip.text_projection")}
+_TEXT_POSITIONS = "clip.positional_embedding"
 
 
 class VifiClip(Method):
-    """Full fine-tuning of both towers."""
+    """`tune`: both (or all), image, text, prompts."""
 
-    def __init__(self, backbone: Backbone, settings: MethodSettings, *, num_frames: int) -> None:
-        """Raises: ConfigError for `tune: prompts`, which this method has none of yet."""
-        super().__init__(backbone, settings, num_frames=num_frames)
-        if settings.tune != "all":
-            raise ConfigError(f"method.tune={settings.tune}: vifi_clip tunes every weight; set method.tune=all")
+    def __init__(
+        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+    ) -> None:
+        """Raises: ConfigError for a depth beyond a tower, or start words that do not fit."""
+        super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
+        self.has_prompts = settings.tune == "prompts"
+        if self.has_prompts:
+            check_depth("vision", settings.vision_depth, backbone.vision_layers)
+            check_depth("text", settings.text_depth, backbone.text_layers)
+            self.vision_LPE = new_prompts(settings.vision_depth, settings.vision_tokens, backbone.vision_width)
+            self.text_LPE = new_prompts(settings.text_depth, settings.text_tokens, backbone.text_width)
+            if settings.start_words is not None and settings.text_depth > 0:
+                self._start_from_words(backbone, settings.start_words)
+
+    def _start_from_words(self, backbone: Backbone, words: str) -> None:
+        """Begin the text tokens of layer 0 at the embeddings of words, as `CTX_INIT` does."""
+        ids_1S = backbone.tokenize([words])
+        num_words = int(ids_1S.argmax(dim=1)) - 1
+        if num_words != self.settings.text_tokens:
+            raise ConfigError(
+                f"method.start_words={words!r}: has {num_words} tokens, method.text_tokens is "
+                f"{self.settings.text_tokens}; make them equal"
+            )
+        with torch.no_grad():
+            self.text_LPE[0] = self.clip.token_embedding(ids_1S)[0, 1 : 1 + num_words]
+
+    def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Token ids [K, S], with slots for the prompts where there are some."""
+        ids_KS = super().prepare_texts(texts)
+        return slot_texts(texts, ids_KS, self.settings) if self.has_prompts and len(self.text_LPE) else ids_KS
+
+    def layer_prompts(self) -> tuple[Prompts, Prompts]:
+        """Prompt tokens of every block of both towers."""
+        return (list(self.vision_LPE), list(self.text_LPE)) if self.has_prompts else ((), ())
 
     def trained_groups(self) -> dict[str, Group]:
-        """Every CLIP weight, and a temporal embedding that is new."""
-        new: dict[str, Group] = {"temporal_TE": "prompts"} if self.temporal_group == "prompts" else {}
-        return {**dict.fromkeys(self.backbone_names(), "backbone"), **new}
+        """What `tune` says, and a temporal embedding that is new."""
+        tune = self.settings.tune
+        if tune == "prompts":
+            groups: dict[str, Group] = {"vision_LPE": "prompts", "text_LPE": "prompts"}
+            return {name: g for name, g in groups.items() if self.get_parameter(name).numel()} | self.new_temporal()
+        names = self.backbone_names()
+        if tune == "image":
+            names = [name for name in names if name.startswith((*_TOWERS["image"], "temporal_TE"))]
+        elif tune == "text":
+            names = [name for name in names if name.startswith((*_TOWERS["text"], _TEXT_POSITIONS))]
+        return {**dict.fromkeys(names, "backbone"), **self.new_temporal()}

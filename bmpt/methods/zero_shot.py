@@ -1,4 +1,4 @@
-"""CLIP as it is: nothing trains."""
+"""CLIP as it is: nothing trains. Class texts: bare names, one template, or an ensemble of sentences."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from bmpt.clip import (
     OPENAI_MEAN,
+    OPENAI_STD,
     Backbone,
+    _check_is_plain_vit,
     build_clip,
-    hash_weights,
+    import_open_clip,
     infer_spec,
     load_backbone,
-    read_weights,
 )
 from bmpt.methods import build_method
+from bmpt.weights import hash_weights
 from shards.errors import ConfigError, FormatError
 from tests.bmpt.tiny import METHOD, SPEC, VISION_WIDTH, load_tiny, random_frames, settings_of, write_clip
 
@@ -42,6 +45,10 @@ def openai_like() -> Any:
     spec = spec_with(vision={"width": 64, "layers": 3, "head_width": 64}, text={"width": 64, "heads": 1, "layers": 2})
     torch.manual_seed(1)
     return build_clip(spec).eval()
+
+
+def activation_of(backbone: Backbone) -> str:
+    return type(backbone.model.visual.transformer.resblocks[0].mlp.gelu).__name__
 
 
 def assert_is_one_line(error: BaseException) -> None:
@@ -89,19 +96,37 @@ def test_prefixes_and_wrappers_of_training_scripts_are_taken_off(tmp_path: Path,
     assert load_backbone("own", str(tmp_path / "trained.pth")).weights_sha256 == hash_weights(model.state_dict())
 
 
-def test_a_jit_archive_is_read_as_quick_gelu(tmp_path: Path) -> None:
-    class Weights(torch.nn.Module):
-        def __init__(self) -> None:
+def test_openais_jit_archive_is_loaded_with_quick_gelu(tmp_path: Path) -> None:
+    class Archive(torch.nn.Module):
+        """CLIP's weights by CLIP's names, and the numbers that OpenAI's archives have among them."""
+
+        def __init__(self, model: torch.nn.Module) -> None:
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.arange(3.0))
+            for name, child in model.named_children():
+                self.add_module(name, Holder(child))
+            for name, parameter in model.named_parameters(recurse=False):
+                self.register_parameter(name, parameter)
+            self.register_buffer("input_resolution", torch.tensor(32))
 
         def forward(self) -> torch.Tensor:
-            return self.weight
+            return self.logit_scale
 
-    torch.jit.script(Weights()).save(str(tmp_path / "archive.pt"))
-    state, spec = read_weights(tmp_path / "archive.pt")
-    assert spec == {"quick_gelu": True}
-    assert state["weight"].tolist() == [0, 1, 2]
+    class Holder(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            for name, child in model.named_children():
+                self.add_module(name, Holder(child))
+            for name, parameter in model.named_parameters(recurse=False):
+                self.register_parameter(name, parameter)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    model = openai_like()
+    torch.jit.script(Archive(model)).save(str(tmp_path / "ViT.pt"))
+    backbone = load_backbone("own", str(tmp_path / "ViT.pt"))
+    assert activation_of(backbone) == "QuickGELU"
+    assert backbone.weights_sha256 == hash_weights(model.state_dict())
 
 
 def test_half_precision_weights_are_computed_in_float32(tmp_path: Path) -> None:
@@ -146,35 +171,6 @@ def test_a_file_that_does_not_fit_the_named_architecture_is_refused(tmp_path: Pa
     assert_is_one_line(caught.value)
 
 
-def test_the_hash_is_that_of_the_weights_not_of_the_file(clip: Path, tmp_path: Path) -> None:
-    rewritten = tmp_path / "again.safetensors"
-    write_clip(rewritten)
-    assert load_tiny(rewritten).weights_sha256 == load_tiny(clip).weights_sha256
-    assert (
-        load_tiny(write_clip(tmp_path / "other.safetensors", seed=1)).weights_sha256 != load_tiny(clip).weights_sha256
-    )
-
-
-def test_the_hash_changes_when_one_weight_changes(clip: Path) -> None:
-    model = load_tiny(clip).model
-    before = hash_weights(model.state_dict())
-    with torch.no_grad():
-        model.visual.proj[3, 3] += 1e-3
-    assert hash_weights(model.state_dict()) != before
-
-
-def test_the_hash_knows_names_and_shapes() -> None:
-    values = torch.arange(6.0)
-    hashes = {
-        hash_weights({"a": values}),
-        hash_weights({"b": values}),
-        hash_weights({"a": values.view(2, 3)}),
-        hash_weights({"a": values.view(3, 2)}),
-        hash_weights({"a": values}, torch.zeros(1)),
-    }
-    assert len(hashes) == 5
-
-
 def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(clip: Path, tmp_path: Path) -> None:
     temporal_TE = random_frames(4, VISION_WIDTH)
     file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=temporal_TE)
@@ -182,6 +178,52 @@ def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(c
     assert backbone.temporal_TE is not None
     assert torch.equal(backbone.temporal_TE, temporal_TE)
     assert backbone.weights_sha256 != load_tiny(clip).weights_sha256
+
+
+def test_what_a_backbone_states_of_its_architecture_builds_it_again(clip: Path) -> None:
+    backbone = load_tiny(clip)
+    assert {key: backbone.architecture[key] for key in SPEC} == SPEC
+    assert (backbone.architecture["image_mean"], backbone.architecture["image_std"]) == (OPENAI_MEAN, OPENAI_STD)
+    assert build_clip(backbone.architecture).state_dict().keys() == backbone.model.state_dict().keys()
+
+
+@pytest.mark.parametrize(("name", "activation"), [("ViT-S-32-alt", "GELU"), ("any name", "QuickGELU")])
+def test_a_bare_state_dict_has_the_activation_of_its_name(tmp_path: Path, name: str, activation: str) -> None:
+    state = load_backbone("ViT-S-32-alt", "random").model.state_dict()
+    torch.save(state, tmp_path / "clip.pt")
+    assert activation_of(load_backbone(name, str(tmp_path / "clip.pt"))) == activation
+
+
+def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path: Path) -> None:
+    spec = spec_with(vision={"head_width": 24})
+    save_file(build_clip(spec).state_dict(), tmp_path / "open_clip_model.safetensors")
+    stated = {"model_cfg": spec, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(stated), encoding="utf-8")
+    backbone = load_backbone("own", str(tmp_path / "open_clip_model.safetensors"))
+    assert backbone.model.visual.transformer.resblocks[0].attn.num_heads == 2
+    assert activation_of(backbone) == "QuickGELU"
+    assert (backbone.image_mean, backbone.image_std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+
+
+def test_a_logit_scale_with_an_axis_is_taken_without_it(tmp_path: Path) -> None:
+    state = dict(openai_like().state_dict())
+    scale = state["logit_scale"]
+    torch.save({**state, "logit_scale": scale.reshape(1)}, tmp_path / "clip.pt")
+    assert torch.equal(load_backbone("own", str(tmp_path / "clip.pt")).model.logit_scale, scale)
+
+
+def test_a_tower_whose_heads_its_shapes_do_not_show_needs_its_name() -> None:
+    with torch.device("meta"):
+        state = build_clip(spec_with(vision={"width": 1280, "head_width": 80, "layers": 1})).state_dict()
+    with pytest.raises(ConfigError, match=r"huge: has a visual width of 1280, .*model\.name, for example ViT-H-14"):
+        infer_spec(state, where="huge")
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14"])
+def test_the_published_vits_are_plain(name: str) -> None:
+    with torch.device("meta"):
+        model = build_clip(import_open_clip().get_model_config(name) | {"quick_gelu": True})
+    _check_is_plain_vit(model, name)
 
 
 def test_an_unknown_name_says_how_to_list_the_names() -> None:

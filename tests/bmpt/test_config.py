@@ -56,7 +56,9 @@ def test_an_unknown_key_is_refused_and_its_neighbours_named(minimal: Path, overr
 
 
 def test_an_unknown_key_with_no_neighbour_lists_what_is_known(minimal: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key eval\.qqq; known: manifests, batch_size, clips, crops"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key eval\.qqq; known: manifests, batch_size, wise_ft, clips, crops"
+    ):
         load_config(minimal, ["eval.qqq=1"])
 
 

@@ -48,7 +48,9 @@ def test_a_resumed_run_stops_at_the_sample_at_which_it_stopped_before(config: Ma
         with pytest.raises(StorageError, match="7 samples in a row could not be read") as caught:
             run(settings)
         said.append(str(caught.value))
-        assert [row["step"] for row in metrics_of(folder_of(settings))] == [1, 2, 3]
+        rows = metrics_of(folder_of(settings))
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert ["loss" in row for row in rows] == [True, True, True, False], "the last one was read, not done"
     assert said[0] == said[1]
 
 
@@ -58,6 +60,21 @@ def test_an_epoch_of_which_nothing_can_be_read_ends_a_run_below_the_limit(config
         shard.unlink()
     with pytest.raises(StorageError, match="6 samples in a row could not be read"):
         run(config(data={"pool": str(tmp_path / "pool"), "batch_size": 3}))  # 8 clips: 2 are left over each epoch
+
+
+def test_a_run_that_failures_end_at_its_first_step_says_why_each_sample_failed(
+    config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_pool(tmp_path / "pool", samples_per_class=5)
+    keys = [damage_a_sample(tmp_path / "pool", "few_shot/train_k2", index) for index in range(8)]
+    settings = config(data={"pool": str(tmp_path / "pool"), "batch_size": 8, "max_failures": 5})
+    with pytest.raises(StorageError, match="5 samples in a row could not be read"):
+        run(settings)
+    (row,) = metrics_of(folder_of(settings))
+    assert (row["step"], row["valid_clips"]) == (1, 0)
+    assert row["failed"].keys() == set(keys)
+    assert all("wrong CRC" in why for why in row["failed"].values())
+    assert "few_shot/train_k2: 8 of 8 samples could not be read " in capfd.readouterr().err
 
 
 def test_a_run_names_its_failures_at_the_end_once_and_those_before_a_stop_too(
@@ -75,7 +92,7 @@ def test_a_run_names_its_failures_at_the_end_once_and_those_before_a_stop_too(
     assert {key for row in rows for key in row.get("failed", {})} == set(keys)
     assert sum(len(row.get("failed", {})) for row in rows) == 20 * 2
     second = capfd.readouterr().err
-    assert second.count("few_shot/train_k2: 2 of 8 samples could not be read and were left out: ") == 1
+    assert second.count("few_shot/train_k2: 2 of 8 samples could not be read at least once and were left out: ") == 1
     assert "is left out of training" not in second, "they were named before"
 
 

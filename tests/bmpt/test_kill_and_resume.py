@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ from tests.bmpt.runs import (
 from tests.bmpt.tiny import make_config, metrics_of, write_config
 from tests.object_store import WRITER, ObjectServer
 from tests.pools import make_pool
+from tests.process_memory import children_of
 
 STEPS_PER_EPOCH, SAVE_EVERY = 32, 8
 SECTIONS: dict[str, Any] = {
@@ -45,13 +47,6 @@ SECTIONS: dict[str, Any] = {
     # at larger rates AdamW makes the rounding of another topology visible: 1e-5 of a loss here, 1e-2 at ten times these
     "train": {"epochs": 2, "lr": 1e-5, "lr_prompts": 1e-4},
 }
-
-
-def upload(server: ObjectServer, bucket: str, pool: Path) -> None:
-    client = server.client(server.make_bucket(bucket), "pool")
-    for path in pool.rglob("*"):
-        if path.is_file():
-            client.put(str(path.relative_to(pool)), path.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,7 @@ def failing(object_server: ObjectServer, tmp_path_factory: pytest.TempPathFactor
     damaged = damage_a_sample(local, "base_to_novel/val_novel", 7)
     gone = training["shard"].to_pylist()[-1]
     (local / gone).unlink()
-    upload(object_server, "runs", local)
+    object_server.upload(local, "runs")
     rows = zip(training["key"].to_pylist(), training["shard"].to_pylist(), strict=True)
     return {damaged} | {key for key, shard in rows if shard == gone}
 
@@ -84,23 +79,29 @@ def unbroken(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> T
 
 @pytest.fixture
 def killed(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> Path:
-    """The folder of a run of two ranks with two loader processes each that SIGKILL ended within its first epoch."""
+    """The folder of a run of two ranks with two loader processes each that SIGKILL ended within its first epoch.
+
+    Its processes yield to the one that watches, and are held before they are looked for one by one."""
     ended = folder / "killed"
     if ended.exists():
         return ended
     path = write_config(folder, clip, Path(), run="killed", **SECTIONS)
     changes = ("--set", f"run.save_every_steps={SAVE_EVERY}", "--set", "data.num_workers=2")
-    command = torchrun_command(2, "train", str(path), *changes)
+    command = ["nice", *torchrun_command(2, "train", str(path), *changes)]
     with (folder / "killed.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
     try:
-        metrics, deadline = ended / "metrics.jsonl", time.monotonic() + TIMEOUT_SECONDS
+        metrics, deadline, ranks = ended / "metrics.jsonl", time.monotonic() + TIMEOUT_SECONDS, list[int]()
         while time.monotonic() < deadline and process.poll() is None:
-            if metrics.exists() and metrics.read_bytes().count(b"\n") > SAVE_EVERY + 1:
-                break
+            if metrics.exists():
+                ranks = ranks or children_of(process.pid)
+                if metrics.read_bytes().count(b"\n") > SAVE_EVERY + 1:
+                    break
             time.sleep(0.005)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
     finally:
         kill_tree(process.pid)
         process.wait()
@@ -180,7 +181,7 @@ def test_too_many_failures_in_a_row_end_all_ranks_at_one_step(
     manifest = open_pool(tmp_path / "pool").manifest("base_to_novel/val_novel")
     for shard in (tmp_path / "pool" / "shards").glob("*.tar"):
         shard.unlink()
-    upload(s3, "empty", tmp_path / "pool")
+    s3.upload(tmp_path / "pool", "empty")
     sections = {**SECTIONS, "data": SECTIONS["data"] | {"pool": "s3://empty/pool", "max_failures": 7}}
     seventh = manifest.row(permute(np.arange(7), len(manifest), seed=0, epoch=0)[6])
     sentence = f"7 samples in a row could not be read; the last: s3://empty/pool/{seventh['shard']}: "
@@ -191,4 +192,4 @@ def test_too_many_failures_in_a_row_end_all_ranks_at_one_step(
     assert [rank.returncode for rank in ended] == [2, 2]
     assert error_lines(ended) == [f"error: {caught.value}"]
     assert clips_of(folder / "empty1") == clips_of(folder / "empty2")
-    assert [row["valid_clips"] for row in metrics_of(folder / "empty1")] == [0, 0]
+    assert [row["valid_clips"] for row in metrics_of(folder / "empty1")] == [0, 0, 0]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from bmpt.methods import METHODS
-from bmpt.methods.base import Method
+from bmpt.methods.base import Group, Method
 from bmpt.methods.bmpt import Bmpt
 from shards.errors import ConfigError
 from tests.bmpt.tiny import (
@@ -47,7 +47,7 @@ def classes_of(method: Method) -> torch.Tensor:
 
 def clips_of(method: Method) -> torch.Tensor:
     with torch.no_grad():
-        return method.encode_clips(random_frames(2, 1, 4, 3, 32, 32))
+        return method.encode_clips(random_frames(2, 1, 4, 3, 32, 32))["cosine"]
 
 
 def moves(method: Bmpt, prompts: str, features: str) -> float:
@@ -79,7 +79,7 @@ def test_features_are_unit_vectors_and_logits_scaled_cosines(clip: Path, exchang
     method = bmpt_on(clip, exchange=exchange, tune=tune)
     frames, ids = random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)
     with torch.no_grad():
-        classes, videos = method.encode_classes(ids), method.encode_clips(frames)
+        classes, videos = method.encode_classes(ids), method.encode_clips(frames)["cosine"]
         torch.testing.assert_close(classes.norm(dim=-1), torch.ones(3))
         torch.testing.assert_close(videos.norm(dim=-1), torch.ones(2, 1))
         assert videos.shape == (2, 1, JOINT_WIDTH)
@@ -191,7 +191,7 @@ def test_every_group_that_a_method_names_is_a_known_one_and_every_name_a_paramet
     for name in METHODS:
         groups = method_on(clip, name=name, tune="all", temporal_position="learned").trained_groups()
         parameters = dict(method_on(clip, name=name, tune="all", temporal_position="learned").named_parameters())
-        assert set(groups.values()) <= {"backbone", "prompts", "exchange"}
+        assert set(groups.values()) <= set(get_args(Group))
         assert groups.keys() <= parameters.keys()
 
 
@@ -308,9 +308,10 @@ def test_captions_that_become_equal_when_cut_are_refused(clip: Path) -> None:
         method.prepare_texts(["a video of a cat", "a video of a dog"])
 
 
-def test_vifi_clip_refuses_to_tune_prompts_that_it_does_not_have(clip: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.tune=prompts: vifi_clip tunes every weight"):
-        method_on(clip, name="vifi_clip", tune="prompts", space_time_blocks=None)
+@pytest.mark.parametrize(("name", "tune"), [("bdc_clip", "prompts"), ("bike", "prompts"), ("bmpt", "image")])
+def test_a_method_refuses_to_tune_what_it_does_not_have(clip: Path, name: str, tune: str) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.tune={tune}: {name} can tune"):
+        method_on(clip, name=name, tune=tune)
 
 
 def test_a_method_does_not_change_the_weights_it_is_put_on(clip: Path) -> None:

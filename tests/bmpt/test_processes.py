@@ -100,6 +100,41 @@ def test_samples_in_a_row_end_an_evaluation_in_the_order_of_the_manifest_at_any_
     assert not (folder / "torn" / "results.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("tensorboard", 0), ("metrics.jsonl", 0), ("state.pt", 2), ("prompts.safetensors", 2), ("results.json", 2)],
+)
+def test_what_the_main_rank_cannot_write_ends_all_ranks_with_one_line(
+    folder: Path, clip: Path, toy_pool: Path, name: str, steps: int
+) -> None:
+    path = write_config(folder, clip, toy_pool, run=f"no-{name}", train={"epochs": 1})
+    run_dir = folder / f"no-{name}"
+    run_dir.mkdir()
+    if name == "tensorboard":
+        (run_dir / name).write_text("a file where a folder is needed")
+    elif name == "metrics.jsonl":
+        (run_dir / name).symlink_to(run_dir / "gone" / name)
+    else:
+        (run_dir / f".{name}.part").mkdir()
+    ended = run_ranks(2, "train", str(path))
+    assert [rank.returncode for rank in ended] == [2, 2], [rank.stderr for rank in ended]
+    (said,) = error_lines(ended)
+    assert said.startswith(f"error: {run_dir / name}: cannot be written: ")
+    assert not any("Traceback" in rank.stderr for rank in ended)
+    assert (len(losses_of(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0) == steps
+
+
+def test_a_folder_that_the_main_rank_cannot_take_ends_all_ranks_with_one_line(
+    folder: Path, clip: Path, toy_pool: Path
+) -> None:
+    run_training(load_config(write_config(folder, clip, toy_pool, run="taken", train={"epochs": 1})), ALONE)
+    path = write_config(folder, clip, toy_pool, run="taken", train={"epochs": 1, "lr": 1.0})
+    ended = run_ranks(2, "train", str(path))
+    assert [rank.returncode for rank in ended] == [2, 2], [rank.stderr for rank in ended]
+    (said,) = error_lines(ended)
+    assert "belongs to another config (train.lr is 0.001 there, 1.0 here)" in said
+
+
 def test_a_mistake_is_one_line_of_one_rank_and_ends_all(folder: Path, clip: Path, toy_pool: Path) -> None:
     path = write_config(folder, clip, toy_pool, run="wrong", data={"batch_size": 1})
     done = torchrun(2, "train", str(path))

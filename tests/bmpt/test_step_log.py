@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bmpt.engine.step_log import StepLog
 from shards.errors import StorageError
 from tests.bmpt.conftest import MakeConfig
-from tests.bmpt.runs import folder_of, run, stop_early
+from tests.bmpt.runs import ROOT, folder_of, run, stop_early
 from tests.bmpt.tiny import metrics_of
 
 
@@ -66,12 +70,43 @@ def test_steps_that_a_resumed_run_does_again_are_forgotten_in_both(tmp_path: Pat
     assert log.failed == {"a": "why 1", "b": "why 4"}
 
 
+KILLED_AFTER_A_FLUSH = """
+import os, signal, sys
+from pathlib import Path
+from bmpt.engine.step_log import StepLog
+log = StepLog(Path(sys.argv[1]), step=0, tensorboard=True)
+for step in (1, 2):
+    log.write({"step": step, "loss": 1.0 / step})
+log.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path) -> None:
-    log = StepLog(tmp_path, step=0, tensorboard=True)
-    log.write(row(1))
-    log.flush()
-    assert scalars_of(tmp_path)["train/loss"] == [(1, 1.0)]
-    log.close()
+    command = [sys.executable, "-c", KILLED_AFTER_A_FLUSH, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert [row["step"] for row in metrics_of(tmp_path)] == [1, 2]
+    assert scalars_of(tmp_path)["train/loss"] == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_line_that_a_full_disk_cut_within_a_character_is_forgotten(tmp_path: Path) -> None:
+    log = StepLog(tmp_path, step=0, tensorboard=False)
+    for step in (1, 2):
+        log.write(row(step, failed={"café": "gone"}))
+    data = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(data[: data.rindex("é".encode()) + 1])
+    log = StepLog(tmp_path, step=2, tensorboard=False)
+    assert log.failed == {"café": "gone"}
+    assert metrics_of(tmp_path) == [row(1, failed={"café": "gone"})]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\n"])
+def test_a_key_with_a_line_separator_of_unicode_is_kept(tmp_path: Path, separator: str) -> None:
+    failed = {f"a{separator}b": f"gone{separator}away"}
+    StepLog(tmp_path, step=0, tensorboard=False).write(row(1, failed=failed))
+    log = StepLog(tmp_path, step=1, tensorboard=False)
+    assert log.failed == failed
+    assert json.loads((tmp_path / "metrics.jsonl").read_bytes()) == row(1, failed=failed)
 
 
 def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from bmpt.clip import Backbone
 from bmpt.methods.base import Method
-from bmpt.towers import encode_frames, encode_texts, insert_slots
+from bmpt.towers import encode_frames, encode_text_tokens, encode_texts, insert_slots, take_eot
 from tests.bmpt.tiny import JOINT_WIDTH, TEXT_WIDTH, VISION_TOKENS, VISION_WIDTH, load_tiny, method_on, random_frames
 
 SOT, EOT = 49406, 49407
@@ -29,8 +29,10 @@ def images() -> torch.Tensor:
     return random_frames(2 * T, 3, 32, 32)
 
 
-def naive_block(block: Any, tokens_SE: torch.Tensor) -> torch.Tensor:
-    """One block over one sequence, attention written out query by query and head by head."""
+def naive_block(block: Any, tokens_SE: torch.Tensor, *, visible: list[int] | None = None) -> torch.Tensor:
+    """One block over one sequence, attention written out query by query and head by head.
+
+    visible: how many tokens, from the first, each query sees; all if None"""
     attention = block.attn
     normed = block.ln_1(tokens_SE)
     query, key, value = (normed @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
@@ -40,8 +42,9 @@ def naive_block(block: Any, tokens_SE: torch.Tensor) -> torch.Tensor:
         heads = []
         for head in range(attention.num_heads):
             at = slice(head * width, (head + 1) * width)
-            weights = torch.softmax(key[:, at] @ query[index, at] / width**0.5, dim=0)
-            heads.append(weights @ value[:, at])
+            seen = slice(None if visible is None else visible[index])
+            weights = torch.softmax(key[seen, at] @ query[index, at] / width**0.5, dim=0)
+            heads.append(weights @ value[seen, at])
         rows.append(torch.cat(heads))
     tokens_SE = tokens_SE + attention.out_proj(torch.stack(rows))
     return tokens_SE + block.mlp(block.ln_2(tokens_SE))
@@ -49,7 +52,7 @@ def naive_block(block: Any, tokens_SE: torch.Tensor) -> torch.Tensor:
 
 def clip_features(method: Method, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return method.encode_clips(frames_BVTCHW)
+        return method.encode_clips(frames_BVTCHW)["cosine"]
 
 
 @torch.no_grad()
@@ -76,6 +79,35 @@ def test_a_text_of_full_context_length_equals_open_clips(backbone: Backbone) -> 
     torch.testing.assert_close(encode_texts(backbone.model, ids), backbone.model.encode_text(ids), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("has_prompts", [False, True])
+@torch.no_grad()
+def test_the_eot_of_all_text_tokens_is_the_text_feature(backbone: Backbone, has_prompts: bool) -> None:
+    ids = insert_slots(backbone.tokenize([*TEXTS, "very " * 100]), 3)
+    prompts = list(random_frames(2, 3, TEXT_WIDTH, seed=3)) if has_prompts else []
+    tokens = encode_text_tokens(backbone.model, ids, prompts=prompts)
+    assert tokens.shape == (4, 77, JOINT_WIDTH)
+    expected = encode_texts(backbone.model, ids, prompts=prompts)
+    torch.testing.assert_close(take_eot(tokens, ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_all_text_tokens_run_under_autocast(backbone: Backbone) -> None:
+    ids = backbone.tokenize(TEXTS)
+    plain = encode_text_tokens(backbone.model, ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = encode_text_tokens(backbone.model, ids)
+    assert (rounded.float() - plain).abs().max() < 0.1 * plain.abs().max()
+
+
+@torch.no_grad()
+def test_all_text_tokens_are_open_clips(backbone: Backbone) -> None:
+    model, ids = backbone.model, backbone.tokenize(TEXTS)
+    tokens = model.token_embedding(ids) + model.positional_embedding
+    tokens = model.ln_final(model.transformer(tokens, attn_mask=model.attn_mask)) @ model.text_projection
+    torch.testing.assert_close(encode_text_tokens(model, ids), tokens, rtol=1e-5, atol=1e-5)
+    assert (tokens[:, -1] - tokens[:, -2]).abs().max() > 1e-3, "what stands after EOT differs from place to place"
+
+
 @torch.no_grad()
 def test_a_text_has_the_same_feature_whatever_texts_stand_beside_it(backbone: Backbone) -> None:
     alone = encode_texts(backbone.model, backbone.tokenize(TEXTS[1:2]))
@@ -99,8 +131,11 @@ def test_space_time_attention_over_several_frames_differs_from_the_plain_tower(
     assert (joint - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @torch.no_grad()
-def test_the_vision_tower_with_prompts_equals_a_loop_over_tokens(backbone: Backbone, images: torch.Tensor) -> None:
+def test_the_vision_tower_with_prompts_equals_a_loop_over_tokens(
+    backbone: Backbone, images: torch.Tensor, causal: bool
+) -> None:
     visual = backbone.model.visual
     prompts = list(random_frames(3, 2, VISION_WIDTH, seed=1))
     temporal_TE = random_frames(T, VISION_WIDTH, seed=2)
@@ -112,7 +147,10 @@ def test_the_vision_tower_with_prompts_equals_a_loop_over_tokens(backbone: Backb
         prompts=prompts,
         temporal_TE=temporal_TE,
         space_time_blocks=joint_blocks,
+        causal=causal,
     )
+    num_tokens = VISION_TOKENS + len(prompts[0])
+    visible = [(frame + 1) * num_tokens for frame in range(T) for _ in range(num_tokens)] if causal else None
     for clip_index in range(2):
         sequences = []
         for frame in range(T):
@@ -125,7 +163,7 @@ def test_the_vision_tower_with_prompts_equals_a_loop_over_tokens(backbone: Backb
             if index in (1, 2):
                 sequences = [torch.cat([tokens[:VISION_TOKENS], prompts[index]]) for tokens in sequences]
             if index in joint_blocks:
-                sequences = list(naive_block(block, torch.cat(sequences)).chunk(T))
+                sequences = list(naive_block(block, torch.cat(sequences), visible=visible).chunk(T))
             else:
                 sequences = [naive_block(block, tokens) for tokens in sequences]
         expected = torch.stack([visual.ln_post(tokens) @ visual.proj for tokens in sequences])
@@ -176,6 +214,93 @@ def test_a_clip_and_its_reverse_have_the_same_feature_without_a_temporal_positio
     torch.testing.assert_close(
         clip_features(method, frames), clip_features(method, frames.flip(2)), rtol=1e-4, atol=1e-5
     )
+
+
+def video_feature(backbone: Backbone, images: torch.Tensor, **how: Any) -> torch.Tensor:
+    """The mean CLS of one clip."""
+    with torch.no_grad():
+        return encode_frames(backbone.model, images, num_frames=len(images), **how)[:, 0].mean(dim=0)
+
+
+@pytest.mark.parametrize("has_prompts", [False, True])
+def test_a_clip_and_its_reverse_differ_under_causal_blocks_alone(backbone: Backbone, has_prompts: bool) -> None:
+    frames = random_frames(4, 3, 32, 32)
+    prompts = list(random_frames(2, 3, VISION_WIDTH, seed=1)) if has_prompts else []
+    for causal in (False, True):
+        how = {"space_time_blocks": (1, 3), "causal": causal, "prompts": prompts}
+        difference = (video_feature(backbone, frames, **how) - video_feature(backbone, frames.flip(0), **how)).abs()
+        assert (difference.max() > 1e-2) == causal
+        assert causal or difference.max() < 1e-5
+
+
+def test_a_causal_tower_computes_a_frame_without_those_after_it(backbone: Backbone) -> None:
+    frames = random_frames(4, 3, 32, 32)
+    later = torch.cat([frames[:2], random_frames(2, 3, 32, 32, seed=1)])
+    with torch.no_grad():
+        ours, others = (
+            encode_frames(backbone.model, clip, num_frames=4, space_time_blocks=(0, 2), causal=True)
+            for clip in (frames, later)
+        )
+        prefix = encode_frames(backbone.model, frames[:2], num_frames=2, space_time_blocks=(0, 2), causal=True)
+    torch.testing.assert_close(ours[:2], others[:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[:2], prefix, rtol=1e-5, atol=1e-5)
+    assert (ours[2:] - others[2:]).abs().max() > 1e-2
+
+
+def test_a_causal_tower_over_one_frame_is_the_plain_one(backbone: Backbone, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        plain = encode_frames(backbone.model, images, num_frames=1)
+        causal = encode_frames(backbone.model, images, num_frames=1, space_time_blocks=(0, 1, 2, 3), causal=True)
+    torch.testing.assert_close(causal, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_causal_blocks_do_not_mix_clips(backbone: Backbone) -> None:
+    frames = random_frames(6, 3, 32, 32)
+    with torch.no_grad():
+        together, alone = (
+            encode_frames(backbone.model, clip, num_frames=3, space_time_blocks=(1,), causal=True)
+            for clip in (frames, frames[3:])
+        )
+    torch.testing.assert_close(together[3:], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_causal_blocks_run_under_autocast(backbone: Backbone, images: torch.Tensor, trains: bool) -> None:
+    temporal_TE = random_frames(T, VISION_WIDTH, seed=2).requires_grad_(trains)
+    how: dict[str, Any] = {"num_frames": T, "temporal_TE": temporal_TE, "space_time_blocks": (1, 3), "causal": True}
+    plain = encode_frames(backbone.model, images, **how)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = encode_frames(backbone.model, images, **how)
+    assert rounded.isfinite().all()
+    assert (rounded.float() - plain).abs().max() < 0.1 * plain.abs().max()
+    if trains:
+        rounded.float().square().mean().backward()
+        assert temporal_TE.grad is not None
+        assert temporal_TE.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients_through_the_towers_equal_finite_differences(clip: Path, causal: bool) -> None:
+    model = load_tiny(clip).model.double()
+    model.requires_grad_(False)
+    frames, ids_KS = random_frames(2, 3, 32, 32).double(), insert_slots(load_tiny(clip).tokenize(TEXTS[:2]), 2)
+
+    def run(temporal_TE: torch.Tensor, vision_PE: torch.Tensor, text_PE: torch.Tensor) -> torch.Tensor:
+        tokens_NSD = encode_frames(
+            model,
+            frames,
+            num_frames=2,
+            prompts=[vision_PE, vision_PE],
+            temporal_TE=temporal_TE,
+            space_time_blocks=(1, 3),
+            causal=causal,
+        )
+        tokens_KSD = encode_text_tokens(model, ids_KS, prompts=[text_PE, text_PE])
+        return torch.cat([tokens_NSD.flatten(), tokens_KSD[:, :12].flatten()])
+
+    shapes = ((2, VISION_WIDTH), (1, VISION_WIDTH), (2, TEXT_WIDTH))
+    inputs = [random_frames(*shape, seed=seed).double().requires_grad_() for seed, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
 def test_a_clip_and_its_reverse_differ_with_a_learned_temporal_position(clip: Path) -> None:

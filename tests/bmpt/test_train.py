@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,11 +17,11 @@ from bmpt.clip import hash_weights
 from bmpt.config import TrainConfig, load_config
 from bmpt.engine.progress import ProgressBars
 from bmpt.engine.run import run_evaluation
-from bmpt.engine.train import Trainer
+from bmpt.engine.train import Trainer, steps_of
 from bmpt.methods import build_method
 from bmpt.task import open_task
 from shards.errors import ConfigError, StorageError
-from shards.loader import ClipSettings, build_train_loader
+from shards.loader import ClipSettings, MicroBatch, build_train_loader
 from shards.reader import open_pool
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import (
@@ -211,6 +212,24 @@ def test_a_manifest_that_cannot_be_scored_is_found_before_training(config: MakeC
     with pytest.raises(ConfigError, match=r"few_shot/val: has no sample to read"):
         run(settings)
     assert not (folder_of(settings) / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_is_complete_without_a_batch_of_the_next_one(toy_pool: Path, accumulation: int) -> None:
+    pool = open_pool(toy_pool)
+    cut = ClipSettings(frames=2, size_px=32)
+    loader = build_train_loader(
+        pool, pool.manifest("few_shot/train_k2"), cut, batch_size=2, accumulation=accumulation, num_workers=0, seed=0
+    )
+    asked: list[int] = []
+
+    def noting() -> Iterator[MicroBatch]:
+        for batch in loader:
+            asked.append(batch.step)
+            yield batch
+
+    seen = [([batch.step for batch in batches], asked[-1]) for batches, _ in steps_of(noting(), accumulation)]
+    assert seen == [([step] * accumulation, step) for step in range(4)]
 
 
 def test_a_damaged_sample_leaves_an_empty_place_in_training(config: MakeConfig, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
         "imageio_ffmpeg": "imageio-ffmpeg",
         "open_clip": "open_clip_torch",
         "torchvision": "open_clip_torch",  # which requires it
+        "huggingface_hub": "open_clip_torch",  # likewise
         "PIL": "open_clip_torch",  # through torchvision
     }
     text = [*PROJECT["project"]["dependencies"]]

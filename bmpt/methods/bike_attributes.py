@@ -1,0 +1,45 @@
+"""BIKE's attributes branch: a sentence of a clip's attributes against the class texts. Source: Wu et al. 2023.
+
+Shapes: B clips, K classes, D joint width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bmpt.methods.bike_video import init_linear
+
+VIDEO_SHARE, ATTRIBUTES_SHARE = 0.7, 0.3  # of the softmaxes of unscaled cosines, see `fuse_probabilities`
+NUM_ATTRIBUTES = 5
+
+
+def attribute_text(attributes: Sequence[str]) -> str:
+    """The sentence of a clip, of its first 5 attributes, best first; no space after a comma, as released.
+
+    Raises: ValueError for a clip without attributes."""
+    if not attributes:
+        raise ValueError("a clip without attributes has no sentence; leave it out of the attributes branch")
+    return "This is a video about " + ",".join(attributes[:NUM_ATTRIBUTES])
+
+
+class AttributeHead(nn.Module):
+    """Two small maps after the frozen text tower; the names of its parameters are the release's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query_fc = _two_layers(width)
+        self.sentence_fc = _two_layers(width)
+        self.apply(init_linear)
+
+    def forward(self, sentences_BD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
+        """Cosines [B, K] of attribute sentences and classes, both as the text tower gives them, unit or not."""
+        sentences_BD = self.sentence_fc(F.normalize(sentences_BD, dim=-1))
+        classes_KD = self.query_fc(F.normalize(classes_KD, dim=-1))
+        return F.normalize(sentences_BD, dim=-1) @ F.normalize(classes_KD, dim=-1).T
+
+
+def _two_layers(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))

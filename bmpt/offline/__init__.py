@@ -1,0 +1,1 @@
+"""Stages that ask a model once, before training: class texts, negatives, knowledge texts."""

@@ -1,0 +1,236 @@
+"""Class texts, negatives and paraphrases of classes, written by a language model.
+
+Three outputs for three uses: sentences that describe a class (BDC-CLIP's JSON), the name of a look-alike action that
+training pushes away, and the name of the same action in other words (both in the form of BMPT's mapping files)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from bmpt.classes import fold_name, readable
+from bmpt.offline.answers import AnswerBook, Collected, MalformedError, collect, prompt_version
+from bmpt.offline.chat import Pace, Question
+from bmpt.offline.endpoint import Endpoint, Reply
+from shards.errors import ConfigError
+from shards.reader import open_pool
+from shards.storage import open_store
+
+Kind = Literal["texts", "negatives", "paraphrases"]
+
+_PROMPTS: dict[Kind, str] = {
+    "texts": (
+        'You write captions for a model that recognises actions in videos. The action is "{name}". Write {count} '
+        "different English sentences of at most 40 words that describe what is seen in a video of this action: the "
+        "movements, the objects, the place. Name the action in each. Answer with nothing but a JSON array of {count} "
+        "strings."
+    ),
+    "negatives": (
+        'The action is "{name}". Name one other action that looks similar in a video but is not the same. Answer '
+        "with nothing but a JSON array of one string: the name of that other action, in one to six English words."
+    ),
+    "paraphrases": (
+        'The action is "{name}". Name the same action in other words that keep its meaning. Answer with nothing but a '
+        "JSON array of one string: that name, in one to ten English words."
+    ),
+}
+_TOKENS_PER_STRING, _MORE_TOKENS = 90, 60
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DescribedFile:
+    """One output of `bmpt describe`.
+
+    asked: answers of this run; kept: those that an earlier one had; missing: classes without a usable answer
+    problems: why, for each of them"""
+
+    kind: Kind
+    file: str
+    written: int
+    asked: int
+    kept: int
+    malformed: int
+    refused: int
+    missing: list[str]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `bmpt describe` has done."""
+
+    classes: int
+    model: str
+    answers: str
+    files: list[DescribedFile]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every class has an entry in every file."""
+        return not any(file.missing for file in self.files)
+
+
+def manifest_classes(address: str) -> list[str]:
+    """The classes of a manifest of a pool, POOL/manifests/PROTOCOL/NAME.parquet. Raises: ConfigError, FormatError."""
+    found = re.fullmatch(r"(?:(.+)/)?manifests/([\w-]+/[\w-]+)\.parquet", address)
+    if found is None:
+        raise ConfigError(f"{address}: is no manifest of a pool; expected POOL/manifests/PROTOCOL/NAME.parquet")
+    return open_pool(found[1] or ".").manifest(found[2]).info.classes
+
+
+def describe_classes(
+    class_names: Sequence[str],
+    outputs: dict[Kind, Path],
+    endpoint: Endpoint,
+    *,
+    num_sentences: int = 2,
+    answers: Path,
+    pace: Pace,
+    retry_malformed: bool = False,
+    progress: Callable[[str, int, int, str], None] = lambda name, done, total, note: None,
+) -> Description:
+    """Write the outputs; a class without a usable answer is left out of its file and named.
+
+    answers: Parquet file of all answers; retry_malformed: ask again for those that cannot be used
+    Raises: ConfigError, EndpointError, StorageError; an output is written whole or not at all."""
+    classes = list(dict.fromkeys(class_names))
+    if num_sentences < 1:
+        raise ConfigError(f"--sentences {num_sentences}: give at least 1")
+    for name in classes:
+        if not _is_text(name):
+            raise ConfigError(f"class {name!r} is not UTF-8; convert the class file")
+    places = [answers, *outputs.values()]
+    for file in places:
+        if file.is_dir():
+            raise ConfigError(f"{file}: is a folder; name a file in it")
+        if places.count(file) > 1:
+            raise ConfigError(f"{file}: is named for two outputs; give each its own file")
+    files = []
+    with AnswerBook(answers) as book:
+        for kind, file in outputs.items():
+            count = num_sentences if kind == "texts" else 1
+            parse = _parser(kind, count)
+            questions = [_question(kind, count, name) for name in classes]
+            version = prompt_version(f"{kind}-{count}", _PROMPTS[kind])
+            found = collect(
+                endpoint,
+                questions,
+                book,
+                version,
+                pace,
+                is_wanted=_usable_by(parse) if retry_malformed else lambda key, reply: True,
+                progress=partial(progress, kind),
+            )
+            files.append(_write(kind, file, classes, found, parse))
+    return Description(len(classes), endpoint.model, str(answers), files)
+
+
+def description_text(done: Description) -> str:
+    """The outcome for people."""
+    lines = []
+    for file in done.files:
+        lines.append(
+            f"{file.file}: {file.kind} of {file.written} of {done.classes} classes "
+            f"({file.asked} answers of {done.model}, {file.kept} kept from before, {file.malformed} malformed, "
+            f"{file.refused} refused)"
+        )
+        lines += [f"  no {file.kind}: {name}: {why}" for name, why in zip(file.missing, file.problems, strict=True)]
+    return "\n".join([*lines, f"answers: {done.answers}"])
+
+
+def parse_strings(reply: Reply, count: int) -> tuple[str, ...]:
+    """Read a JSON array of `count` different strings, alone or fenced as a code block.
+
+    Raises: MalformedError saying what it is instead."""
+    if reply.finish_reason == "length":
+        raise MalformedError("cut at the limit of tokens")
+    fenced = _FENCED.fullmatch(reply.text.strip())
+    try:
+        values = json.loads(fenced[1] if fenced else reply.text)
+    except (ValueError, RecursionError):
+        raise MalformedError(f"not JSON: {' '.join(reply.text.split())[:60]!r}") from None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise MalformedError(f"not an array of strings: {str(values)[:60]!r}")
+    strings = tuple(" ".join(value.split()) for value in values)
+    if len(strings) != count:
+        raise MalformedError(f"{len(strings)} strings, expected {count}")
+    if not all(strings) or len({fold_name(text) for text in strings}) < count:
+        raise MalformedError("an empty or repeated string")
+    return strings
+
+
+def _is_text(name: str) -> bool:
+    """Whether it has no surrogate escapes, as names read from a file in another encoding have."""
+    return name.encode("utf-8", "replace").decode() == name
+
+
+_Parse = Callable[[str, Reply], tuple[str, ...]]
+
+
+def _parser(kind: Kind, count: int) -> _Parse:
+    def parse(class_name: str, reply: Reply) -> tuple[str, ...]:
+        strings = parse_strings(reply, count)
+        if kind == "texts":
+            return strings
+        if "->" in strings[0]:
+            raise MalformedError(f"{strings[0]!r} holds `->`")
+        if fold_name(strings[0]) == fold_name(class_name):
+            raise MalformedError("the class's own name")
+        return strings
+
+    return parse
+
+
+def _usable_by(parse: _Parse) -> Callable[[str, Reply], bool]:
+    def is_usable(key: str, reply: Reply) -> bool:
+        try:
+            parse(key, reply)
+        except MalformedError:
+            return False
+        return True
+
+    return is_usable
+
+
+def _question(kind: Kind, count: int, class_name: str) -> Question:
+    content = _PROMPTS[kind].format(name=readable(class_name), count=count)
+    messages = [{"role": "user", "content": content}]
+    return Question(class_name, lambda: messages, max_tokens=_TOKENS_PER_STRING * count + _MORE_TOKENS)
+
+
+def _write(kind: Kind, file: Path, classes: Sequence[str], found: Collected, parse: _Parse) -> DescribedFile:
+    """Write what is usable; nothing if nothing is."""
+    usable: dict[str, tuple[str, ...]] = {}
+    problems = dict(found.refused)
+    num_malformed = 0
+    for name in classes:
+        if name in found.replies:
+            try:
+                usable[name] = parse(name, found.replies[name])
+            except MalformedError as error:
+                problems[name] = str(error)
+                num_malformed += 1
+    if usable:
+        if kind == "texts":
+            text = json.dumps(usable, indent=2, ensure_ascii=False) + "\n"
+        else:
+            text = "".join(f"{name} -> {strings[0]}\n" for name, strings in usable.items())
+        open_store(file.absolute().parent).put(file.name, text.encode())
+    missing = [name for name in classes if name not in usable]
+    return DescribedFile(
+        kind=kind,
+        file=str(file),
+        written=len(usable),
+        asked=found.num_asked,
+        kept=len(found.replies) - found.num_asked,
+        malformed=num_malformed,
+        refused=len(found.refused),
+        missing=missing,
+        problems=[problems[name] for name in missing],
+    )
