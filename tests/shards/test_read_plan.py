@@ -126,6 +126,7 @@ def test_two_epochs_ask_for_what_was_planned(
         cache=None if share is None else tmp_path / "cache",
         cache_bytes=int(needed_bytes(remote) * (share or 0)),
         latency_seconds=latency,
+        requests_in_flight=1 if order == "grouped" else 16,  # 4 times as many are asked ahead: a group here, no more
     )
     plan = plan_of(remote, reading, order, group_shards=group_shards, batch_size=7)
     asked = train(remote, reading, order, group_shards=group_shards, batch_size=7)
