@@ -26,7 +26,7 @@ _SAMPLE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("sha256", "S64")])
 
 @dataclass(frozen=True)
 class RequestCost:
-    """What object storage costs; the defaults are what is published of S3 within a region, `measure` gives yours.
+    """What object storage costs; the defaults are a guess at S3 within a region, `bmpt plan --measure` has yours.
 
     latency_seconds: until the first byte; bytes_per_second: of one connection"""
 

@@ -1,9 +1,7 @@
 """Batches of clips for training and evaluation, from the stages of `stream.py`, in loader processes or in this one.
 
 A loader worker makes whole micro-batches and hands them over as uint8 in shared memory; this process does no
-work a sample. The batches are the same for any number of workers.
-
-A clip costs a loader process a tenth more than decoding, cutting and resizing alone (`bmpt bench loader`)."""
+work a sample. The batches are the same for any number of workers. `bmpt bench loader` says what a clip costs."""
 
 from __future__ import annotations
 
