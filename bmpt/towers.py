@@ -15,6 +15,61 @@ from torch import nn
 Prompts = Sequence["torch.Tensor | None"]
 
 
+class FrameWalk:
+    """The visual tower, one block at a time: `enter` and `run` each block in order, then `project`.
+
+    tokens_NSE: where it stands; CLS first, prompt tokens last"""
+
+    def __init__(
+        self,
+        model: Any,
+        frames_NCHW: torch.Tensor,
+        *,
+        num_frames: int,
+        prompts: Prompts = (),
+        temporal_TE: torch.Tensor | None = None,
+        space_time_blocks: Collection[int] = (),
+        causal: bool = False,
+    ) -> None:
+        """Embed the images; arguments as `encode_frames`."""
+        self._visual, self._prompts = model.visual, prompts
+        self._num_frames, self._space_time_blocks = num_frames, space_time_blocks
+        self.blocks = self._visual.transformer.resblocks
+        self.tokens_NSE = self._embed(frames_NCHW, temporal_TE)
+        self._mask_SS = _causal_mask(num_frames, self.tokens_NSE) if causal and len(space_time_blocks) > 0 else None
+
+    def _embed(self, frames_NCHW: torch.Tensor, temporal_TE: torch.Tensor | None) -> torch.Tensor:
+        visual, prompts = self._visual, self._prompts
+        tokens_NSE = visual.conv1(frames_NCHW).flatten(2).transpose(1, 2)
+        cls_N1E = visual.class_embedding.to(tokens_NSE.dtype).expand(len(tokens_NSE), 1, -1)
+        tokens_NSE = torch.cat([cls_N1E, tokens_NSE], dim=1) + visual.positional_embedding.to(tokens_NSE.dtype)
+        if temporal_TE is not None:
+            tokens_BTSE = tokens_NSE.unflatten(0, (-1, self._num_frames))
+            tokens_NSE = (tokens_BTSE + temporal_TE.to(tokens_NSE.dtype)[:, None]).flatten(0, 1)
+        if len(prompts) > 0 and prompts[0] is not None:
+            tokens_NSE = torch.cat([tokens_NSE, _expand(prompts[0], tokens_NSE)], dim=1)
+        return visual.ln_pre(tokens_NSE)
+
+    def enter(self, index: int) -> None:
+        """Put the block's own prompt, if it has one, in the place of what the last one's has become."""
+        prompt = self._prompts[index] if 0 < index < len(self._prompts) else None
+        if prompt is not None:
+            kept_NSE = self.tokens_NSE[:, : -len(prompt)]
+            self.tokens_NSE = torch.cat([kept_NSE, _expand(prompt, kept_NSE)], dim=1)
+
+    def run(self, index: int) -> None:
+        """Compute a block."""
+        if index in self._space_time_blocks:
+            together, mask_SS = self._num_frames, self._mask_SS
+            self.tokens_NSE = _block(self.blocks[index], self.tokens_NSE, frames_together=together, mask_SS=mask_SS)
+        else:
+            self.tokens_NSE = _block(self.blocks[index], self.tokens_NSE)
+
+    def project(self) -> torch.Tensor:
+        """All tokens in the joint space [N, S, D]."""
+        return self._visual.ln_post(self.tokens_NSE) @ self._visual.proj
+
+
 def encode_frames(
     model: Any,
     frames_NCHW: torch.Tensor,
@@ -33,27 +88,56 @@ def encode_frames(
     causal: there a token of frame t attends to the tokens of frames 0 .. t alone, which tells their order without a
     parameter; the mask of [T * S, T * S], made once a call, has 172 MB in float32 for 32 frames of a ViT-B/16
     with 8 prompts."""
-    visual = model.visual
-    tokens_NSE = visual.conv1(frames_NCHW).flatten(2).transpose(1, 2)
-    cls_N1E = visual.class_embedding.to(tokens_NSE.dtype).expand(len(tokens_NSE), 1, -1)
-    tokens_NSE = torch.cat([cls_N1E, tokens_NSE], dim=1) + visual.positional_embedding.to(tokens_NSE.dtype)
-    if temporal_TE is not None:
-        tokens_NSE = (tokens_NSE.unflatten(0, (-1, num_frames)) + temporal_TE.to(tokens_NSE.dtype)[:, None]).flatten(
-            0, 1
-        )
-    if len(prompts) > 0 and prompts[0] is not None:
-        tokens_NSE = torch.cat([tokens_NSE, _expand(prompts[0], tokens_NSE)], dim=1)
-    tokens_NSE = visual.ln_pre(tokens_NSE)
-    mask_SS = _causal_mask(num_frames, tokens_NSE) if causal and len(space_time_blocks) > 0 else None
-    for index, block in enumerate(visual.transformer.resblocks):
-        prompt = prompts[index] if 0 < index < len(prompts) else None
+    walk = FrameWalk(
+        model,
+        frames_NCHW,
+        num_frames=num_frames,
+        prompts=prompts,
+        temporal_TE=temporal_TE,
+        space_time_blocks=space_time_blocks,
+        causal=causal,
+    )
+    _walk(walk)
+    return walk.project()
+
+
+class TextWalk:
+    """The text tower, one block at a time, as `FrameWalk`.
+
+    tokens_KSE: where it stands; S is the given ids', which may be shorter than the context"""
+
+    def __init__(self, model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> None:
+        """Embed the words; prompts as `encode_texts`."""
+        self._model, self._prompts, length = model, prompts, ids_KS.shape[1]
+        self.blocks = model.transformer.resblocks
+        tokens_KSE = model.token_embedding(ids_KS)
+        if len(prompts) > 0 and prompts[0] is not None:
+            tokens_KSE = _replace_slots(tokens_KSE, prompts[0])
+        self.tokens_KSE = tokens_KSE + model.positional_embedding[:length].to(tokens_KSE.dtype)
+        self._mask_SS = model.attn_mask[:length, :length].to(self.tokens_KSE)
+
+    def enter(self, index: int) -> None:
+        """Put the block's own prompt, if it has one, at positions 1..P."""
+        prompt = self._prompts[index] if 0 < index < len(self._prompts) else None
         if prompt is not None:
-            tokens_NSE = torch.cat([tokens_NSE[:, : -len(prompt)], _expand(prompt, tokens_NSE)], dim=1)
-        if index in space_time_blocks:
-            tokens_NSE = _block(block, tokens_NSE, frames_together=num_frames, mask_SS=mask_SS)
-        else:
-            tokens_NSE = _block(block, tokens_NSE)
-    return visual.ln_post(tokens_NSE) @ visual.proj
+            self.tokens_KSE = _replace_slots(self.tokens_KSE, prompt)
+
+    def run(self, index: int) -> None:
+        """Compute a block."""
+        self.tokens_KSE = _block(self.blocks[index], self.tokens_KSE, mask_SS=self._mask_SS)
+
+    def project(self) -> torch.Tensor:
+        """All tokens in the joint space [K, S, D]."""
+        return self._project(self.tokens_KSE)
+
+    def project_eot(self, ids_KS: torch.Tensor) -> torch.Tensor:
+        """The EOT features in the joint space [K, D]."""
+        return self._project(take_eot(self.tokens_KSE, ids_KS))
+
+    def _project(self, tokens_XE: torch.Tensor) -> torch.Tensor:
+        projection = self._model.text_projection
+        normed_XE = self._model.ln_final(tokens_XE)
+        return projection(normed_XE) if isinstance(projection, nn.Linear) else normed_XE @ projection
 
 
 def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
@@ -62,16 +146,29 @@ def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> 
     prompts[0] [P, E] replaces the word vectors of positions 1..P (the slots of `insert_slots`), positions are
     added to it; later ones replace the tokens of positions 1..P at their block's entry.
     The tower is causal, so tokens after the last EOT change nothing and are not computed."""
-    length = int(ids_KS.argmax(dim=-1).max()) + 1
-    tokens_KSE = _text_blocks(model, ids_KS[:, :length], prompts)
-    return _project_texts(model, take_eot(tokens_KSE, ids_KS))
+    walk = TextWalk(model, cut_to_longest(ids_KS), prompts=prompts)
+    _walk(walk)
+    return walk.project_eot(ids_KS)
+
+
+def cut_to_longest(ids_KS: torch.Tensor) -> torch.Tensor:
+    """The same ids up to the last EOT."""
+    return ids_KS[:, : int(ids_KS.argmax(dim=-1).max()) + 1]
 
 
 def encode_text_tokens(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
     """Encode token ids to all projected tokens [K, S, D] of the context, what stands after EOT included.
 
     Its `take_eot` is what `encode_texts` gives, at the price of the whole context (77 tokens)."""
-    return _project_texts(model, _text_blocks(model, ids_KS, prompts))
+    walk = TextWalk(model, ids_KS, prompts=prompts)
+    _walk(walk)
+    return walk.project()
+
+
+def _walk(walk: FrameWalk | TextWalk) -> None:
+    for index in range(len(walk.blocks)):
+        walk.enter(index)
+        walk.run(index)
 
 
 def take_eot(tokens_KSE: torch.Tensor, ids_KS: torch.Tensor) -> torch.Tensor:
@@ -89,29 +186,6 @@ def insert_slots(ids_KS: torch.Tensor, num_slots: int) -> torch.Tensor:
     is_cut_K = (shifted_KS != eot).all(dim=1)
     shifted_KS[is_cut_K, -1] = eot
     return shifted_KS
-
-
-def _text_blocks(model: Any, ids_KS: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-    """Tokens [K, S, E] after the last block; S may be shorter than the context."""
-    length = ids_KS.shape[1]
-    tokens_KSE = model.token_embedding(ids_KS)
-    if len(prompts) > 0 and prompts[0] is not None:
-        tokens_KSE = _replace_slots(tokens_KSE, prompts[0])
-    tokens_KSE = tokens_KSE + model.positional_embedding[:length].to(tokens_KSE.dtype)
-    mask_SS = model.attn_mask[:length, :length].to(tokens_KSE)
-    for index, block in enumerate(model.transformer.resblocks):
-        prompt = prompts[index] if 0 < index < len(prompts) else None
-        if prompt is not None:
-            tokens_KSE = _replace_slots(tokens_KSE, prompt)
-        tokens_KSE = _block(block, tokens_KSE, mask_SS=mask_SS)
-    return tokens_KSE
-
-
-def _project_texts(model: Any, tokens_XE: torch.Tensor) -> torch.Tensor:
-    """Into the joint width, any leading axes."""
-    projection = model.text_projection
-    normed_XE = model.ln_final(tokens_XE)
-    return projection(normed_XE) if isinstance(projection, nn.Linear) else normed_XE @ projection
 
 
 def _block(
