@@ -96,7 +96,11 @@ class MethodSettings(Settings):
     text_depth: int = Field(12, ge=0, description="text blocks with own prompt tokens, the first counted")
     text_tokens: int = Field(8, ge=1)
     start_words: str | None = Field(None, description="vifi_clip: words that the text tokens start from")
-    exchange: Literal["none", "bidirectional"] = "bidirectional"
+    exchange: Literal["none", "bidirectional", "batch_gated"] = Field(
+        "bidirectional",
+        description="bmpt: none as released; bidirectional between prompts; batch_gated between features, where class "
+        "features depend on the clips computed with them",
+    )
     exchange_width: int = Field(256, ge=1, description="hidden width of the exchange's two-layer maps")
     space_time_blocks: tuple[int, ...] | None = Field(
         None, description="visual blocks that attend over all frames; default [3, 7, 11] for bmpt, none otherwise"

@@ -7,7 +7,7 @@ and space-time blocks both functions equal open_clip's `encode_image` and `encod
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -70,37 +70,6 @@ class FrameWalk:
         return self._visual.ln_post(self.tokens_NSE) @ self._visual.proj
 
 
-def encode_frames(
-    model: Any,
-    frames_NCHW: torch.Tensor,
-    *,
-    num_frames: int,
-    prompts: Prompts = (),
-    temporal_TE: torch.Tensor | None = None,
-    space_time_blocks: Collection[int] = (),
-    causal: bool = False,
-) -> torch.Tensor:
-    """Encode normalised images to projected tokens [N, S, D]; token 0 is CLS, prompt tokens come last.
-
-    prompts[0] [P, E] is appended before `ln_pre` and has no position; later ones replace the last P tokens.
-    space_time_blocks: blocks whose attention runs over all tokens of a clip's T = num_frames frames together
-    (BDC-CLIP; parameter-free, and blind to the order of frames unless temporal_TE [T, E] is added).
-    causal: there a token of frame t attends to the tokens of frames 0 .. t alone, which tells their order without a
-    parameter; the mask of [T * S, T * S], made once a call, has 172 MB in float32 for 32 frames of a ViT-B/16
-    with 8 prompts."""
-    walk = FrameWalk(
-        model,
-        frames_NCHW,
-        num_frames=num_frames,
-        prompts=prompts,
-        temporal_TE=temporal_TE,
-        space_time_blocks=space_time_blocks,
-        causal=causal,
-    )
-    _walk(walk)
-    return walk.project()
-
-
 class TextWalk:
     """The text tower, one block at a time, as `FrameWalk`.
 
@@ -140,6 +109,47 @@ class TextWalk:
         return projection(normed_XE) if isinstance(projection, nn.Linear) else normed_XE @ projection
 
 
+Walk = TypeVar("Walk", FrameWalk, TextWalk)
+
+
+def walked(walk: Walk) -> Walk:
+    """The same at its end."""
+    for index in range(len(walk.blocks)):
+        walk.enter(index)
+        walk.run(index)
+    return walk
+
+
+def encode_frames(
+    model: Any,
+    frames_NCHW: torch.Tensor,
+    *,
+    num_frames: int,
+    prompts: Prompts = (),
+    temporal_TE: torch.Tensor | None = None,
+    space_time_blocks: Collection[int] = (),
+    causal: bool = False,
+) -> torch.Tensor:
+    """Encode normalised images to projected tokens [N, S, D]; token 0 is CLS, prompt tokens come last.
+
+    prompts[0] [P, E] is appended before `ln_pre` and has no position; later ones replace the last P tokens.
+    space_time_blocks: blocks whose attention runs over all tokens of a clip's T = num_frames frames together
+    (BDC-CLIP; parameter-free, and blind to the order of frames unless temporal_TE [T, E] is added).
+    causal: there a token of frame t attends to the tokens of frames 0 .. t alone, which tells their order without a
+    parameter; the mask of [T * S, T * S], made once a call, has 172 MB in float32 for 32 frames of a ViT-B/16
+    with 8 prompts."""
+    walk = FrameWalk(
+        model,
+        frames_NCHW,
+        num_frames=num_frames,
+        prompts=prompts,
+        temporal_TE=temporal_TE,
+        space_time_blocks=space_time_blocks,
+        causal=causal,
+    )
+    return walked(walk).project()
+
+
 def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
     """Encode token ids to the projected EOT features [K, D], not normalised.
 
@@ -147,8 +157,7 @@ def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> 
     added to it; later ones replace the tokens of positions 1..P at their block's entry.
     The tower is causal, so tokens after the last EOT change nothing and are not computed."""
     walk = TextWalk(model, cut_to_longest(ids_KS), prompts=prompts)
-    _walk(walk)
-    return walk.project_eot(ids_KS)
+    return walked(walk).project_eot(ids_KS)
 
 
 def cut_to_longest(ids_KS: torch.Tensor) -> torch.Tensor:
@@ -161,14 +170,7 @@ def encode_text_tokens(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = (
 
     Its `take_eot` is what `encode_texts` gives, at the price of the whole context (77 tokens)."""
     walk = TextWalk(model, ids_KS, prompts=prompts)
-    _walk(walk)
-    return walk.project()
-
-
-def _walk(walk: FrameWalk | TextWalk) -> None:
-    for index in range(len(walk.blocks)):
-        walk.enter(index)
-        walk.run(index)
+    return walked(walk).project()
 
 
 def take_eot(tokens_KSE: torch.Tensor, ids_KS: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
@@ -12,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from bmpt.augment import normalize
 from bmpt.engine import run_folder
@@ -22,8 +20,9 @@ from bmpt.engine.failures import failure_limit, name_failures
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.progress import ProgressBars
+from bmpt.engine.step import StepGradient, draw_sentences, seed_dropout
 from bmpt.engine.step_log import StepLog
-from bmpt.methods.base import ClassTexts, Targets, TrainingLoss
+from bmpt.methods.base import Targets
 from bmpt.task import Task
 from shards.errors import FormatError, StorageError
 from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
@@ -49,10 +48,9 @@ class Trainer:
         self.loader = self._build_loader(self._resume())
         num_samples = self.loader.num_steps * self.config.data.batch_size
         self.failure_rule.limit = failure_limit(self.config.data.max_failures, num_samples)
-        self.model: torch.nn.Module = TrainingLoss(self.method)
-        if self.world.size > 1:
-            gpu = [self.world.device.index] if self.world.device.type == "cuda" else None
-            self.model = DistributedDataParallel(self.model, device_ids=gpu)
+        self.gradient = StepGradient(
+            self.method, self.split.texts, self.world, autocast=task.autocast, scaler=self.scaler
+        )
         self.num_steps = self.loader.num_steps * self.config.train.epochs
         self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
@@ -115,12 +113,12 @@ class Trainer:
         self._count_failures(whole, epoch=batches[0].epoch)
         set_lr(self.optimizer, lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps))
         self.method.train()
-        loss_here = 0.0
-        for batch in batches:
-            is_last = batch is batches[-1]
-            joint = self.model if isinstance(self.model, DistributedDataParallel) else None
-            with nullcontext() if is_last or joint is None else joint.no_sync():
-                loss_here += self._backward(batch, share=self.world.size / max(1, whole.num_valid))
+        loss_here = self.gradient.add(
+            (self._inputs(batch) for batch in batches),
+            num_batches=len(batches),
+            sentence_K=draw_sentences(self.split.texts, seed=self.config.seed, step=self.step).to(self.world.device),
+            share=self.world.size / max(1, whole.num_valid),
+        )
         if whole.num_valid > 0:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -162,31 +160,22 @@ class Trainer:
         failed = {key: why for key, why in zip(keys, whole.failures, strict=True) if why is not None}
         return {"valid_clips": whole.num_valid, "batch": digest_of(keys), **({"failed": failed} if failed else {})}
 
-    def _backward(self, batch: MicroBatch, *, share: float) -> float:
-        """Add one micro-batch's gradient; returns its part of the loss."""
-        device, clips, backbone = self.world.device, batch.clips, self.task.backbone
+    def _inputs(self, batch: MicroBatch) -> tuple[torch.Tensor, Targets]:
+        """Normalised frames and targets of a micro-batch, on the device."""
+        device, clips, backbone, split = self.world.device, batch.clips, self.task.backbone, self.split
+        seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
         with self.task.autocast():
             frames = normalize(
                 clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std
             )
-            knowledge_ND = self.split.knowledge_ND
-            targets = Targets(
-                clips.labels_B.to(device),
-                clips.weights_B.to(device),
-                self.config.train.label_smoothing,
-                None if knowledge_ND is None else knowledge_ND[clips.positions_B].to(device),
-            )
-            loss = share * self.model(frames, self._draw_texts(), targets)
-        self.scaler.scale(loss).backward()
-        return loss.item()
-
-    def _draw_texts(self) -> ClassTexts:
-        """One sentence a class for this step, the same on all ranks."""
-        texts = self.split.texts
-        digest = hashlib.blake2b(f"sentences/{self.config.seed}/{self.step}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-        sentence_K = torch.randint(texts.num_sentences, (len(texts.names),), generator=generator)
-        return texts.drawn(sentence_K.to(self.world.device))
+        knowledge_ND = split.knowledge_ND
+        targets = Targets(
+            clips.labels_B.to(device),
+            clips.weights_B.to(device),
+            self.config.train.label_smoothing,
+            None if knowledge_ND is None else knowledge_ND[clips.positions_B].to(device),
+        )
+        return frames, targets
 
     def _build_loader(self, state: StreamState | None) -> TrainLoader:
         return build_train_loader(

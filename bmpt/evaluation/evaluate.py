@@ -70,9 +70,9 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
         max_failures_in_a_row=None,
     )
     num_blocks = -(-num_samples // task.config.eval.batch_size)
-    task.method.eval()
+    method = task.method.eval()
     with task.autocast():
-        classes = task.method.class_features(split.texts)
+        classes = None if method.encodes_together else method.class_features(split.texts)
         blocks, of_this_rank = [], iter(loader)
         for first in range(0, num_blocks, world.size):  # in each round every rank has the next block, as far as they go
             clips = next(of_this_rank, None)
@@ -80,9 +80,9 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
             if clips is None:
                 continue
             frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
-            scores_BK = task.method.scores(task.method.encode_clips(frames), classes).float().cpu().numpy()
+            scores_BK = method.score(frames, split.texts, clips.weights_B.to(world.device), classes).float().cpu()
             blocks.append(
-                Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK, clips.failures)
+                Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK.numpy(), clips.failures)
             )
             progress(min(first + world.size, num_blocks), num_blocks)
     gathered = gather_to_main(blocks, world)

@@ -22,7 +22,7 @@ from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.losses import cross_entropy_sum
 from bmpt.methods.fusion import mean_over_sentences
-from bmpt.towers import Prompts, encode_frames, encode_texts
+from bmpt.towers import FrameWalk, Prompts, encode_texts, walked
 from shards.errors import ConfigError
 
 Group = Literal["backbone", "prompts", "exchange", "adapters", "head"]
@@ -51,6 +51,11 @@ class ClassTexts:
         negatives_KPS = None if self.negatives_KPS is None else self.negatives_KPS.to(device)
         return ClassTexts(self.names, self.ids_KPS.to(device), negatives_KPS)
 
+    def rows(self, some: slice) -> ClassTexts:
+        """Some of the classes."""
+        negatives_KPS = None if self.negatives_KPS is None else self.negatives_KPS[some]
+        return ClassTexts(self.names[some], self.ids_KPS[some], negatives_KPS)
+
     def drawn(self, sentence_K: torch.Tensor) -> ClassTexts:
         """One sentence a class, and the same one of its negative."""
         classes = torch.arange(len(sentence_K), device=sentence_K.device)
@@ -77,6 +82,7 @@ class Method(nn.Module):
     default_space_time_blocks: tuple[int, ...] = ()
     tunes: tuple[str, ...] = ("prompts", "all", "both", "image", "text")
     reads_negatives = False
+    encodes_together = False  # whether features of clips and classes depend on each other
 
     def __init__(
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
@@ -128,17 +134,27 @@ class Method(nn.Module):
         """Features [B, V, ...] of normalised frames."""
         return {COSINE: self._pool(self._encode_tokens(frames_BVTCHW)[..., 0, :])}
 
-    def _encode_tokens(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
-        """All projected tokens [B, V, T, S, D], CLS first."""
-        tokens_NSD = encode_frames(
+    def encode_together(
+        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, index: int = 0
+    ) -> tuple[Features, Features]:
+        """Features of clips and of classes by one sentence each; weights_B: 0 for an empty place."""
+        return self.encode_clips(frames_BVTCHW), self.encode_sentence(texts, index)
+
+    def start_frames(self, frames_BVTCHW: torch.Tensor, prompts: Prompts) -> FrameWalk:
+        """The visual tower with frames [B * V * T, 3, H, W] embedded."""
+        return FrameWalk(
             self.clip,
             frames_BVTCHW.flatten(0, 2),
             num_frames=frames_BVTCHW.shape[2],
-            prompts=self.layer_prompts()[0],
+            prompts=prompts,
             temporal_TE=self.temporal_TE,
             space_time_blocks=self.space_time_blocks,
             causal=self.settings.causal,
         )
+
+    def _encode_tokens(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
+        """All projected tokens [B, V, T, S, D], CLS first."""
+        tokens_NSD = walked(self.start_frames(frames_BVTCHW, self.layer_prompts()[0])).project()
         return tokens_NSD.unflatten(0, frames_BVTCHW.shape[:3])
 
     def _pool(self, cls_BVTD: torch.Tensor) -> torch.Tensor:
@@ -167,6 +183,14 @@ class Method(nn.Module):
     def scores(self, clips: Features, classes: Features) -> torch.Tensor:
         """What classes are ranked by, [B, K]: the mean over views."""
         return self.logits(clips, classes)[COSINE].mean(dim=1)
+
+    def score(
+        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, classes: Features | None = None
+    ) -> torch.Tensor:
+        """Scores [B, K] of normalised frames.
+
+        classes: `class_features(texts)`, which a caller computes once for all clips; weights_B: 0 for an empty place"""
+        return self.scores(self.encode_clips(frames_BVTCHW), self.class_features(texts) if classes is None else classes)
 
     def encode_classes(self, ids_KS: torch.Tensor) -> torch.Tensor:
         """Cosine features [K, D] of one sentence a class."""
@@ -217,10 +241,16 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, targets: Targets) -> torch.Tensor:
-        """texts: the one sentence a class that was drawn for the step."""
+    def forward(
+        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, targets: Targets, classes: Features | None = None
+    ) -> torch.Tensor:
+        """texts: the one sentence a class that was drawn for the step; classes: their features, if they are there."""
         method = self.method
-        return method.loss_sum(method.encode_clips(frames_BVTCHW), method.encode_sentence(texts), targets)
+        if classes is None:
+            clips, classes = method.encode_together(frames_BVTCHW, texts, targets.weights_B)
+        else:
+            clips = method.encode_clips(frames_BVTCHW)
+        return method.loss_sum(clips, classes, targets)
 
 
 def _checked_blocks(settings: MethodSettings, default: tuple[int, ...], layers: int) -> tuple[int, ...]:

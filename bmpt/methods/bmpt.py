@@ -1,7 +1,8 @@
 """BMPT: deep prompts in both towers that move each other, space-time attention, class texts.
 
 `exchange: bidirectional` (default): text prompts stand in slots of their own between SOT and caption, and layers
-exchange halves of their prompts. `exchange: none` is the released behaviour: no exchange, and from block 1 on text
+exchange halves of their prompts. `exchange: batch_gated`: likewise, but features exchange, see
+`bmpt/methods/batch_gated.py`. `exchange: none` is the released behaviour: no exchange, and from block 1 on text
 prompts overwrite the first caption tokens."""
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.losses import cross_entropy_sum, knowledge_logits, negative_margin_sum
 from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method, Targets
+from bmpt.methods.batch_gated import BatchGatedExchange
+from bmpt.methods.fusion import mean_over_sentences
 from bmpt.methods.prompted import check_depth, slot_texts
-from bmpt.methods.prompts import Exchange, new_prompts
-from bmpt.towers import Prompts
+from bmpt.methods.prompts import Exchange, check_exchange, new_prompts
+from bmpt.towers import Prompts, TextWalk, cut_to_longest
 from shards.errors import ConfigError
 
 NEGATIVE = "negative"
@@ -36,12 +40,23 @@ class Bmpt(Method):
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
         check_depth("vision", settings.vision_depth, backbone.vision_layers)
         check_depth("text", settings.text_depth, backbone.text_layers)
-        self.has_slots = settings.exchange == "bidirectional"
+        self.has_slots = settings.exchange != "none"
+        self.encodes_together = settings.exchange == "batch_gated"
         # the released text side has no prompt of layer 0: its layers 1 .. depth - 1 are stored
         text_layers = settings.text_depth if self.has_slots else max(0, settings.text_depth - 1)
         self.vision_LPE = new_prompts(settings.vision_depth, settings.vision_tokens, backbone.vision_width)
         self.text_LPE = new_prompts(text_layers, settings.text_tokens, backbone.text_width)
-        self.exchange = Exchange(self.vision_LPE, self.text_LPE, settings.exchange_width) if self.has_slots else None
+        self.exchange = self._new_exchange(backbone)
+
+    def _new_exchange(self, backbone: Backbone) -> Exchange | BatchGatedExchange | None:
+        if not self.has_slots:
+            return None
+        check_exchange(self.settings.exchange, self.vision_LPE, self.text_LPE)
+        if not self.encodes_together:
+            return Exchange(self.vision_LPE, self.text_LPE, self.settings.exchange_width)
+        num_blocks = min(backbone.vision_layers, backbone.text_layers)
+        widths = (backbone.vision_width, backbone.text_width, self.settings.exchange_width)
+        return BatchGatedExchange(num_blocks, *widths)
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S], with slots for the prompts under `bidirectional`.
@@ -70,6 +85,45 @@ class Bmpt(Method):
             found[NEGATIVE] = super().encode_sentence(negatives, index)[COSINE]
         return found
 
+    def encode_together(
+        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, index: int = 0
+    ) -> tuple[Features, Features]:
+        """Features of clips and classes; under `batch_gated` the towers move each other."""
+        if not isinstance(self.exchange, BatchGatedExchange):
+            return super().encode_together(frames_BVTCHW, texts, weights_B, index)
+        ids_KS, num_classes = texts.ids_KPS[:, index], len(texts.ids_KPS)
+        if self.training and texts.negatives_KPS is not None:
+            ids_KS = torch.cat([ids_KS, texts.negatives_KPS[:, index]])
+        vision, text = self.layer_prompts()
+        frames, classes = (
+            self.start_frames(frames_BVTCHW, vision),
+            TextWalk(self.clip, cut_to_longest(ids_KS), prompts=text),
+        )
+        self.exchange(
+            frames,
+            classes,
+            vision_tokens=self.settings.vision_tokens,
+            text_tokens=self.settings.text_tokens,
+            weights_N=weights_B.repeat_interleave(frames_BVTCHW.shape[1] * frames_BVTCHW.shape[2]),
+        )
+        cls_BVTD = frames.project()[:, 0].unflatten(0, frames_BVTCHW.shape[:3])
+        features_XD = F.normalize(classes.project_eot(ids_KS), dim=-1)
+        found = {COSINE: features_XD[:num_classes]}
+        if len(features_XD) > num_classes:
+            found[NEGATIVE] = features_XD[num_classes:]
+        return {COSINE: self._pool(cls_BVTD)}, found
+
+    def score(
+        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, classes: Features | None = None
+    ) -> torch.Tensor:
+        """Under `batch_gated` class features belong to the clips they are computed with: all sentences in one walk."""
+        if not self.encodes_together:
+            return super().score(frames_BVTCHW, texts, weights_B, classes)
+        every_sentence = ClassTexts((), texts.ids_KPS.flatten(0, 1).unsqueeze(1))
+        clips, found = self.encode_together(frames_BVTCHW, every_sentence, weights_B)
+        features_PKD = found[COSINE].unflatten(0, (-1, texts.num_sentences)).transpose(0, 1)
+        return self.scores(clips, {COSINE: mean_over_sentences(features_PKD)})
+
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
         """Cross-entropy, and where there are negatives or knowledge texts, the losses on those."""
         loss = super().loss_sum(clips, classes, targets)
@@ -88,10 +142,10 @@ class Bmpt(Method):
         return loss
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
-        """Prompt tokens of every block, after the exchange where there is one."""
-        if self.exchange is not None:
+        """Prompt tokens of every block, after the exchange where they are what it moves."""
+        if isinstance(self.exchange, Exchange):
             return self.exchange(self.vision_LPE, self.text_LPE)
-        return list(self.vision_LPE), [None, *self.text_LPE]
+        return list(self.vision_LPE), [*([] if self.has_slots else [None]), *self.text_LPE]
 
     def trained_groups(self) -> dict[str, Group]:
         """Prompts and exchange; with `tune: all` every CLIP weight too."""

@@ -41,10 +41,10 @@ class ExchangeLayer(nn.Module):
 
     def forward(self, vision_PE: torch.Tensor, text_PE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the updated (vision_PE, text_PE)."""
-        vision_giving, vision_taking = _halves(vision_PE)
-        text_giving, text_taking = _halves(text_PE)
-        to_text = self.gate_to_text * self.vision_to_text(_source_for(vision_giving, text_taking))
-        to_vision = self.gate_to_vision * self.text_to_vision(_source_for(text_giving, vision_taking))
+        vision_giving, vision_taking = halves(vision_PE)
+        text_giving, text_taking = halves(text_PE)
+        to_text = self.gate_to_text * self.vision_to_text(source_for(vision_giving, len(text_taking)))
+        to_vision = self.gate_to_vision * self.text_to_vision(source_for(text_giving, len(vision_taking)))
         return (
             torch.cat([vision_giving, vision_taking + to_vision]),
             torch.cat([text_giving, text_taking + to_text]),
@@ -55,16 +55,8 @@ class Exchange(nn.Module):
     """The exchange of layers 1 .. min(depths) - 1; layer 0 and deeper layers of one tower stay as they are."""
 
     def __init__(self, vision_LPE: nn.Parameter, text_LPE: nn.Parameter, hidden_width: int) -> None:
-        """Raises: ConfigError if there is nothing to exchange."""
         super().__init__()
         depth = min(len(vision_LPE), len(text_LPE))
-        tokens = min(vision_LPE.shape[1], text_LPE.shape[1])
-        if depth < 2 or tokens < 2:
-            raise ConfigError(
-                f"method.exchange=bidirectional needs a prompt depth and a number of tokens of at least 2 in both "
-                f"towers, got depths {len(vision_LPE)} and {len(text_LPE)}, tokens {vision_LPE.shape[1]} and "
-                f"{text_LPE.shape[1]}; raise them or set method.exchange=none"
-            )
         widths = (vision_LPE.shape[2], text_LPE.shape[2], hidden_width)
         self.layers = nn.ModuleList(ExchangeLayer(*widths) for _ in range(1, depth))
 
@@ -82,12 +74,24 @@ def _two_layers(width_in: int, hidden_width: int, width_out: int) -> nn.Sequenti
     return nn.Sequential(nn.Linear(width_in, hidden_width), QuickGELU(), nn.Linear(hidden_width, width_out))
 
 
-def _halves(tokens_PE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(giving, taking); of an odd number the second half is the larger."""
-    half = len(tokens_PE) // 2
-    return tokens_PE[:half], tokens_PE[half:]
+def check_exchange(name: str, vision_LPE: torch.Tensor, text_LPE: torch.Tensor) -> None:
+    """Raises: ConfigError if there is nothing to exchange."""
+    depth = min(len(vision_LPE), len(text_LPE))
+    tokens = min(vision_LPE.shape[1], text_LPE.shape[1])
+    if depth < 2 or tokens < 2:
+        raise ConfigError(
+            f"method.exchange={name} needs a prompt depth and a number of tokens of at least 2 in both towers, got "
+            f"depths {len(vision_LPE)} and {len(text_LPE)}, tokens {vision_LPE.shape[1]} and {text_LPE.shape[1]}; "
+            "raise them or set method.exchange=none"
+        )
 
 
-def _source_for(giving_PE: torch.Tensor, taking_PE: torch.Tensor) -> torch.Tensor:
+def halves(tokens_XPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(giving, taking), any leading axes; of an odd number the second half is the larger."""
+    half = tokens_XPE.shape[-2] // 2
+    return tokens_XPE[..., :half, :], tokens_XPE[..., half:, :]
+
+
+def source_for(giving_HE: torch.Tensor, num_taking: int) -> torch.Tensor:
     """Token by token where the halves have the same size, else the mean over tokens [1, E]."""
-    return giving_PE if len(giving_PE) == len(taking_PE) else giving_PE.mean(dim=0, keepdim=True)
+    return giving_HE if len(giving_HE) == num_taking else giving_HE.mean(dim=0, keepdim=True)

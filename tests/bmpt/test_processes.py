@@ -19,7 +19,7 @@ from bmpt.config import TrainConfig, load_config
 from bmpt.engine.run import run_evaluation, run_training
 from shards.errors import StorageError
 from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS, damage_a_sample, error_lines, run_ranks, torchrun
-from tests.bmpt.tiny import ALONE, losses_of, make_config, write_config
+from tests.bmpt.tiny import ALONE, losses_of, make_config, metrics_of, write_config
 from tests.pools import make_pool
 
 
@@ -146,8 +146,9 @@ def test_a_mistake_is_one_line_of_one_rank_and_ends_all(folder: Path, clip: Path
 def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:
-    path = write_config(folder, clip, toy_pool, run="stopped", train={"epochs": 40})
-    unbroken = make_config(folder, clip, toy_pool, run="unbroken", train={"epochs": 40})
+    rates = {"epochs": 40, "lr": 1e-4, "lr_prompts": 1e-3}
+    path = write_config(folder, clip, toy_pool, run="stopped", train=rates)
+    unbroken = make_config(folder, clip, toy_pool, run="unbroken", train=rates)
     process = subprocess.Popen(
         [sys.executable, "-m", "bmpt", "train", str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -174,7 +175,11 @@ def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
     ours, theirs = losses_of(folder / "stopped"), losses_of(folder / "unbroken")
     assert before == theirs[: len(before)] == ours[: len(before)]
     assert [step for step, _ in ours] == [step for step, _ in theirs]
-    assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-2, abs=1e-3)
+    seen = [[row["batch"] for row in metrics_of(folder / name)] for name in ("stopped", "unbroken")]
+    assert seen[0] == seen[1]
+    # another topology rounds otherwise, and AdamW makes much of that: 1e-6 at first, 1e-2 and more after 80 steps
+    after = slice(len(before), len(before) + 5)
+    assert [loss for _, loss in ours[after]] == pytest.approx([loss for _, loss in theirs[after]], rel=1e-4)
 
 
 def test_ctrl_c_in_training_is_one_line_and_exit_130(folder: Path, clip: Path, toy_pool: Path) -> None:

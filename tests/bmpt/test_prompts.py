@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from bmpt.methods.prompts import PROMPT_STD, Exchange, ExchangeLayer, QuickGELU, new_prompts
 from shards.errors import ConfigError
-from tests.bmpt.tiny import random_frames
+from tests.bmpt.tiny import method_on, random_frames
 
 VISION, TEXT, HIDDEN = 48, 32, 8
 
@@ -139,13 +141,15 @@ def test_the_gradient_of_a_layer_equals_finite_differences(tokens: tuple[int, in
     assert torch.autograd.gradcheck(run, [value.requires_grad_() for value in inputs], fast_mode=True)
 
 
+@pytest.mark.parametrize("name", ["bidirectional", "batch_gated"])
 @pytest.mark.parametrize(("vision", "text"), [((1, 4), (3, 4)), ((3, 4), (0, 4)), ((3, 1), (3, 4)), ((3, 4), (3, 1))])
 def test_an_exchange_of_nothing_is_refused_with_all_four_numbers(
-    vision: tuple[int, int], text: tuple[int, int]
+    clip: Path, vision: tuple[int, int], text: tuple[int, int], name: str
 ) -> None:
     sentence = f"got depths {vision[0]} and {text[0]}, tokens {vision[1]} and {text[1]}"
-    with pytest.raises(ConfigError, match=rf"method\.exchange=bidirectional needs .*at least 2.*{sentence}"):
-        Exchange(new_prompts(*vision, VISION), new_prompts(*text, TEXT), HIDDEN)
+    sizes = {"vision_depth": vision[0], "vision_tokens": vision[1], "text_depth": text[0], "text_tokens": text[1]}
+    with pytest.raises(ConfigError, match=rf"method\.exchange={name} needs .*at least 2.*{sentence}"):
+        method_on(clip, exchange=name, **sizes)
 
 
 def test_prompts_and_exchange_of_a_vit_b_16_have_the_stated_sizes() -> None:
