@@ -38,17 +38,16 @@ class StepGradient:
         texts: ClassTexts,
         world: World,
         *,
+        classes: ClassEncoder | None,
         autocast: Autocast = nullcontext,
         scaler: torch.amp.GradScaler | None = None,
-        encodes_once: bool = True,
     ) -> None:
         """texts: all sentences of the classes.
 
-        encodes_once: false for the same gradient by the plain way, the texts in every micro-batch on every rank; so it
-        always is for a method whose clips and classes move each other."""
-        self._method, self._texts = method, texts
+        classes: encodes them once a step. None for the same gradient by the plain way, in every micro-batch on every
+        rank, which is the only one for a method whose clips and classes move each other: see `class_encoder`."""
+        self._texts, self._classes = texts, classes
         self._autocast, self._scaler = autocast, scaler
-        self._classes = ClassEncoder(method, texts, world) if encodes_once and not method.encodes_together else None
         self._model: nn.Module = TrainingLoss(method)
         self._joint: DistributedDataParallel | None = None
         if world.size > 1:
@@ -118,6 +117,11 @@ class ClassEncoder:
         some = own if own.stop > own.start else slice(0, 1)
         encoded = self._method.encode_sentence(drawn.rows(some))
         return {kind: self._gather(value[: own.stop - own.start]) for kind, value in encoded.items()}
+
+
+def class_encoder(method: Method, texts: ClassTexts, world: World) -> ClassEncoder | None:
+    """What encodes the classes once a step, None for a method that cannot."""
+    return None if method.encodes_together else ClassEncoder(method, texts, world)
 
 
 def draw_sentences(texts: ClassTexts, *, seed: int, step: int) -> torch.Tensor:

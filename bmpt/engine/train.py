@@ -20,7 +20,7 @@ from bmpt.engine.failures import failure_limit, name_failures
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.progress import ProgressBars
-from bmpt.engine.step import StepGradient, draw_sentences, seed_dropout
+from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_dropout
 from bmpt.engine.step_log import StepLog
 from bmpt.methods.base import Targets
 from bmpt.task import Task
@@ -49,7 +49,12 @@ class Trainer:
         num_samples = self.loader.num_steps * self.config.data.batch_size
         self.failure_rule.limit = failure_limit(self.config.data.max_failures, num_samples)
         self.gradient = StepGradient(
-            self.method, self.split.texts, self.world, autocast=task.autocast, scaler=self.scaler
+            self.method,
+            self.split.texts,
+            self.world,
+            classes=class_encoder(self.method, self.split.texts, self.world),
+            autocast=task.autocast,
+            scaler=self.scaler,
         )
         self.num_steps = self.loader.num_steps * self.config.train.epochs
         self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)

@@ -10,7 +10,7 @@ import torch
 
 from bmpt.classes import ClassSentences
 from bmpt.engine.distributed import World, leave_world, start_world
-from bmpt.engine.step import StepGradient
+from bmpt.engine.step import StepGradient, class_encoder
 from bmpt.methods import build_method
 from bmpt.methods.base import Targets
 from shards.plan import micro_slices, rank_slice
@@ -50,7 +50,8 @@ def step(clip: Path, case: int, world: World, *, encodes_once: bool = True) -> d
         ClassSentences(CLASSES, (("sit",) * 2, ("stand",) * 2, ("lie",) * 2)) if settings.name == "bmpt" else None
     )
     texts = method.prepare_classes(sentences, negatives)
-    gradient = StepGradient(method, texts, world, encodes_once=encodes_once)
+    classes = class_encoder(method, texts, world) if encodes_once else None
+    gradient = StepGradient(method, texts, world, classes=classes)
     frames_BVTCHW, knowledge_BD = random_frames(6, 1, 4, 3, 32, 32).double(), random_frames(6, 16, seed=3).double()
     places = micro_slices(*rank_slice(len(LABELS), world.rank, world.size), accumulation)
     inputs = [
