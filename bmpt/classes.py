@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bmpt.config import TextSettings
 from shards.errors import ConfigError
+from shards.names import fold_name
 
 if TYPE_CHECKING:
     from bmpt.clip import Backbone
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 NEGATIVE_TEMPLATE = "a video of a person {}"  # of a negative that has no sentences of its own; without a full stop
 # a capital after a small letter or digit, and the last capital of a run before a small letter: "TaiChi", "YoYo"
 _CAMEL_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_NOT_IN_FOLDED = re.compile(r"[\s_-]+")
 _MAX_LISTED = 20
 
 
@@ -30,11 +30,6 @@ def readable(class_name: str) -> str:
 
     `ApplyEyeMakeup` -> `apply eye makeup`, `shoot_bow` -> `shoot bow`."""
     return " ".join(_CAMEL_BOUNDARY.sub(" ", class_name).replace("_", " ").split()).lower()
-
-
-def fold_name(class_name: str) -> str:
-    """What two spellings of a class have in common: no case, spaces, `_` or `-`."""
-    return _NOT_IN_FOLDED.sub("", class_name.casefold())
 
 
 def class_texts(class_names: Sequence[str], settings: TextSettings) -> list[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shards.commands import run_app
+from bmpt.offline.commands import attributes, describe, knowledge
+from shards.commands import EXIT_FINDINGS, JsonOption, PoolPath, print_report, run_app
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from bmpt.loader_bench import LoaderBenchmark
+    from bmpt.train_bench import TrainBenchmark
     from preprocess.bench import BuildBenchmark
-
-EXIT_FINDINGS = 1
 
 app = typer.Typer(
     name="bmpt",
@@ -34,13 +31,9 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML of configs/experiments")]
-PoolPath = Annotated[
-    str, typer.Argument(metavar="POOL", help="a finished pool: its folder or address (s3://, gs://, az://, https://)")
-]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -115,7 +108,7 @@ def plan(
     from bmpt.read_plan import plan_address, run_plan_text
 
     found = plan_address(address, set_ or (), measure=measure)
-    _print(found, run_plan_text(found), as_json=as_json)
+    print_report(found, run_plan_text(found), as_json=as_json)
 
 
 @app.command("eval")
@@ -160,7 +153,7 @@ def import_checkpoint(
     imported = read_published(checkpoint, system, base)
     names = () if classes is None else read_class_file(classes).names
     found = write_import(imported, base, ModelSettings(name=model, pretrained=pretrained), out, classes=names)
-    _print(found, import_text(found), as_json=as_json)
+    print_report(found, import_text(found), as_json=as_json)
 
 
 @app.command()
@@ -180,7 +173,7 @@ def export(
 
     target = out or checkpoint.with_name("model.safetensors")
     found = export_checkpoint(checkpoint, target, pretrained=pretrained, wise_ft=wise_ft)
-    _print(found, export_text(found), as_json=as_json)
+    print_report(found, export_text(found), as_json=as_json)
 
 
 @app.command()
@@ -197,7 +190,7 @@ def verify(
 
     with show_progress() as progress:
         found = verify_pool(pool, level=level, progress=progress)
-    _print(found, verification_text(found), as_json=as_json)
+    print_report(found, verification_text(found), as_json=as_json)
     if not found.is_clean:
         raise typer.Exit(EXIT_FINDINGS)
 
@@ -225,7 +218,7 @@ def repair(
     options = RepairOptions(pool, videos, annotations, splits or (), workers, set_ or ())
     with show_progress() as progress:
         done = repair_pool(options, progress=progress)
-    _print(done, repair_text(done), as_json=as_json)
+    print_report(done, repair_text(done), as_json=as_json)
 
 
 @app.command()
@@ -238,7 +231,7 @@ def diff(
     from shards.diff import diff_pools, diff_text
 
     found = diff_pools(a, b)
-    _print(found, diff_text(found), as_json=as_json)
+    print_report(found, diff_text(found), as_json=as_json)
     if not found.is_equal:
         raise typer.Exit(EXIT_FINDINGS)
 
@@ -263,158 +256,11 @@ def report(
     from shards.pool_report import report_pool, report_text
 
     found = report_pool(folder)
-    _print(found, report_text(found), as_json=as_json)
+    print_report(found, report_text(found), as_json=as_json)
 
 
-EndpointOption = Annotated[
-    str, typer.Option("--endpoint", metavar="URL", help="an OpenAI-compatible server: http://localhost:8000/v1")
-]
-ModelOption = Annotated[str, typer.Option("--model", metavar="NAME", help="the model that the endpoint serves")]
-AnswersOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Parquet of all answers; default: beside --out, .answers.parquet")
-]
-KeyOption = Annotated[
-    str | None, typer.Option("--api-key-env", metavar="NAME", help="variable with the key; default OPENAI_API_KEY")
-]
-ConcurrencyOption = Annotated[int, typer.Option(metavar="N", help="questions at a time")]
-RateOption = Annotated[float | None, typer.Option(metavar="R", help="of all of them, further tries counted")]
-RetriesOption = Annotated[int, typer.Option(metavar="N", help="further tries of a question")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="S", min=0.001, help="of one request, seconds")]
-RetryMalformedOption = Annotated[
-    bool, typer.Option("--retry-malformed", help="ask again for kept answers that cannot be used")
-]
-
-
-@app.command()
-def describe(
-    endpoint: EndpointOption,
-    model: ModelOption,
-    out: Annotated[Path, typer.Option(metavar="FILE.json", help="class texts: {class: [sentences]}")],
-    classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a label CSV `id,name`, or one class name a line")
-    ] = None,
-    manifest: Annotated[
-        str | None, typer.Option(metavar="MANIFEST", help="its classes: POOL/manifests/PROTOCOL/NAME.parquet")
-    ] = None,
-    sentences: Annotated[int, typer.Option(metavar="P", help="class texts of a class")] = 2,
-    negatives: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="also: `class -> look-alike action`, to be pushed away")
-    ] = None,
-    paraphrases: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="also: `class -> same action in other words`")
-    ] = None,
-    answers: AnswersOption = None,
-    api_key_env: KeyOption = None,
-    concurrency: ConcurrencyOption = 8,
-    requests_per_minute: RateOption = None,
-    retries: RetriesOption = 5,
-    timeout_seconds: TimeoutOption = 120.0,
-    retry_malformed: RetryMalformedOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a language model write class texts, negatives and paraphrases; ends with 1 if a class is left without.
-
-    Every answer is kept: the same command asks only for what is missing."""
-    from bmpt.engine.progress import ProgressBars
-    from bmpt.offline.chat import Pace
-    from bmpt.offline.describe import Kind, describe_classes, description_text, manifest_classes
-    from bmpt.offline.endpoint import parse_endpoint
-    from shards.errors import ConfigError
-
-    if (classes is None) == (manifest is None):
-        raise ConfigError("give --classes FILE or --manifest MANIFEST, one of them")
-    if classes is not None:
-        from preprocess.protocols.lists import read_class_file
-
-        names = read_class_file(classes).names
-    else:
-        names = manifest_classes(str(manifest))
-    outputs: dict[Kind, Path] = {"texts": out}
-    if negatives is not None:
-        outputs["negatives"] = negatives
-    if paraphrases is not None:
-        outputs["paraphrases"] = paraphrases
-    with ProgressBars(enabled=True) as bars:
-        done = describe_classes(
-            names,
-            outputs,
-            parse_endpoint(endpoint, model, api_key_env=api_key_env, timeout_seconds=timeout_seconds),
-            num_sentences=sentences,
-            answers=answers or out.parent / f"{out.stem}.answers.parquet",
-            pace=Pace(concurrency, requests_per_minute, retries),
-            retry_malformed=retry_malformed,
-            progress=bars.update,
-        )
-    _print(done, description_text(done), as_json=as_json)
-    if not done.is_complete:
-        raise typer.Exit(EXIT_FINDINGS)
-
-
-@app.command()
-def knowledge(
-    pool: PoolPath,
-    manifest: Annotated[str, typer.Argument(help="the training list, for example few_shot/train_k16")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="knowledge.parquet: one CLIP text feature a sample")],
-    endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="an OpenAI-compatible server: http://localhost:8000/v1")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="the vision-language model that the endpoint serves")
-    ] = None,
-    clip_model: Annotated[str, typer.Option(metavar="NAME", help="as model.name of the training")] = "ViT-B-16",
-    pretrained: Annotated[str, typer.Option(metavar="TAG", help="as model.pretrained of the training")] = "openai",
-    import_: Annotated[
-        Path | None, typer.Option("--import", metavar="DIR", help="published *_feature.npy files instead of asking")
-    ] = None,
-    answers: AnswersOption = None,
-    api_key_env: KeyOption = None,
-    concurrency: ConcurrencyOption = 8,
-    requests_per_minute: RateOption = None,
-    retries: RetriesOption = 5,
-    timeout_seconds: TimeoutOption = 120.0,
-    retry_malformed: RetryMalformedOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Let a vision-language model say what four frames of each clip show; ends with 1 if a clip is left without.
-
-    Every answer is kept: the same command asks only for what is missing."""
-    from shards.errors import ConfigError
-    from shards.reader import open_pool
-
-    if import_ is not None:
-        from bmpt.offline.knowledge_file import import_features, import_text
-
-        imported = import_features(import_, open_pool(pool).manifest(manifest), out)
-        _print(imported, import_text(imported), as_json=as_json)
-        if not imported.is_complete:
-            raise typer.Exit(EXIT_FINDINGS)
-        return
-    if endpoint is None or model is None:
-        raise ConfigError("give --endpoint URL and --model NAME, or --import DIR for published features")
-    from bmpt.clip import load_backbone
-    from bmpt.engine.progress import ProgressBars
-    from bmpt.offline.chat import Pace
-    from bmpt.offline.endpoint import parse_endpoint
-    from bmpt.offline.knowledge import describe_clips, knowledge_text
-
-    opened = open_pool(pool)
-    with ProgressBars(enabled=True) as bars:
-        done = describe_clips(
-            opened,
-            opened.manifest(manifest),
-            parse_endpoint(endpoint, model, api_key_env=api_key_env, timeout_seconds=timeout_seconds),
-            load_backbone(clip_model, pretrained),
-            out,
-            answers=answers or out.parent / f"{out.stem}.answers.parquet",
-            pace=Pace(concurrency, requests_per_minute, retries),
-            retry_malformed=retry_malformed,
-            progress=partial(bars.update, "frames"),
-        )
-    if done.warning is not None:
-        print(f"warning: {done.warning}", file=sys.stderr)
-    _print(done, knowledge_text(done), as_json=as_json)
-    if not done.is_complete:
-        raise typer.Exit(EXIT_FINDINGS)
+for offline_command in (describe, knowledge, attributes):
+    app.command()(offline_command)
 
 
 @app.command()
@@ -429,11 +275,6 @@ def demo(
     from preprocess.build_shards import main as build_main
 
     raise typer.Exit(run_demo(out, build_pool=build_main, as_json=as_json))
-
-
-def _print(report: DataclassInstance, text: str, *, as_json: bool) -> None:
-    """Print a report as one JSON object or as text."""
-    print(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else text)
 
 
 bench = typer.Typer(help="Measure what a part costs beside its limit and its peers; prints ratios of one run.")
@@ -480,7 +321,36 @@ def bench_loader(
     _show_benchmark(measured, f"{measured.samples} samples", as_json=as_json)
 
 
-def _show_benchmark(measured: BuildBenchmark | LoaderBenchmark, what: str, *, as_json: bool) -> None:
+@bench.command("train")
+def bench_train(
+    model: Annotated[str, typer.Option(metavar="NAME", help="a ViT of open_clip, with random weights")] = "ViT-B-32",
+    classes: Annotated[int, typer.Option(min=2, help="K, each with a negative")] = 51,
+    frames: Annotated[int, typer.Option(min=1, help="T, frames a clip")] = 8,
+    accumulation: Annotated[int, typer.Option(min=1, help="micro-batches of a step")] = 8,
+    clips: Annotated[int, typer.Option(min=1, help="of a micro-batch of one rank")] = 4,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a rank; default all cores")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="the best of so many")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """An optimiser step beside the plain step of the published systems, lever by lever; minutes on a CPU.
+
+    One process, or `torchrun --nproc-per-node 2 -m bmpt bench train`."""
+    from bmpt.engine.distributed import start_world
+    from bmpt.engine.progress import ProgressBars
+    from bmpt.train_bench import BenchmarkSize
+    from bmpt.train_bench import bench_train as measure
+
+    world = start_world(threads=threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    size = BenchmarkSize(model, classes, frames, accumulation, clips)
+    with ProgressBars(enabled=world.is_main) as bars:
+        measured = measure(
+            size, world, repeats=repeats, progress=lambda done, total: bars.update("measure", done, total)
+        )
+    if world.is_main:
+        _show_benchmark(measured, measured.summary(), as_json=as_json)
+
+
+def _show_benchmark(measured: BuildBenchmark | LoaderBenchmark | TrainBenchmark, what: str, *, as_json: bool) -> None:
     """Print ratios and what they were measured on, or all measurements as one JSON object."""
     if as_json:
         print(json.dumps(measured.as_json()))

@@ -1,20 +1,31 @@
-"""Run a command line with this project's exit codes and one-line errors; both command lines use it."""
+"""Run a command line with this project's exit codes and one-line errors, and what several commands share."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shards.errors import BmptError
 
-EXIT_MISTAKE, EXIT_SIGINT = 2, 130
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+EXIT_FINDINGS, EXIT_MISTAKE, EXIT_SIGINT = 1, 2, 130
 _SECONDS_TO_SAY_IT = 5.0
 # the class of wrong options; typer carries its own copy of click and does not name it
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+PoolPath = Annotated[
+    str, typer.Argument(metavar="POOL", help="a finished pool: its folder or address (s3://, gs://, az://, https://)")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
 def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
@@ -36,6 +47,11 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: s
     if code == EXIT_SIGINT:
         _complain("interrupted; run the same command again, it goes on where it stopped")
     return code if isinstance(code, int) else 0
+
+
+def print_report(report: DataclassInstance, text: str, *, as_json: bool) -> None:
+    """Print a report on stdout, as one JSON object or as text."""
+    print(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else text)
 
 
 def _complain(sentence: str) -> None:

@@ -1,1 +1,1 @@
-"""Stages that ask a model once, before training: class texts, negatives, knowledge texts."""
+"""Stages that ask a model once, before training: class texts, negatives, knowledge texts, attributes."""

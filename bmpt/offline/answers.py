@@ -45,6 +45,18 @@ class MalformedError(BmptError):
     """An answer that does not have the form that was asked for; it is counted, never guessed."""
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How a command asks its questions.
+
+    answers: Parquet file of all answers; retry_malformed: ask again for kept ones that cannot be used"""
+
+    endpoint: Endpoint
+    pace: Pace
+    answers: Path
+    retry_malformed: bool = False
+
+
 def prompt_version(name: str, prompt: str) -> str:
     """`<name>-<8 hex digits>`: another wording is another version."""
     return f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"

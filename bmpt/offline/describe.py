@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from bmpt.classes import fold_name, readable
-from bmpt.offline.answers import AnswerBook, Collected, MalformedError, collect, prompt_version
-from bmpt.offline.chat import Pace, Question
-from bmpt.offline.endpoint import Endpoint, Reply
+from bmpt.classes import readable
+from bmpt.offline.answers import AnswerBook, Asking, Collected, MalformedError, collect, prompt_version
+from bmpt.offline.chat import Question
+from bmpt.offline.endpoint import Reply
 from shards.errors import ConfigError
+from shards.names import fold_name, is_utf8
 from shards.reader import open_pool
 from shards.storage import open_store
 
@@ -87,48 +88,44 @@ def manifest_classes(address: str) -> list[str]:
 def describe_classes(
     class_names: Sequence[str],
     outputs: dict[Kind, Path],
-    endpoint: Endpoint,
+    asking: Asking,
     *,
     num_sentences: int = 2,
-    answers: Path,
-    pace: Pace,
-    retry_malformed: bool = False,
     progress: Callable[[str, int, int, str], None] = lambda name, done, total, note: None,
 ) -> Description:
     """Write the outputs; a class without a usable answer is left out of its file and named.
 
-    answers: Parquet file of all answers; retry_malformed: ask again for those that cannot be used
     Raises: ConfigError, EndpointError, StorageError; an output is written whole or not at all."""
     classes = list(dict.fromkeys(class_names))
     if num_sentences < 1:
         raise ConfigError(f"--sentences {num_sentences}: give at least 1")
     for name in classes:
-        if not _is_text(name):
+        if not is_utf8(name):
             raise ConfigError(f"class {name!r} is not UTF-8; convert the class file")
-    places = [answers, *outputs.values()]
+    places = [asking.answers, *outputs.values()]
     for file in places:
         if file.is_dir():
             raise ConfigError(f"{file}: is a folder; name a file in it")
         if places.count(file) > 1:
             raise ConfigError(f"{file}: is named for two outputs; give each its own file")
     files = []
-    with AnswerBook(answers) as book:
+    with AnswerBook(asking.answers) as book:
         for kind, file in outputs.items():
             count = num_sentences if kind == "texts" else 1
             parse = _parser(kind, count)
             questions = [_question(kind, count, name) for name in classes]
             version = prompt_version(f"{kind}-{count}", _PROMPTS[kind])
             found = collect(
-                endpoint,
+                asking.endpoint,
                 questions,
                 book,
                 version,
-                pace,
-                is_wanted=_usable_by(parse) if retry_malformed else lambda key, reply: True,
+                asking.pace,
+                is_wanted=_usable_by(parse) if asking.retry_malformed else lambda key, reply: True,
                 progress=partial(progress, kind),
             )
             files.append(_write(kind, file, classes, found, parse))
-    return Description(len(classes), endpoint.model, str(answers), files)
+    return Description(len(classes), asking.endpoint.model, str(asking.answers), files)
 
 
 def description_text(done: Description) -> str:
@@ -163,11 +160,6 @@ def parse_strings(reply: Reply, count: int) -> tuple[str, ...]:
     if not all(strings) or len({fold_name(text) for text in strings}) < count:
         raise MalformedError("an empty or repeated string")
     return strings
-
-
-def _is_text(name: str) -> bool:
-    """Whether it has no surrogate escapes, as names read from a file in another encoding have."""
-    return name.encode("utf-8", "replace").decode() == name
 
 
 _Parse = Callable[[str, Reply], tuple[str, ...]]

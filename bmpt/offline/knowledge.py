@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from bmpt.classes import cut_warning
 from bmpt.clip import Backbone
-from bmpt.offline.answers import AnswerBook, MalformedError, collect, prompt_version
-from bmpt.offline.chat import Messages, Pace, Question
-from bmpt.offline.endpoint import Endpoint, Reply
-from bmpt.offline.knowledge_file import FloatArray, KnowledgeRow, write_knowledge
-from bmpt.towers import encode_texts
+from bmpt.offline.answers import AnswerBook, Asking, MalformedError, collect, prompt_version
+from bmpt.offline.chat import Messages, Question
+from bmpt.offline.endpoint import Reply
+from bmpt.offline.knowledge_file import KnowledgeRow, write_knowledge
+from bmpt.offline.text_features import FloatArray, check_target, encode_unit_texts
 from shards.errors import ConfigError
 from shards.reader import Manifest, Pool, read_frame_bytes
 
@@ -34,7 +33,6 @@ PROMPT = (
     "this form and nothing else:\nEntity: X relation: Y Entity: Z"
 )
 _MAX_TOKENS = 320
-_LINES_AT_ONCE = 256
 _WORDS = r"((?:(?!\b(?:entity|relation)\s*:).)+?)"
 _TRIPLE = re.compile(
     rf"(?:[-*•]\s*|\d+[.)]\s*)?entity\s*:\s*{_WORDS}[\s,;]*\brelation\s*:\s*{_WORDS}[\s,;]*\bentity\s*:\s*{_WORDS}[\s.,;]*",
@@ -73,22 +71,18 @@ class KnowledgeReport:
 def describe_clips(
     pool: Pool,
     manifest: Manifest,
-    endpoint: Endpoint,
+    asking: Asking,
     backbone: Backbone,
     file: Path,
     *,
-    answers: Path,
-    pace: Pace,
-    retry_malformed: bool = False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> KnowledgeReport:
     """Ask about four frames of every sample, and write the CLIP text features of what is answered.
 
-    A sample without a single triple is left out of the file and named. answers: Parquet file of all answers
+    A sample without a single triple is left out of the file and named.
     Raises: ConfigError, EndpointError, FormatError, StorageError; the file is written whole or not at all."""
-    if file.is_dir():
-        raise ConfigError(f"{file}: is a folder; name a file in it")
-    if file == answers:
+    check_target(file)
+    if file == asking.answers:
         raise ConfigError(f"{file}: is named for the features and for the answers; give each its own file")
     if len(manifest) == 0:
         raise ConfigError(f"{manifest.info.path}: has no sample to describe; build the pool with its videos")
@@ -100,14 +94,14 @@ def describe_clips(
         for name, position in frames.items()
     ]
     version = prompt_version("triples", PROMPT)
-    with AnswerBook(answers) as book:
+    with AnswerBook(asking.answers) as book:
         found = collect(
-            endpoint,
+            asking.endpoint,
             questions,
             book,
             version,
-            pace,
-            is_wanted=_has_triples if retry_malformed else lambda key, reply: True,
+            asking.pace,
+            is_wanted=_has_triples if asking.retry_malformed else lambda key, reply: True,
             progress=progress,
         )
     parsed = _parse_all(found.replies)
@@ -119,14 +113,14 @@ def describe_clips(
     if lines_of:
         features = encode_knowledge(backbone, lines_of)
         described = [
-            KnowledgeRow(key, features[key], "\n".join(lines), endpoint.model, version)
+            KnowledgeRow(key, features[key], "\n".join(lines), asking.endpoint.model, version)
             for key, lines in lines_of.items()
         ]
         write_knowledge(file, described, manifest, backbone)
     return KnowledgeReport(
         file=str(file),
-        answers=str(answers),
-        model=endpoint.model,
+        answers=str(asking.answers),
+        model=asking.endpoint.model,
         expected=len(manifest),
         written=len(lines_of),
         frames=len(questions),
@@ -166,19 +160,12 @@ def parse_triples(reply: Reply) -> tuple[list[str], int]:
     return triples, len(lines) - len(triples)
 
 
-@torch.no_grad()
 def encode_knowledge(backbone: Backbone, lines_of: Mapping[str, Sequence[str]]) -> dict[str, FloatArray]:
     """Features [D] of each key's lines: the mean of the lines' unit features, at unit length again.
 
     A line that comes again is encoded once, and counts as often as it comes."""
     unique = {line: index for index, line in enumerate(dict.fromkeys(x for lines in lines_of.values() for x in lines))}
-    texts = list(unique)
-    device = next(backbone.model.parameters()).device
-    blocks = [
-        encode_texts(backbone.model, backbone.tokenize(texts[start : start + _LINES_AT_ONCE]).to(device))
-        for start in range(0, len(texts), _LINES_AT_ONCE)
-    ]
-    units_LD = F.normalize(torch.cat(blocks).float().cpu(), dim=-1)
+    units_LD = encode_unit_texts(backbone, list(unique))
     return {
         key: F.normalize(units_LD[[unique[line] for line in lines]].mean(dim=0), dim=0).numpy()
         for key, lines in lines_of.items()

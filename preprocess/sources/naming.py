@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from shards.names import fold_name
+
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg")
 PATH_KEYED = ("folder", "demo")  # their keys are paths: file names may repeat from class to class
 
 _NOT_IN_KEYS = re.compile("[%.\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
-_NOT_IN_FOLDED = re.compile(r"[\s_-]+")
 _YOUTUBE_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:_\d+_\d+)?")
 
 
@@ -37,11 +38,6 @@ def youtube_id(key: str) -> str | None:
     """The 11 characters in front of `_<start>_<end>`, or alone; ids hold `-` and `_`, hence from the right."""
     match = _YOUTUBE_NAME.fullmatch(key)
     return match[1] if match else None
-
-
-def fold_name(name: str) -> str:
-    """What two spellings of a class have in common: no case, spaces, `_` or `-`."""
-    return _NOT_IN_FOLDED.sub("", name.casefold())
 
 
 def first_clash(names: Iterable[str]) -> tuple[str, str] | None:

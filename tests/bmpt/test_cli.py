@@ -50,7 +50,9 @@ def yaml_of(tmp_path: Path, clip: Path, toy_pool: Path) -> Any:
     return lambda **sections: str(write_config(tmp_path, clip, toy_pool, **sections))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["knowledge", "--help"], ["--version"]]
+)
 def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from bmpt.cli import app; from shards.commands import run_app; "
@@ -69,7 +71,7 @@ def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
 def test_help_names_every_command_and_exits_0() -> None:
     done = run_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("build", "train", "eval", "demo"):
+    for command in ("build", "train", "eval", "describe", "knowledge", "attributes", "demo"):
         assert re.search(rf"^\s+{command}\s", done.stdout, flags=re.MULTILINE), command
 
 
