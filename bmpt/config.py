@@ -82,6 +82,9 @@ class TextSettings(Settings):
     sentences: Path | None = Field(None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)")
     negatives: Path | None = Field(None, description="lines `class -> look-alike action`, for bmpt's margin loss")
     knowledge: Path | None = Field(None, description="knowledge.parquet of the training list (bmpt)")
+    attributes: tuple[Path, ...] = Field(
+        (), description="attributes.parquet of all lists, trained and scored, for method.attributes (bike)"
+    )
 
 
 class MethodSettings(Settings):
@@ -121,6 +124,7 @@ class MethodSettings(Settings):
     interaction: Literal["DP", "VCS"] = Field("VCS", description="bike: mean of frames, or frames that words pick")
     temporal_layers: int = Field(6, ge=0, description="bike: layers of its temporal transformer, 0 for none")
     counts_padding: bool = Field(False, description="bike: VCS averages over padding too, as released")
+    attributes: bool = Field(False, description="bike: the attributes branch too, read from text.attributes")
     dual_softmax: bool = Field(False, description="bike: its DS loss instead of NCE")
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from bmpt.classes import class_sentences, cut_warning, negative_sentences
 from bmpt.clip import Backbone, load_backbone
-from bmpt.config import TrainConfig
+from bmpt.config import TextSettings, TrainConfig
 from bmpt.engine.distributed import World
 from bmpt.methods import build_method
 from bmpt.methods.base import COSINE, ClassTexts, Method
+from bmpt.offline.attributes import read_attributes
 from bmpt.offline.knowledge_file import read_knowledge
 from bmpt.wise_ft import base_weights
 from shards.errors import ConfigError
@@ -25,18 +27,26 @@ from shards.reader import Manifest, Pool, open_pool
 class Split:
     """A manifest as the config selects it, and its class texts.
 
-    knowledge_ND: features of the knowledge texts of its samples, None without"""
+    knowledge_ND, attributes_ND: features of the knowledge texts and of the attribute sentences of its samples, on the
+    CPU; None without"""
 
     manifest: Manifest
     texts: ClassTexts
     knowledge_ND: torch.Tensor | None = None
+    attributes_ND: torch.Tensor | None = None
+
+
+def rows_of(features_ND: torch.Tensor | None, positions_B: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """Features of some samples [B, D] on the device, None of none."""
+    return None if features_ND is None else features_ND[positions_B].to(device)
 
 
 @dataclass(frozen=True)
 class Task:
     """What training and evaluation work on; made by `open_task`.
 
-    base: the untuned weights, where `eval.wise_ft` mixes them into what is scored"""
+    base: the untuned weights, where `eval.wise_ft` mixes them into what is scored
+    text_files: sha256 of the files that `text` names, by key, 64 hex digits"""
 
     config: TrainConfig
     world: World
@@ -46,6 +56,7 @@ class Task:
     train: Split | None
     scored: dict[str, Split]
     base: dict[str, torch.Tensor] | None = None
+    text_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def clip(self) -> ClipSettings:
@@ -95,6 +106,7 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
         )
     if trains and not method.trained_groups():
         raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
+    _check_text_files(config, method)
     splits = {}
     for name, manifest in manifests.items():
         is_train = trains and name == config.data.train
@@ -108,6 +120,7 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
         train=splits[config.data.train] if trains and config.data.train is not None else None,
         scored={name: splits[name] for name in _names_to_score(config)},
         base=None if config.eval.wise_ft is None else base_weights(method),
+        text_files=_hash_text_files(config.text),
     )
     _check_loaders(task)
     _check_texts(task)
@@ -117,28 +130,54 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
 def _open_split(
     config: TrainConfig, manifest: Manifest, method: Method, backbone: Backbone, world: World, *, is_train: bool
 ) -> Split:
-    """Class texts of a manifest; negatives and knowledge belong to training alone."""
-    if (config.text.negatives or config.text.knowledge) and not method.reads_negatives:
-        raise ConfigError(
-            f"text.negatives, text.knowledge: method {config.method.name} reads neither; leave them out or set "
-            "method.name=bmpt"
-        )
-    sentences = class_sentences(manifest.info.classes, config.text)
+    """A manifest with its texts; negatives and knowledge belong to training alone."""
+    classes, text = manifest.info.classes, config.text
+    sentences = class_sentences(classes, text)
     if world.is_main:
-        num_slots = config.method.text_tokens if getattr(method, "has_slots", False) else 0
-        cut = cut_warning(backbone, [text for texts in sentences.sentences for text in texts], num_slots=num_slots)
+        every = [sentence for of_class in sentences.sentences for sentence in of_class]
+        cut = cut_warning(backbone, every, num_slots=method.num_slots)
         for note in (*sentences.notes, *([cut] if cut else [])):
             print(f"warning: {note}", file=sys.stderr)
-    negatives = knowledge = None
-    if is_train and config.text.negatives is not None:
+    negatives = None
+    if is_train and text.negatives is not None:
         negatives = negative_sentences(
-            manifest.info.classes, config.text.negatives, sentences.num_sentences, texts=config.text.sentences
+            classes, text.negatives, sentences.num_sentences, texts=text.sentences, raw_names=text.raw_names
         )
-    if is_train and config.text.knowledge is not None:
-        rows = read_knowledge(config.text.knowledge, manifest.table["key"].to_pylist(), backbone)
-        knowledge = torch.from_numpy(rows)
-    texts = method.prepare_classes(sentences, negatives)
-    return Split(manifest, texts.to(world.device), knowledge)
+    keys = manifest.table["key"].to_pylist()
+    return Split(
+        manifest,
+        method.prepare_classes(sentences, negatives).to(world.device),
+        knowledge_ND=torch.from_numpy(read_knowledge(text.knowledge, keys, backbone))
+        if is_train and text.knowledge is not None
+        else None,
+        attributes_ND=torch.from_numpy(read_attributes(text.attributes, keys, backbone)) if text.attributes else None,
+    )
+
+
+def _check_text_files(config: TrainConfig, method: Method) -> None:
+    """Raises: ConfigError for text files that the method does not read, or one that it needs and has not."""
+    name = config.method.name
+    unread = [key for key in ("negatives", "knowledge", "attributes") if getattr(config.text, key)]
+    unread = [f"text.{key}" for key in unread if key not in method.reads]
+    if "text.attributes" in unread and name == "bike":
+        raise ConfigError("text.attributes: bike reads it with method.attributes=true; set both or none of them")
+    if unread:
+        raise ConfigError(
+            f"{', '.join(unread)}: method {name} reads {'none of them' if len(unread) > 1 else 'no such file'}; leave "
+            f"out what it does not read, or set method.name={'bike' if 'text.attributes' in unread else 'bmpt'}"
+        )
+    if config.method.attributes and not config.text.attributes:
+        raise ConfigError(
+            "method.attributes=true: needs text.attributes=[FILE], which `bmpt attributes POOL MANIFEST --out FILE` "
+            "makes of each list"
+        )
+
+
+def _hash_text_files(text: TextSettings) -> dict[str, str]:
+    """What the texts are that `text` names by their paths alone; all of them have been read."""
+    files = {key: getattr(text, key) for key in ("sentences", "negatives", "knowledge")}
+    files |= {f"attributes.{number}": file for number, file in enumerate(text.attributes)}
+    return {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items() if file is not None}
 
 
 @torch.no_grad()

@@ -183,7 +183,7 @@ def _scoring_sides(backbone: Backbone, size: BenchmarkSize, world: World) -> Sid
         with _autocast(world)():
             classes = method.class_features(texts) if is_once else None
             for frames, _ in _inputs(size, world, num_batches):
-                method.score(frames, texts, ones, classes)
+                method.score(frames, texts, ones, classes=classes)
 
     return {
         "scoring_plain": (method, partial(run, is_once=False)),

@@ -59,10 +59,14 @@ class Pool:
         names = self.store.names("manifests/")
         return [name.removeprefix("manifests/").removesuffix(".parquet") for name in names if name.endswith(".parquet")]
 
+    def has_manifest(self, path: str) -> bool:
+        """Whether it has `few_shot/train_k2`, for example."""
+        return bool(re.fullmatch(r"[\w-]+/[\w-]+", path)) and self.store.exists(f"manifests/{path}.parquet")
+
     def manifest(self, path: str) -> Manifest:
         """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what is there."""
         name = f"manifests/{path}.parquet"
-        if not re.fullmatch(r"[\w-]+/[\w-]+", path) or not self.store.exists(name):
+        if not self.has_manifest(path):
             raise ConfigError(f"{self.store.uri(name)}: no such manifest; {self._what_there_is()}")
         table = _read_table(self.store, name, MANIFEST_SCHEMA)
         return Manifest(manifest_info(table, where=self.store.uri(name)), table)

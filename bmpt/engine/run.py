@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,10 @@ def run_evaluation(
         raise ConfigError(
             f"method.name={config.method.name}: trains, so scoring it needs --checkpoint FILE (prompts.safetensors)"
         )
-    info = None if checkpoint is None else load_checkpoint(checkpoint, task.method, task.backbone, config)
+    info = None
+    if checkpoint is not None:
+        _check_classes(checkpoint, trained_classes, task)
+        info = load_checkpoint(checkpoint, task.method, task.backbone, config)
     with _holding(config, world, scores_only=True):
         folder = Path(str(config.run.dir))
         finished = _results_of(folder, task, info) if world.is_main and keep_finished else None
@@ -68,6 +71,24 @@ def run_evaluation(
             return RunOutcome(folder, finished)
         with ProgressBars(enabled=world.is_main) as bars:
             return RunOutcome(folder, evaluate(task, folder=folder, checkpoint=info, progress=bars.update))
+
+
+def _check_classes(checkpoint: Path, trained: Sequence[str], task: Task) -> None:
+    """Raises: ConfigError for a checkpoint of other classes than those of `data.train`, where the pool has that."""
+    name = task.config.data.train
+    if not trained or name is None or not task.pool.has_manifest(name):
+        return
+    classes = task.pool.manifest(name).info.classes
+    if tuple(classes) != tuple(trained):
+        raise ConfigError(
+            f"{checkpoint}: was trained on {_some(trained)}, data.train={name} has {_some(classes)}; give the config "
+            "that it was trained with, or set data.train=null to score other lists with it"
+        )
+
+
+def _some(classes: Sequence[str]) -> str:
+    """`51 classes (brush hair, cartwheel, ...)`."""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 @contextmanager
@@ -106,11 +127,13 @@ def _results_of(folder: Path, task: Task, checkpoint: CheckpointInfo | None) -> 
     try:
         results = json.loads((folder / run_folder.RESULTS).read_text(encoding="utf-8"))
         found = (results["config_sha256"], results["pool_id"], results["model"]["weights_sha256"])
+        text_files = results.get("text_files", {})
         stored = results["checkpoint"]["sha256"] if results["checkpoint"] is not None else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     ours = (config_sha256(task.config), task.pool.card.pool_id, task.backbone.weights_sha256)
-    return results if found == ours and stored == (checkpoint.sha256 if checkpoint is not None else None) else None
+    is_ours = found == ours and text_files == task.text_files
+    return results if is_ours and stored == (checkpoint.sha256 if checkpoint is not None else None) else None
 
 
 class _StoppedError(Exception):

@@ -23,7 +23,7 @@ from bmpt.engine.progress import ProgressBars
 from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_dropout
 from bmpt.engine.step_log import StepLog
 from bmpt.methods.base import Targets
-from bmpt.task import Task
+from bmpt.task import Task, rows_of
 from shards.errors import FormatError, StorageError
 from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
 from shards.orders import make_order
@@ -94,6 +94,7 @@ class Trainer:
             "pool_id": info.pool_id,
             "manifest": info.path,
             "fingerprint": info.fingerprint,
+            "text_files": dict(self.task.text_files),
         }
         path = self.folder / run_folder.CHECKPOINT
         return save_checkpoint(
@@ -173,12 +174,12 @@ class Trainer:
             frames = normalize(
                 clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std
             )
-        knowledge_ND = split.knowledge_ND
         targets = Targets(
             clips.labels_B.to(device),
             clips.weights_B.to(device),
             self.config.train.label_smoothing,
-            None if knowledge_ND is None else knowledge_ND[clips.positions_B].to(device),
+            knowledge_BD=rows_of(split.knowledge_ND, clips.positions_B, device),
+            attributes_BD=rows_of(split.attributes_ND, clips.positions_B, device),
         )
         return frames, targets
 

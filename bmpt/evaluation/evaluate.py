@@ -18,7 +18,7 @@ from bmpt.engine.distributed import errors_of_main, gather_to_main
 from bmpt.engine.failures import failure_limit, name_failures, share_failures
 from bmpt.evaluation.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
-from bmpt.task import Split, Task
+from bmpt.task import Split, Task, rows_of
 from bmpt.wise_ft import apply_wise_ft
 from shards.loader import FailureRule, build_eval_loader
 
@@ -80,7 +80,14 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
             if clips is None:
                 continue
             frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
-            scores_BK = method.score(frames, split.texts, clips.weights_B.to(world.device), classes).float().cpu()
+            scores_BK = method.score(
+                frames,
+                split.texts,
+                clips.weights_B.to(world.device),
+                classes=classes,
+                attributes_BD=rows_of(split.attributes_ND, clips.positions_B, world.device),
+            )
+            scores_BK = scores_BK.float().cpu()
             blocks.append(
                 Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK.numpy(), clips.failures)
             )
@@ -135,6 +142,7 @@ def _results(task: Task, entries: list[dict[str, Any]], checkpoint: CheckpointIn
         "commit": commit,
         "dirty": dirty,
         "model": {"name": task.backbone.name, "weights_sha256": task.backbone.weights_sha256},
+        **({"text_files": dict(task.text_files)} if task.text_files else {}),
         "checkpoint": None if checkpoint is None else vars(checkpoint),
         "evaluations": entries,
         "hm": harmonic_mean([top1[name] for name in HM_PARTS]) if has_parts else None,

@@ -29,6 +29,7 @@ Group = Literal["backbone", "prompts", "exchange", "adapters", "head"]
 Features = Mapping[str, torch.Tensor]
 
 COSINE = "cosine"
+ATTRIBUTES = "attributes"
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Targets:
     """What a micro-batch is trained towards.
 
     labels_B: int64; weights_B: float32, 0 for an empty place
-    knowledge_BD: unit features of the clips' knowledge texts, None without"""
+    knowledge_BD: unit features of the clips' knowledge texts, None without
+    attributes_BD: unit features of the clips' attribute sentences, None without"""
 
     labels_B: torch.Tensor
     weights_B: torch.Tensor
     label_smoothing: float = 0.0
     knowledge_BD: torch.Tensor | None = None
+    attributes_BD: torch.Tensor | None = None
 
 
 class Method(nn.Module):
@@ -81,7 +84,7 @@ class Method(nn.Module):
 
     default_space_time_blocks: tuple[int, ...] = ()
     tunes: tuple[str, ...] = ("prompts", "all", "both", "image", "text")
-    reads_negatives = False
+    reads: frozenset[str] = frozenset()  # keys of the section `text` that not every method can use
     encodes_together = False  # whether features of clips and classes depend on each other
 
     def __init__(
@@ -104,6 +107,11 @@ class Method(nn.Module):
                 "method.space_time_blocks=[3,7,11]"
             )
         self.temporal_TE, self.temporal_group = _temporal_position(backbone, settings, num_frames)
+
+    @property
+    def num_slots(self) -> int:
+        """Places for prompt tokens that stand before each text and leave it less room."""
+        return 0
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S] of one text a class."""
@@ -185,12 +193,20 @@ class Method(nn.Module):
         return self.logits(clips, classes)[COSINE].mean(dim=1)
 
     def score(
-        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, classes: Features | None = None
+        self,
+        frames_BVTCHW: torch.Tensor,
+        texts: ClassTexts,
+        weights_B: torch.Tensor,
+        *,
+        classes: Features | None = None,
+        attributes_BD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores [B, K] of normalised frames.
 
-        classes: `class_features(texts)`, which a caller computes once for all clips; weights_B: 0 for an empty place"""
-        return self.scores(self.encode_clips(frames_BVTCHW), self.class_features(texts) if classes is None else classes)
+        classes: `class_features(texts)`, which a caller computes once for all clips
+        weights_B, attributes_BD: as in `Targets`"""
+        classes = self.class_features(texts) if classes is None else classes
+        return self.scores(with_attributes(self.encode_clips(frames_BVTCHW), attributes_BD), classes)
 
     def encode_classes(self, ids_KS: torch.Tensor) -> torch.Tensor:
         """Cosine features [K, D] of one sentence a class."""
@@ -250,7 +266,12 @@ class TrainingLoss(nn.Module):
             clips, classes = method.encode_together(frames_BVTCHW, texts, targets.weights_B)
         else:
             clips = method.encode_clips(frames_BVTCHW)
-        return method.loss_sum(clips, classes, targets)
+        return method.loss_sum(with_attributes(clips, targets.attributes_BD), classes, targets)
+
+
+def with_attributes(clips: Features, attributes_BD: torch.Tensor | None) -> Features:
+    """Features of clips, beside them those of their attribute sentences where there are some."""
+    return clips if attributes_BD is None else {**clips, ATTRIBUTES: attributes_BD}
 
 
 def _checked_blocks(settings: MethodSettings, default: tuple[int, ...], layers: int) -> tuple[int, ...]:

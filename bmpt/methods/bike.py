@@ -1,11 +1,14 @@
-"""BIKE's video branch: a temporal transformer over frames, and classes that pick the frames that show them.
+"""BIKE: a temporal transformer over frames, classes that pick the frames that show them, and attributes beside them.
 
+The attributes branch trains beside the video branch, which is the same with and without it: its head alone, on frozen
+text features. (The release trains it after the video branch, with the same config.) Scores are then of both.
 Source: Wu et al. 2023. Training compares the clips of all ranks' micro-batches with each other's class texts, so its
 loss, unlike that of the other methods, depends on how many clips are computed at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -13,8 +16,10 @@ from bmpt.classes import ClassSentences
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.losses import matching_sum
-from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method, Targets
+from bmpt.methods.base import ATTRIBUTES, COSINE, ClassTexts, Features, Group, Method, Targets
+from bmpt.methods.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, AttributeHead
 from bmpt.methods.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
+from bmpt.methods.fusion import fuse_probabilities
 from bmpt.methods.gather import row_gather
 from bmpt.towers import encode_text_tokens, take_eot
 from shards.errors import ConfigError
@@ -31,6 +36,14 @@ class Bike(Method):
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
     ) -> None:
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
+        if settings.attributes and settings.tune != "image":
+            raise ConfigError(
+                f"method.attributes=true: compares sentences of the untuned text tower, which method.tune="
+                f"{settings.tune} moves away from them; set method.tune=image"
+            )
+        self.attributes = None
+        if settings.attributes:
+            self.attributes, self.reads = AttributeHead(backbone.joint_width), frozenset({"attributes"})
         self.temporal = None
         if settings.temporal_layers > 0:
             self.temporal = TemporalTransformer(
@@ -66,11 +79,17 @@ class Bike(Method):
         """Cosines, not scaled: BIKE scores their softmax."""
         frames_BVTD = clips[FRAMES]
         cosines_XK = self._cosines(frames_BVTD.flatten(0, 1), classes)
-        return {COSINE: cosines_XK.unflatten(0, frames_BVTD.shape[:2])}
+        found = {COSINE: cosines_XK.unflatten(0, frames_BVTD.shape[:2])}
+        if self.attributes is not None:
+            cosines_BK = self.attributes(clips[ATTRIBUTES], classes[COSINE])
+            found[ATTRIBUTES] = cosines_BK.unsqueeze(1).expand_as(found[COSINE])
+        return found
 
     def scores(self, clips: Features, classes: Features) -> torch.Tensor:
-        """Probabilities, the mean over views."""
-        return torch.softmax(self.logits(clips, classes)[COSINE], dim=-1).mean(dim=1)
+        """Probabilities, the mean over views; with attributes 0.7 of the video's and 0.3 of theirs."""
+        found = self.logits(clips, classes)
+        shares = (1.0,) if self.attributes is None else (VIDEO_SHARE, ATTRIBUTES_SHARE)
+        return fuse_probabilities(*found.values(), coefficients=shares)
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
         """Each clip among the class texts of all clips of this micro-batch on all ranks, and each text among them."""
@@ -78,8 +97,15 @@ class Bike(Method):
         labels_N, weights_N = gather(targets.labels_B), gather(targets.weights_B)
         of_labels = {kind: value[labels_N] for kind, value in classes.items()}
         cosines_NN = self._cosines(gather(clips[FRAMES][:, 0].contiguous()), of_labels)
-        logits_NN = self.clip.logit_scale.exp() * cosines_NN
-        return matching_sum(logits_NN, labels_N, weights_N, own=gather.own, dual=self.settings.dual_softmax)
+        matching = partial(
+            matching_sum, labels_N=labels_N, weights_N=weights_N, own=gather.own, dual=self.settings.dual_softmax
+        )
+        scale = self.clip.logit_scale.exp()
+        loss = matching(scale * cosines_NN)
+        if self.attributes is not None and targets.attributes_BD is not None:
+            cosines_NN = self.attributes(gather(targets.attributes_BD), of_labels[COSINE])
+            loss = loss + matching(scale.detach() * cosines_NN)  # the video branch alone moves the scale
+        return loss
 
     def _cosines(self, frames_BTD: torch.Tensor, classes: Features) -> torch.Tensor:
         if self.settings.interaction == "DP":
@@ -87,9 +113,10 @@ class Bike(Method):
         return spotted_cosines(frames_BTD, classes[COSINE], classes[WORDS], classes[IS_WORD])
 
     def trained_groups(self) -> dict[str, Group]:
-        """The temporal transformer, CLIP's visual tower and scale, with `tune: all` its text tower."""
+        """Temporal transformer, head of the attributes, visual tower and scale, with `tune: all` the text tower."""
         names = self.backbone_names()
         if self.settings.tune == "image":
             names = [name for name in names if name.startswith(("clip.visual.", "clip.logit_scale", "temporal_TE"))]
-        heads: dict[str, Group] = {name: "head" for name, _ in self.named_parameters() if name.startswith("temporal.")}
+        is_head = ("temporal.", "attributes.")
+        heads: dict[str, Group] = {name: "head" for name, _ in self.named_parameters() if name.startswith(is_head)}
         return {**dict.fromkeys(names, "backbone"), **heads, **self.new_temporal()}

@@ -31,7 +31,7 @@ class Bmpt(Method):
 
     default_space_time_blocks = (3, 7, 11)
     tunes = ("prompts", "all", "both")
-    reads_negatives = True
+    reads = frozenset({"negatives", "knowledge"})
 
     def __init__(
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
@@ -57,6 +57,11 @@ class Bmpt(Method):
         num_blocks = min(backbone.vision_layers, backbone.text_layers)
         widths = (backbone.vision_width, backbone.text_width, self.settings.exchange_width)
         return BatchGatedExchange(num_blocks, *widths)
+
+    @property
+    def num_slots(self) -> int:
+        """As many as prompt tokens, but under `none`."""
+        return self.settings.text_tokens if self.has_slots else 0
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S], with slots for the prompts under `bidirectional`.
@@ -114,11 +119,17 @@ class Bmpt(Method):
         return {COSINE: self._pool(cls_BVTD)}, found
 
     def score(
-        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, classes: Features | None = None
+        self,
+        frames_BVTCHW: torch.Tensor,
+        texts: ClassTexts,
+        weights_B: torch.Tensor,
+        *,
+        classes: Features | None = None,
+        attributes_BD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Under `batch_gated` class features belong to the clips they are computed with: all sentences in one walk."""
         if not self.encodes_together:
-            return super().score(frames_BVTCHW, texts, weights_B, classes)
+            return super().score(frames_BVTCHW, texts, weights_B, classes=classes)
         every_sentence = ClassTexts((), texts.ids_KPS.flatten(0, 1).unsqueeze(1))
         clips, found = self.encode_together(frames_BVTCHW, every_sentence, weights_B)
         features_PKD = found[COSINE].unflatten(0, (-1, texts.num_sentences)).transpose(0, 1)

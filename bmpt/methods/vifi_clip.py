@@ -50,10 +50,15 @@ class VifiClip(Method):
         with torch.no_grad():
             self.text_LPE[0] = self.clip.token_embedding(ids_1S)[0, 1 : 1 + num_words]
 
+    @property
+    def num_slots(self) -> int:
+        """As many as prompt tokens at the input of the text tower."""
+        return self.settings.text_tokens if self.has_prompts and len(self.text_LPE) > 0 else 0
+
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S], with slots for the prompts where there are some."""
         ids_KS = super().prepare_texts(texts)
-        return slot_texts(texts, ids_KS, self.settings) if self.has_prompts and len(self.text_LPE) else ids_KS
+        return slot_texts(texts, ids_KS, self.settings) if self.num_slots > 0 else ids_KS
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
         """Prompt tokens of every block of both towers."""

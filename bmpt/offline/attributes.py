@@ -92,11 +92,11 @@ class AttributesReport:
         return not self.missing
 
 
-def read_attributes(file: Path, keys: Sequence[str], backbone: Backbone) -> FloatArray:
+def read_attributes(files: Sequence[Path], keys: Sequence[str], backbone: Backbone) -> FloatArray:
     """Features of some samples' sentences: float32 [N, D], unit rows, in the order of `keys`.
 
-    Raises as `read_features`."""
-    return read_features(ATTRIBUTES, file, keys, backbone)
+    files: which together have all of them. Raises as `read_features`."""
+    return read_features(ATTRIBUTES, files, keys, backbone)
 
 
 def rank_attributes(

@@ -76,7 +76,7 @@ def write_knowledge(file: Path, rows: Sequence[KnowledgeRow], manifest: Manifest
 
 def read_knowledge(file: Path, keys: Sequence[str], backbone: Backbone) -> FloatArray:
     """The features of some samples: float32 [N, D], unit rows, in the order of `keys`. Raises as `read_features`."""
-    return read_features(KNOWLEDGE, file, keys, backbone)
+    return read_features(KNOWLEDGE, [file], keys, backbone)
 
 
 def import_features(folder: Path, manifest: Manifest, file: Path) -> ImportReport:

@@ -109,10 +109,29 @@ def write_features(
     open_store(file.absolute().parent).put(file.name, buffer.getvalue())
 
 
-def read_features(kind: FileKind, file: Path, keys: Sequence[str], backbone: Backbone) -> FloatArray:
+def read_features(kind: FileKind, files: Sequence[Path], keys: Sequence[str], backbone: Backbone) -> FloatArray:
     """The features of some samples: float32 [N, D], unit rows, in the order of `keys`.
 
-    Raises: ConfigError that counts the keys without features, or for features of another CLIP; FormatError."""
+    files: which together have all of them. Raises: ConfigError that counts the keys without features, or for features
+    of another CLIP; FormatError."""
+    row_of: dict[str, int] = {}
+    parts: list[FloatArray] = []
+    for file in files:
+        found, features_MD = _read_file(kind, file, backbone)
+        start = sum(map(len, parts))
+        row_of |= {key: start + row for row, key in enumerate(found)}
+        parts.append(features_MD)
+    missing = [key for key in keys if key not in row_of]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(map(str, files))}: {len(missing)} of {len(keys)} samples have no {kind.has} (the first: "
+            f"{missing[0]}); make it for all of this manifest with `bmpt {kind.name}`"
+        )
+    return np.concatenate(parts)[[row_of[key] for key in keys]]
+
+
+def _read_file(kind: FileKind, file: Path, backbone: Backbone) -> tuple[list[str], FloatArray]:
+    """(keys, features) of all samples of a file."""
     try:
         table = read_parquet(file.read_bytes(), where=str(file))
     except OSError as error:
@@ -120,13 +139,6 @@ def read_features(kind: FileKind, file: Path, keys: Sequence[str], backbone: Bac
             f"{file}: cannot be read: {error.strerror or error}; `bmpt {kind.name} POOL MANIFEST --out {file}` makes it"
         ) from None
     _check_clip(kind, _metadata(kind, table, file), backbone, file)
-    row_of = {key: row for row, key in enumerate(table["key"].to_pylist())}
-    missing = [key for key in keys if key not in row_of]
-    if missing:
-        raise ConfigError(
-            f"{file}: {len(missing)} of {len(keys)} samples have no {kind.has} (the first: {missing[0]}); make it "
-            f"for all of this manifest with `bmpt {kind.name}`"
-        )
     width = backbone.joint_width
     lists = table["features"].combine_chunks()
     if any(length != width for length in lists.value_lengths().to_pylist()):
@@ -135,10 +147,9 @@ def read_features(kind: FileKind, file: Path, keys: Sequence[str], backbone: Bac
             "again with this CLIP"
         )
     features_MD = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
-    features_ND = features_MD[[row_of[key] for key in keys]]
-    if not np.all(np.abs(np.linalg.norm(features_ND, axis=1) - 1) < UNIT_TOLERANCE):
+    if not np.all(np.abs(np.linalg.norm(features_MD, axis=1) - 1) < UNIT_TOLERANCE):
         raise FormatError(f"{file}: holds features that are not of unit length; make it again")
-    return features_ND
+    return table["key"].to_pylist(), features_MD
 
 
 @torch.no_grad()

@@ -138,10 +138,10 @@ def test_loader_processes_give_the_same_file(finished: Path, toy_pool: Path, cli
 
 def test_features_are_read_by_key_in_any_order(finished: Path, toy_pool: Path, clip: Path) -> None:
     keys, backbone = keys_of(toy_pool), load_tiny(clip)
-    features_ND = read_attributes(finished, keys, backbone)
+    features_ND = read_attributes([finished], keys, backbone)
     assert (features_ND.shape, features_ND.dtype) == ((8, JOINT_WIDTH), np.float32)
     np.testing.assert_allclose(np.linalg.norm(features_ND, axis=1), 1, atol=1e-5)
-    backwards_ND = read_attributes(finished, keys[::-1], backbone)
+    backwards_ND = read_attributes([finished], keys[::-1], backbone)
     np.testing.assert_array_equal(backwards_ND, features_ND[::-1])
 
 
@@ -150,11 +150,11 @@ def test_missing_keys_are_counted_and_another_clip_is_refused(
 ) -> None:
     missing = r"attributes\.parquet: 1 of 9 samples have no attributes \(the first: gone\); .* `bmpt attributes`$"
     with pytest.raises(ConfigError, match=missing):
-        read_attributes(finished, [*keys_of(toy_pool), "gone"], load_tiny(clip))
+        read_attributes([finished], [*keys_of(toy_pool), "gone"], load_tiny(clip))
     other = load_tiny(write_clip(tmp_path / "other.safetensors", seed=1))
     refused = rf"are of tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt attributes` with this"
     with pytest.raises(ConfigError, match=refused):
-        read_attributes(finished, keys_of(toy_pool), other)
+        read_attributes([finished], keys_of(toy_pool), other)
 
 
 def test_a_file_of_another_kind_is_refused_both_ways(
@@ -165,11 +165,11 @@ def test_a_file_of_another_kind_is_refused_both_ways(
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     write_knowledge(knowledge, [KnowledgeRow(keys_of(toy_pool)[0], unit_D)], manifest, backbone)
     with pytest.raises(FormatError, match=r"knowledge\.parquet: is no attributes file of format 1; `bmpt attributes`"):
-        read_attributes(knowledge, [], backbone)
+        read_attributes([knowledge], [], backbone)
     with pytest.raises(FormatError, match=r"attributes\.parquet: is no knowledge file of format 1; `bmpt knowledge`"):
         read_knowledge(finished, [], backbone)
     with pytest.raises(ConfigError, match=r"gone\.parquet: cannot be read: .*; `bmpt attributes POOL MANIFEST --out"):
-        read_attributes(tmp_path / "gone.parquet", [], backbone)
+        read_attributes([tmp_path / "gone.parquet"], [], backbone)
 
 
 def test_a_clip_that_cannot_be_read_is_named_and_left_out(
@@ -187,7 +187,7 @@ def test_a_clip_that_cannot_be_read_is_named_and_left_out(
     assert run(*words, "--json") == 1
     assert json.loads(capsys.readouterr().out)["missing"] == [key]
     with pytest.raises(ConfigError, match=rf"1 of 8 samples have no attributes \(the first: {key}\)"):
-        read_attributes(out, keys_of(tmp_path / "pool"), load_tiny(clip))
+        read_attributes([out], keys_of(tmp_path / "pool"), load_tiny(clip))
 
 
 def test_the_names_of_a_label_csv_are_written_as_words_and_used_once(
@@ -218,7 +218,7 @@ def test_published_attributes_are_found_by_the_name_of_the_video(
     metadata = json.loads(table.schema.metadata[b"bmpt"])
     assert metadata["imported"] == "attributes.json"
     assert metadata["imported_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
-    assert read_attributes(out, keys_of(toy_pool), load_tiny(clip)).shape == (8, JOINT_WIDTH)
+    assert read_attributes([out], keys_of(toy_pool), load_tiny(clip)).shape == (8, JOINT_WIDTH)
 
 
 def test_only_the_best_of_many_published_names_are_kept(toy_pool: Path, clip: Path, tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_many_sentences_are_encoded_in_blocks_in_their_order(toy_pool: Path, cli
         progress=lambda name, done, total: shown.append((name, done, total)),
     )
     assert shown == [("sentences", 256, 600), ("sentences", 512, 600), ("sentences", 600, 600)]
-    features_ND = read_attributes(tmp_path / "a.parquet", keys, backbone)
+    features_ND = read_attributes([tmp_path / "a.parquet"], keys, backbone)
     np.testing.assert_allclose(features_ND[:300], features_ND[300:], atol=1e-5)
     with torch.no_grad():
         texts = backbone.tokenize([f"This is a video about name {index}" for index in (0, 255, 256, 299)])
