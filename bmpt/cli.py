@@ -327,7 +327,7 @@ def bench_train(
     classes: Annotated[int, typer.Option(min=2, help="K, each with a negative")] = 51,
     frames: Annotated[int, typer.Option(min=1, help="T, frames a clip")] = 8,
     accumulation: Annotated[int, typer.Option(min=1, help="micro-batches of a step")] = 8,
-    clips: Annotated[int, typer.Option(min=1, help="of a micro-batch of one rank")] = 4,
+    clips: Annotated[int, typer.Option(min=1, help="of a micro-batch of one rank")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a rank; default all cores")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="the best of so many")] = 1,
     as_json: JsonOption = False,

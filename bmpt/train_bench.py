@@ -44,7 +44,7 @@ class BenchmarkSize:
     classes: int = 51
     frames: int = 8
     accumulation: int = 8
-    clips: int = 4
+    clips: int = 1
 
 
 @dataclass(frozen=True)
