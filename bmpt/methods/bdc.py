@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bmpt.precision import in_float32
+from bmpt.precision import in_float32, widen
 from bmpt.towers import take_eot
 
 DISTANCE_EPSILON = 1e-5  # under the root of each channel distance, the reference's
@@ -74,10 +74,11 @@ class BdcHeads(nn.Module):
     @in_float32
     def video_features(self, tokens_BTSD: torch.Tensor) -> torch.Tensor:
         """Features [B, F] of all projected visual tokens, CLS first: frames attend to each other by their CLS."""
-        reduced_BTSd = self.vision_reduce(self.vision_norm(tokens_BTSD))
+        reduced_BTSd = _linear(self.vision_reduce, _norm(self.vision_norm, tokens_BTSD))
         cls_BTd = reduced_BTSd[:, :, 0]
         features_BTF = distance_covariance(weigh_tokens(reduced_BTSd, cls_BTd))
-        scores_BTT = self.vision_q_proj(cls_BTd) @ self.vision_k_proj(cls_BTd).mT / math.sqrt(cls_BTd.shape[-1])
+        query_BTd, key_BTd = _linear(self.vision_q_proj, cls_BTd), _linear(self.vision_k_proj, cls_BTd)
+        scores_BTT = query_BTd @ key_BTd.mT / math.sqrt(cls_BTd.shape[-1])
         return (torch.softmax(scores_BTT, dim=-1) @ features_BTF + features_BTF).mean(dim=1)
 
     @in_float32
@@ -85,13 +86,13 @@ class BdcHeads(nn.Module):
         """Features [K, F] of one sentence a class, of all tokens of the context: what stands after EOT counts too.
 
         Evaluation joins sentences by `mean_over_sentences`."""
-        reduced_KSd = self.text_reduce(self.text_norm(tokens_KSD))
+        reduced_KSd = _linear(self.text_reduce, _norm(self.text_norm, tokens_KSD))
         return distance_covariance(weigh_tokens(reduced_KSd, take_eot(reduced_KSd, ids_KS)))
 
     @in_float32
     def classifier_logits(self, video_BF: torch.Tensor) -> torch.Tensor:
         """Logits [B, K] of the trained classes."""
-        return self.vision_bdc_head(self.dropout(video_BF))
+        return _linear(self.vision_bdc_head, self.dropout(video_BF))
 
     @in_float32
     def covariance_logits(self, video_BF: torch.Tensor, text_KF: torch.Tensor) -> torch.Tensor:
@@ -100,7 +101,17 @@ class BdcHeads(nn.Module):
 
     def scale(self) -> torch.Tensor:
         """The trained scale; outside training divided by `evaluation_divisor`."""
-        scale = self.logits_scale_vision.exp()
+        scale = widen(self.logits_scale_vision).exp()
         if self.training:
             return scale
         return scale // self.evaluation_divisor if self.floors_scale else scale / self.evaluation_divisor
+
+
+def _norm(layer: nn.LayerNorm, tokens_XD: torch.Tensor) -> torch.Tensor:
+    """The layer in the type of its input, also where a whole model was put into half precision."""
+    return F.layer_norm(tokens_XD, layer.normalized_shape, widen(layer.weight), widen(layer.bias), layer.eps)
+
+
+def _linear(layer: nn.Linear, vectors_XD: torch.Tensor) -> torch.Tensor:
+    """Likewise."""
+    return F.linear(vectors_XD, widen(layer.weight), None if layer.bias is None else widen(layer.bias))

@@ -46,9 +46,15 @@ class Bike(Method):
             self.attributes, self.reads = AttributeHead(backbone.joint_width), frozenset({"attributes"})
         self.temporal = None
         if settings.temporal_layers > 0:
+            num_heads = max(1, backbone.text_width // 64)
+            if backbone.joint_width % num_heads != 0:
+                raise ConfigError(
+                    f"model.name={backbone.name}: its joint width {backbone.joint_width} is not a multiple of the "
+                    f"temporal transformer's {num_heads} heads (text width / 64); set method.temporal_layers=0"
+                )
             self.temporal = TemporalTransformer(
                 backbone.joint_width,
-                num_heads=max(1, backbone.text_width // 64),
+                num_heads=num_heads,
                 num_layers=settings.temporal_layers,
                 max_frames=max(num_frames, self.clip.context_length),
             )

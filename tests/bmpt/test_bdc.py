@@ -11,61 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bmpt.methods.bdc import BdcHeads, distance_covariance, weigh_tokens
+from tests.bmpt import naive_originals as naive
 from tests.bmpt.method_parts import assert_gradients, drawn, ids_with_eot
 from tests.bmpt.tiny import random_frames
-
-Matrix = list[list[float]]
-
-
-def loop_covariance(tokens: Matrix) -> list[float]:
-    """One token set, entry by entry."""
-    num_tokens, width = len(tokens), len(tokens[0])
-    distance = [[0.0] * width for _ in range(width)]
-    for i in range(width):
-        for j in range(width):
-            squared = sum((token[i] - token[j]) ** 2 for token in tokens) / (2 * num_tokens)
-            distance[i][j] = math.sqrt(squared + 1e-5)
-    rows = [sum(row) / width for row in distance]
-    columns = [sum(distance[i][j] for i in range(width)) / width for j in range(width)]
-    mean = sum(rows) / width
-    return [distance[i][j] - rows[i] - columns[j] + mean for i in range(width) for j in range(i, width)]
-
-
-def loop_weigh(tokens: Matrix, whole: list[float]) -> Matrix:
-    scores = [sum(a * b for a, b in zip(token, whole, strict=True)) / math.sqrt(len(whole)) for token in tokens]
-    exponents = [math.exp(score - max(scores)) for score in scores]
-    return [[e / sum(exponents) * x for x in token] for e, token in zip(exponents, tokens, strict=True)]
-
-
-def loop_reduce(tokens: Matrix, norm: torch.nn.LayerNorm, reduce: torch.nn.Linear) -> Matrix:
-    gain, shift, weight = norm.weight.tolist(), norm.bias.tolist(), reduce.weight.tolist()
-    reduced = []
-    for token in tokens:
-        mean = sum(token) / len(token)
-        spread = math.sqrt(sum((x - mean) ** 2 for x in token) / len(token) + 1e-5)
-        normed = [g * (x - mean) / spread + b for x, g, b in zip(token, gain, shift, strict=True)]
-        reduced.append([sum(w * x for w, x in zip(row, normed, strict=True)) for row in weight])
-    return reduced
-
-
-def loop_linear(weight: torch.Tensor, vector: list[float]) -> list[float]:
-    return [sum(w * x for w, x in zip(row, vector, strict=True)) for row in weight.tolist()]
-
-
-def loop_video(heads: BdcHeads, tokens_TSD: torch.Tensor) -> list[float]:
-    """One clip."""
-    frames = [loop_reduce(frame, heads.vision_norm, heads.vision_reduce) for frame in tokens_TSD.tolist()]
-    features = [loop_covariance(loop_weigh(frame, frame[0])) for frame in frames]
-    queries = [loop_linear(heads.vision_q_proj.weight, frame[0]) for frame in frames]
-    keys = [loop_linear(heads.vision_k_proj.weight, frame[0]) for frame in frames]
-    total = [0.0] * len(features[0])
-    for t, query in enumerate(queries):
-        scores = [sum(a * b for a, b in zip(query, key, strict=True)) / math.sqrt(len(query)) for key in keys]
-        exponents = [math.exp(score - max(scores)) for score in scores]
-        for at in range(len(total)):
-            mixed = sum(e * feature[at] for e, feature in zip(exponents, features, strict=True)) / sum(exponents)
-            total[at] += (mixed + features[t][at]) / len(frames)
-    return total
 
 
 def heads_of(width: int, classes: int, reduced: int, *, seed: int = 0, **changes: Any) -> BdcHeads:
@@ -75,17 +23,26 @@ def heads_of(width: int, classes: int, reduced: int, *, seed: int = 0, **changes
 CHANNELS = torch.tensor([[1.0, 0, 2, -1], [0, 1, 1, 1], [2, 2, 0, 1]], dtype=torch.float64)
 
 
-def test_the_covariance_of_the_specifications_example_is_its_numbers() -> None:
-    expected = [-0.787742, 0.280758, 0.506984, -0.515257, 0.234499, -0.741483]
-    assert distance_covariance(CHANNELS.T).tolist() == pytest.approx(expected, abs=1e-6)
+COVARIANCE = [-0.787742, 0.280758, 0.506984, -0.515257, 0.234499, -0.741483]
+WEIGHTED_COVARIANCE = [-0.142603, 0.046928, 0.095675, -0.210258, 0.163330, -0.259005]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_covariance_of_the_specifications_example_is_its_numbers(dtype: torch.dtype) -> None:
+    assert distance_covariance(CHANNELS.T.to(dtype)).tolist() == pytest.approx(COVARIANCE, abs=1e-6)
 
 
 def test_the_weighted_covariance_of_the_specifications_example_is_its_numbers() -> None:
     weighted = weigh_tokens(CHANNELS.T, CHANNELS.T[0])
     weights = (weighted / CHANNELS.T).nanmean(dim=-1)
     assert weights.tolist() == pytest.approx([0.544180, 0.305494, 0.096277, 0.054048], abs=1e-6)
-    expected = [-0.142603, 0.046928, 0.095675, -0.210258, 0.163330, -0.259005]
-    assert distance_covariance(weighted).tolist() == pytest.approx(expected, abs=1e-6)
+    assert distance_covariance(weighted).tolist() == pytest.approx(WEIGHTED_COVARIANCE, abs=1e-6)
+
+
+def test_the_loops_that_ours_are_held_against_give_the_specifications_numbers_too() -> None:
+    weighed = naive.weighed(CHANNELS.T, CHANNELS.T[0])
+    assert naive.distance_covariance(CHANNELS.T).tolist() == pytest.approx(COVARIANCE, abs=1e-6)
+    assert naive.distance_covariance(weighed).tolist() == pytest.approx(WEIGHTED_COVARIANCE, abs=1e-6)
 
 
 @given(
@@ -97,10 +54,8 @@ def test_the_weighted_covariance_of_the_specifications_example_is_its_numbers() 
 )
 def test_the_covariance_equals_a_loop(sets: int, tokens: int, width: int, size: float, seed: int) -> None:
     values = size * random_frames(sets, tokens, width, seed=seed).double()
-    ours = distance_covariance(values)
-    assert ours.shape == (sets, width * (width + 1) // 2)
-    for index in range(sets):
-        assert ours[index].tolist() == pytest.approx(loop_covariance(values[index].tolist()), rel=1e-8, abs=1e-9)
+    expected = torch.stack([naive.distance_covariance(tokens_Md) for tokens_Md in values])
+    torch.testing.assert_close(distance_covariance(values), expected, rtol=1e-8, atol=1e-9)
 
 
 @given(
@@ -120,12 +75,10 @@ def test_the_video_branch_equals_a_loop(
     with torch.no_grad():
         features_BF = heads.video_features(tokens_BTSD)
         logits_BK = heads.classifier_logits(features_BF)
-    for clip in range(clips):
-        expected = loop_video(heads, tokens_BTSD[clip])
-        assert features_BF[clip].tolist() == pytest.approx(expected, rel=1e-8, abs=1e-9)
-        scores = loop_linear(heads.vision_bdc_head.weight, expected)
-        scores = [a + b for a, b in zip(scores, heads.vision_bdc_head.bias.tolist(), strict=True)]
-        assert logits_BK[clip].tolist() == pytest.approx(scores, rel=1e-8, abs=1e-9)
+        expected = torch.stack([naive.video_covariance(heads.state_dict(), tokens_TSD) for tokens_TSD in tokens_BTSD])
+        of_classes = naive.linear(heads.state_dict(), "vision_bdc_head", expected)
+    torch.testing.assert_close(features_BF, expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(logits_BK, of_classes, rtol=1e-8, atol=1e-9)
 
 
 @given(
@@ -141,10 +94,9 @@ def test_the_text_branch_equals_a_loop(context: int, width: int, reduced: int, s
     tokens_KSD = random_frames(len(eots), context, width, seed=seed + 1).double()
     with torch.no_grad():
         ours = heads.text_features(tokens_KSD, ids_with_eot(*eots, context=context))
-    for index, eot in enumerate(eots):
-        reduced_tokens = loop_reduce(tokens_KSD[index].tolist(), heads.text_norm, heads.text_reduce)
-        expected = loop_covariance(loop_weigh(reduced_tokens, reduced_tokens[eot]))
-        assert ours[index].tolist() == pytest.approx(expected, rel=1e-8, abs=1e-9)
+        pairs = zip(tokens_KSD, eots, strict=True)
+        expected = torch.stack([naive.text_covariance(heads.state_dict(), tokens_SD, eot) for tokens_SD, eot in pairs])
+    torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
 
 
 def test_a_batch_of_one_keeps_its_axis_and_its_feature() -> None:

@@ -19,63 +19,9 @@ from bmpt.methods.bike_attributes import (
 from bmpt.methods.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
 from bmpt.methods.fusion import fuse_probabilities
 from shards.errors import ConfigError
+from tests.bmpt import naive_originals as naive
 from tests.bmpt.method_parts import assert_gradients, drawn, ids_with_eot
 from tests.bmpt.tiny import random_frames
-
-
-def loop_norm(norm: nn.LayerNorm, vector: torch.Tensor) -> torch.Tensor:
-    centred = vector - vector.mean()
-    return norm.weight * centred / torch.sqrt(centred.square().mean() + 1e-12) + norm.bias
-
-
-def loop_transformer(transformer: TemporalTransformer, frames_TD: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """One clip, attention written out frame by frame and head by head."""
-    parameters = dict(transformer.named_parameters())
-    positions = parameters["frame_position_embeddings.weight"]
-    tokens = [frame + positions[t] for t, frame in enumerate(frames_TD)]
-    layers = {int(name.split(".")[2]) for name in parameters if name.startswith("transformer.resblocks.")}
-    for layer in sorted(layers):
-        block = transformer.get_submodule(f"transformer.resblocks.{layer}")
-        of = dict(block.named_parameters())
-        normed = [loop_norm(block.get_submodule("ln_1"), token) for token in tokens]
-        joint = [of["attn.in_proj_weight"] @ token + of["attn.in_proj_bias"] for token in normed]
-        width = len(frames_TD[0]) // num_heads
-        updated = []
-        for t, token in enumerate(tokens):
-            heads = []
-            for head in range(num_heads):
-                at = slice(head * width, (head + 1) * width)
-                queries, keys, values = zip(*(row.chunk(3) for row in joint), strict=True)
-                scores = torch.stack([queries[t][at] @ key[at] / math.sqrt(width) for key in keys])
-                weights = scores.exp() / scores.exp().sum()
-                heads.append(sum(w * value[at] for w, value in zip(weights, values, strict=True)))
-            mixed = of["attn.out_proj.weight"] @ torch.cat(heads) + of["attn.out_proj.bias"]
-            updated.append(token + mixed)
-        tokens = []
-        for token in updated:
-            wide = of["mlp.c_fc.weight"] @ loop_norm(block.get_submodule("ln_2"), token)
-            wide = wide + of["mlp.c_fc.bias"]
-            wide = wide / (1 + torch.exp(-1.702 * wide))
-            tokens.append(token + of["mlp.c_proj.weight"] @ wide + of["mlp.c_proj.bias"])
-    return torch.stack([token + frame for token, frame in zip(tokens, frames_TD, strict=True)])
-
-
-def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    return (one @ other / (one @ one * (other @ other)).sqrt()).item()
-
-
-def loop_spotting(
-    frames_TD: torch.Tensor, class_D: torch.Tensor, words_SD: torch.Tensor, is_word_S: torch.Tensor
-) -> float:
-    """One clip and one class."""
-    salience = [0.0] * len(frames_TD)
-    words = [word for word, counts in zip(words_SD, is_word_S.tolist(), strict=True) if counts]
-    for word in words:
-        similarity = [cosine(word, frame) / 0.01 for frame in frames_TD]
-        exponents = [math.exp(value - max(similarity)) for value in similarity]
-        for t, exponent in enumerate(exponents):
-            salience[t] += exponent / sum(exponents) / len(words)
-    return sum(weight * cosine(frame, class_D) for weight, frame in zip(salience, frames_TD, strict=True))
 
 
 def transformer_of(width: int, heads: int, layers: int, *, max_frames: int = 77, seed: int = 0) -> TemporalTransformer:
@@ -100,7 +46,7 @@ def test_the_temporal_transformer_equals_a_loop(
     with torch.no_grad():
         ours = transformer(frames_BTD)
         for clip in range(clips):
-            expected = loop_transformer(transformer, frames_BTD[clip], heads)
+            expected = naive.temporal_transformer(transformer.state_dict(), frames_BTD[clip], heads)
             torch.testing.assert_close(ours[clip], expected, rtol=1e-6, atol=1e-7)
 
 
@@ -168,8 +114,9 @@ def test_concept_spotting_equals_a_loop(
     assert ours.shape == (clips, len(eots))
     for clip in range(clips):
         for name in range(len(eots)):
-            expected = loop_spotting(frames_BTD[clip], classes_KD[name], words_KSD[name], is_word_KS[name])
-            assert ours[clip, name].item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+            words = list(words_KSD[name, is_word_KS[name]])
+            expected = naive.spotted_cosine(frames_BTD[clip], classes_KD[name], words)
+            assert ours[clip, name].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-9)
 
 
 def test_the_words_of_a_text_are_those_up_to_eot() -> None:
@@ -215,8 +162,8 @@ def test_the_mean_of_un_normalised_frames_meets_the_classes(clips: int, frames: 
     classes_KD = 3 * random_frames(classes, 5, seed=seed + 1).double()
     ours = mean_frame_cosines(frames_BTD, classes_KD)
     for clip in range(clips):
-        mean = torch.stack([frame / frames for frame in frames_BTD[clip]]).sum(dim=0)
-        assert ours[clip].tolist() == pytest.approx([cosine(mean, name) for name in classes_KD], rel=1e-9, abs=1e-12)
+        expected = torch.stack([naive.mean_frame_cosine(frames_BTD[clip], name) for name in classes_KD])
+        torch.testing.assert_close(ours[clip], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_under_autocast_the_interactions_compute_in_float32() -> None:
@@ -237,20 +184,14 @@ def test_under_autocast_the_interactions_compute_in_float32() -> None:
 @given(clips=st.integers(1, 3), classes=st.integers(1, 4), width=st.integers(2, 6), seed=st.integers(0, 10**6))
 def test_the_attribute_head_equals_a_loop(clips: int, classes: int, width: int, seed: int) -> None:
     head = drawn(AttributeHead(width), seed)
-    of = dict(head.named_parameters())
-
-    def mapped(name: str, vector: torch.Tensor) -> torch.Tensor:
-        hidden = of[f"{name}.0.weight"] @ (vector / vector.square().sum().sqrt()) + of[f"{name}.0.bias"]
-        return of[f"{name}.2.weight"] @ hidden.maximum(torch.zeros_like(hidden)) + of[f"{name}.2.bias"]
-
     sentences_BD = 5 * random_frames(clips, width, seed=seed).double()
     classes_KD = 3 * random_frames(classes, width, seed=seed + 1).double()
     with torch.no_grad():
         ours = head(sentences_BD, classes_KD)
         for clip in range(clips):
             for name in range(classes):
-                pair = mapped("sentence_fc", sentences_BD[clip]), mapped("query_fc", classes_KD[name])
-                assert ours[clip, name].item() == pytest.approx(cosine(*pair), rel=1e-9, abs=1e-9)
+                expected = naive.attribute_cosine(head.state_dict(), sentences_BD[clip], classes_KD[name])
+                assert ours[clip, name].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-9)
 
 
 def test_the_start_of_the_attribute_head_is_the_releases() -> None:

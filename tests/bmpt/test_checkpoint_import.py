@@ -33,9 +33,10 @@ from shards.errors import BmptError, ConfigError, FormatError
 from tests.bmpt import published_files
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.published_files import STATES, RunsWhenLoaded, training_file, tuned_backbone, with_prefix
+from tests.bmpt.test_parity import reference
 from tests.bmpt.tiny import SPEC, load_tiny, random_frames, write_clip
-from tests.shared_data import shared_data
 
+__all__ = ["reference"]  # fixture
 TEXTS = ["a video of a person who walks along the road", "a video of a person who draws a sword"]
 
 
@@ -417,14 +418,6 @@ def test_the_command_writes_the_files_and_the_report(
     assert "its classifier has 5 classes, --classes names 2" in capsys.readouterr().err
     assert run_app(app, ["import-checkpoint", str(file), *options[2:], "--system", "bike"], prog_name="bmpt") == 2
     assert re.fullmatch(r"error: .*best\.pth: .*--system\n", capsys.readouterr().err)
-
-
-@pytest.fixture(scope="module")
-def reference() -> Path:
-    folder = shared_data().parent / "fixtures" / "reference"
-    if not (folder / "clip_tiny.safetensors").exists():
-        pytest.skip("needs the reference outputs: ../shared/fixtures/reference beside the checkout")
-    return folder
 
 
 def read_reference(file: Path, prefix: str = "param.") -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:

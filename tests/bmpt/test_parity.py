@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,41 @@ from bmpt.methods.bmpt import Bmpt
 from bmpt.methods.fusion import mean_over_sentences
 from bmpt.towers import encode_frames, encode_text_tokens, encode_texts, take_eot
 from bmpt.weights import read_safetensors
-from tests.shared_data import shared_data
 
 TOLERANCE = 1e-4  # of the largest logit
+REFERENCES = ("clip_tiny", "vifi", "bdc", "bmpt", "bike")
+
+
+def reference_folder() -> Path:
+    """$BMPT_REFERENCE_DIR, which must then be complete, else fixtures/reference of $BMPT_SHARED or of ../shared.
+
+    Skips the test if no such folder is named and none is there."""
+    named = os.environ.get("BMPT_REFERENCE_DIR")
+    if named:
+        missing = [name for name in REFERENCES if not (Path(named) / f"{name}.safetensors").is_file()]
+        if missing:
+            pytest.fail(f"BMPT_REFERENCE_DIR={named}: has no {', '.join(missing)} (.safetensors)")
+        return Path(named)
+    shared = os.environ.get("BMPT_SHARED") or Path(__file__).resolve().parents[3] / "shared"
+    folder = Path(shared) / "fixtures" / "reference"
+    if not folder.is_dir():
+        pytest.skip("needs the reference outputs: ../shared/fixtures/reference beside the checkout")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def reference() -> Path:
-    folder = shared_data().parent / "fixtures" / "reference"
-    if not (folder / "clip_tiny.safetensors").exists():
-        pytest.skip("needs the reference outputs: ../shared/fixtures/reference beside the checkout")
-    return folder
+    return reference_folder()
+
+
+def test_a_named_folder_of_reference_outputs_must_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BMPT_REFERENCE_DIR", str(tmp_path))
+    for name in REFERENCES[:-1]:
+        (tmp_path / f"{name}.safetensors").touch()
+    with pytest.raises(pytest.fail.Exception, match=f"has no {REFERENCES[-1]} "):
+        reference_folder()
+    (tmp_path / f"{REFERENCES[-1]}.safetensors").touch()
+    assert reference_folder() == tmp_path
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ def sentences(num_sentences: int = 1) -> ClassSentences:
     return ClassSentences(CLASSES, texts)
 
 
-def method_of(clip: Path, name: str, **changes: Any) -> Method:
+def method_of(clip: Path, name: str, *, num_frames: int = 4, **changes: Any) -> Method:
     settings = settings_of({**METHOD, "reduced_width": 6, "temporal_layers": 2}, name=name, **changes)
-    return build_method(load_tiny(clip), settings, num_frames=4, seed=0, classes=CLASSES)
+    return build_method(load_tiny(clip), settings, num_frames=num_frames, seed=0, classes=CLASSES)
 
 
 def targets(labels: list[int], weights: list[float] | None = None, **more: Any) -> Targets:
@@ -81,6 +81,15 @@ def test_every_method_scores_clips_of_any_number_of_views(clip: Path, name: str,
         scores_BK = method.scores(method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)), method.class_features(texts))
     assert scores_BK.shape == (2, 3)
     assert scores_BK.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_with_its_weights_in_bfloat16(clip: Path, name: str) -> None:
+    method = method_of(clip, name, tune=TUNES[name]).to(torch.bfloat16)
+    texts, frames = method.prepare_classes(sentences()), random_frames(2, 1, 4, 3, 32, 32).bfloat16()
+    with torch.no_grad():
+        assert method.eval().score(frames, texts, torch.ones(2)).isfinite().all()
+    assert TrainingLoss(method.train())(frames, texts, targets([0, 1])).isfinite()
 
 
 @torch.no_grad()
