@@ -21,6 +21,7 @@ from bmpt.clip import Backbone, backbone_from_state, weights_metadata
 from bmpt.config import DataSettings, ModelSettings, TrainConfig
 from bmpt.engine.checkpoint import save_checkpoint, write_file
 from bmpt.methods import build_method
+from bmpt.methods.base import Method
 from bmpt.published import SYSTEMS, TOKEN_EMBEDDING, SortedKeys, sort_keys, state_of
 from bmpt.published_methods import MethodTensors, PublishedTensors, Tensors, to_method
 from bmpt.weights import read_torch_file
@@ -29,6 +30,7 @@ from shards.errors import ConfigError, FormatError
 CLIP_FILE, CHECKPOINT_FILE, TENSORS_FILE = "clip.safetensors", "checkpoint.safetensors", "tensors.safetensors"
 REPORT_KEY = "import"  # in the metadata of clip and tensors
 _DEFAULT_FRAMES = 8  # of a checkpoint that does not say; no tensor of these systems depends on it
+_NO_CHECKPOINT = "no checkpoint of a method: it has the attributes head without the video branch that it is scored with"
 _NAMES_IN_ERROR = 8
 
 
@@ -120,6 +122,13 @@ def write_import(
     classes: the names of a classifier's classes in its order; without them it is kept and takes no part in scoring.
     Raises: ConfigError for another number of classes, or a base that it cannot be a checkpoint on; StorageError."""
     tensors, report = imported.tensors, dataclasses.asdict(imported.report)
+    converted = to_method(imported.report.system, tensors, base)
+    checkpoint = None
+    if converted is not None:
+        if converted.settings.tune == "prompts":
+            base = backbone_from_state(base.name, tensors.clip, base.architecture, where=imported.report.file)
+            model = ModelSettings(name=model.name, pretrained=str(out / CLIP_FILE))
+        checkpoint = _as_checkpoint(imported.report, converted, base, model, classes)
     write_file(out / CLIP_FILE, save(tensors.clip, weights_metadata(base.architecture, **{REPORT_KEY: report})))
     files = [CLIP_FILE]
     others = {f"prompts.{key}": value for key, value in tensors.prompts.items()}
@@ -127,12 +136,9 @@ def write_import(
     if others:
         write_file(out / TENSORS_FILE, save(others, {REPORT_KEY: json.dumps(report, sort_keys=True)}))
         files.append(TENSORS_FILE)
-    converted = to_method(imported.report.system, tensors, base)
-    if converted is not None:
-        if converted.settings.tune == "prompts":
-            base = backbone_from_state(base.name, tensors.clip, base.architecture, where=imported.report.file)
-            model = ModelSettings(name=model.name, pretrained=str(out / CLIP_FILE))
-        _write_checkpoint(out / CHECKPOINT_FILE, imported.report, converted, base, model, classes)
+    if checkpoint is not None:
+        method, config, provenance = checkpoint
+        save_checkpoint(out / CHECKPOINT_FILE, method, base, config, step=0, provenance=provenance)
         files.append(CHECKPOINT_FILE)
     return dataclasses.replace(imported.report, files=tuple(str(out / name) for name in files))
 
@@ -151,6 +157,7 @@ def import_text(report: ImportReport) -> str:
         f"left out    {', '.join(report.left_out) or 'none'}",
         "unexpected  none",
         *(f"wrote       {name}" for name in report.files),
+        *([] if any(name.endswith(CHECKPOINT_FILE) for name in report.files) else [_NO_CHECKPOINT]),
     ]
     return "\n".join(lines)
 
@@ -198,19 +205,15 @@ def _check_shapes(file: Path, state: Tensors, keys: SortedKeys, base: Backbone) 
         raise ConfigError(f"{file}: was not tuned from {base.name}: {_some(wrong)}; give its architecture as --model")
 
 
-def _write_checkpoint(
-    path: Path,
-    report: ImportReport,
-    converted: MethodTensors,
-    base: Backbone,
-    model: ModelSettings,
-    classes: Sequence[str],
-) -> None:
+def _as_checkpoint(
+    report: ImportReport, converted: MethodTensors, base: Backbone, model: ModelSettings, classes: Sequence[str]
+) -> tuple[Method, TrainConfig, dict[str, Any]]:
+    """(our method with these tensors, its config, where they come from). Raises: ConfigError; nothing is written."""
     num_classes = converted.num_classes or 0
     names = [*classes] or [f"class {index}" for index in range(num_classes)]
     if num_classes and len(names) != num_classes:
         raise ConfigError(f"{report.file}: its classifier has {num_classes} classes, --classes names {len(names)}")
-    frames = ((report.config or {}).get("DATA") or {}).get("NUM_FRAMES", _DEFAULT_FRAMES)
+    frames = _frames_of(report.config)
     config = TrainConfig(data=DataSettings(pool="", frames=frames), model=model, method=converted.settings)
     copied = dataclasses.replace(base, model=copy.deepcopy(base.model))  # the base stays as it is
     method = build_method(copied, config.method, num_frames=frames, seed=config.seed, classes=names)
@@ -229,7 +232,14 @@ def _write_checkpoint(
             parameters[name].copy_(value)
     origin = {"file": report.file, "sha256": report.sha256, "system": report.system}
     provenance = {"classes": names, "pool_id": None, "manifest": None, "fingerprint": None, "imported_from": origin}
-    save_checkpoint(path, method, base, config, step=0, provenance=provenance)
+    return method, config, provenance
+
+
+def _frames_of(config: Any) -> int:
+    """T of an embedded config, where it has one."""
+    data = config.get("DATA") if isinstance(config, Mapping) else None
+    frames = data.get("NUM_FRAMES") if isinstance(data, Mapping) else None
+    return frames if type(frames) is int and frames > 0 else _DEFAULT_FRAMES
 
 
 def _float32(value: torch.Tensor) -> torch.Tensor:

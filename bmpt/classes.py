@@ -60,9 +60,19 @@ class ClassSentences:
 def class_sentences(class_names: Sequence[str], settings: TextSettings) -> ClassSentences:
     """What a config says of classes: the sentences of a file, of several templates, or of one. Raises: ConfigError."""
     if settings.sentences is not None:
+        for key in ("templates", "paraphrases"):
+            if getattr(settings, key):
+                raise ConfigError(
+                    f"text.{key}: is not read beside text.sentences={settings.sentences}, which has whole sentences; "
+                    "leave one of them out"
+                )
         return file_sentences(class_names, settings.sentences)
     templates = settings.templates or (settings.template,)
-    return template_sentences(class_names, templates, raw_names=settings.raw_names)
+    if settings.paraphrases is None:
+        return template_sentences(class_names, templates, raw_names=settings.raw_names)
+    named, notes = mapped_names(class_names, settings.paraphrases, what="paraphrase")
+    found = template_sentences(named, templates, raw_names=settings.raw_names)
+    return ClassSentences(tuple(class_names), found.sentences, notes)
 
 
 def template_sentences(
@@ -117,9 +127,7 @@ def negative_sentences(
     return ClassSentences(tuple(class_names), tuple(sentences), notes)
 
 
-def mapped_names(
-    class_names: Sequence[str], mapping: Path, *, what: str = "paraphrase"
-) -> tuple[list[str], tuple[str, ...]]:
+def mapped_names(class_names: Sequence[str], mapping: Path, *, what: str) -> tuple[list[str], tuple[str, ...]]:
     """What a mapping file says of each class, in order, and the notes of the look-up.
 
     Raises: ConfigError that lists the classes that are not in it, or says that it is of another data set."""

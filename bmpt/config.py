@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from shards.config import Settings, load_settings
 from shards.extents import BYTES_PER_SECOND, LATENCY_SECONDS
@@ -80,6 +80,9 @@ class TextSettings(Settings):
     raw_names: bool = Field(False, description="keep CamelCase and `_` as the label file spells them")
     templates: tuple[str, ...] = Field((), description="several instead of one: drawn in training, averaged in scoring")
     sentences: Path | None = Field(None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)")
+    paraphrases: Path | None = Field(
+        None, description="lines `class -> same action in other words`, which templates then name instead of the class"
+    )
     negatives: Path | None = Field(None, description="lines `class -> look-alike action`, for bmpt's margin loss")
     knowledge: Path | None = Field(None, description="knowledge.parquet of the training list (bmpt)")
     attributes: tuple[Path, ...] = Field(
@@ -91,9 +94,10 @@ class MethodSettings(Settings):
     """What is put onto the backbone and what of it trains."""
 
     name: Literal["zero_shot", "vifi_clip", "bdc_clip", "bmpt", "bike"] = "bmpt"
-    tune: Literal["prompts", "all", "both", "image", "text"] = Field(
-        "prompts", description="what is new alone, or weights too: all (both is the same) or those of one tower"
-    )
+    tune: Annotated[
+        Literal["prompts", "all", "both", "image", "text"],
+        AfterValidator(lambda tune: "all" if tune == "both" else tune),
+    ] = Field("prompts", description="what is new alone, or weights too: all (both is the same) or those of one tower")
     vision_depth: int = Field(12, ge=0, description="visual blocks with own prompt tokens, the first counted")
     vision_tokens: int = Field(8, ge=1)
     text_depth: int = Field(12, ge=0, description="text blocks with own prompt tokens, the first counted")
@@ -106,7 +110,8 @@ class MethodSettings(Settings):
     )
     exchange_width: int = Field(256, ge=1, description="hidden width of the exchange's two-layer maps")
     space_time_blocks: tuple[int, ...] | None = Field(
-        None, description="visual blocks that attend over all frames; default [3, 7, 11] for bmpt, none otherwise"
+        None,
+        description="visual blocks that attend over all frames; default [3, 7, 11] for bmpt and bdc_clip, none else",
     )
     temporal_position: Literal["none", "learned"] = Field(
         "none", description="learned: an embedding a frame, without which a clip equals its reverse"
@@ -187,7 +192,9 @@ def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
 
     with_places: where pool and weights lie; without, since both have hashes of their own, results are the same
     bytes wherever they are computed."""
-    spread: Any = {"run": True, "data": {"num_workers", *_READING}, "train": {"accumulation"}}
+    spread: Any = {"run": True, "data": {"num_workers", *_READING}}
+    if config.method.exchange != "batch_gated":  # where features depend on what is computed at once
+        spread["train"] = {"accumulation"}
     if not with_places:
         spread |= {"data": {"num_workers", "pool", *_READING}, "model": {"pretrained"}}
     return config.model_dump(mode="json", exclude=spread)

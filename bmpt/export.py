@@ -24,7 +24,7 @@ from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from bmpt.weights import METHOD_PREFIX, TEMPORAL_KEY, read_safetensors, read_weights
 from bmpt.wise_ft import apply_wise_ft, base_weights
-from shards.errors import FormatError
+from shards.errors import ConfigError, FormatError
 
 EXPORT_FORMAT = 1
 EXPORT_KEY = "export"  # in the metadata, beside the architecture
@@ -58,9 +58,13 @@ def export_checkpoint(
 ) -> ExportReport:
     """Merge a checkpoint with its base model into one safetensors file.
 
-    pretrained: where the base lies, if not where the checkpoint's config says. wise_ft: see `bmpt.wise_ft`.
+    pretrained: where the base lies, if not where the checkpoint's config says.
+    wise_ft: see `bmpt.wise_ft`; None for what the run's config has.
     Raises: ConfigError for another base, FormatError for another file, StorageError."""
     metadata, config = _read_metadata(checkpoint)
+    if out.resolve() == checkpoint.resolve():
+        raise ConfigError(f"{out}: is the checkpoint itself; give another file as --out")
+    wise_ft = config.eval.wise_ft if wise_ft is None else wise_ft
     backbone = load_backbone(config.model.name, pretrained or config.model.pretrained, seed=config.seed)
     method = _build(backbone, config, metadata)
     base = base_weights(method) if wise_ft is not None else {}
@@ -84,7 +88,7 @@ def export_checkpoint(
 
 
 def load_model(path: Path) -> ExportedModel:
-    """Read an export: the method as it was trained, on its tuned CLIP.
+    """Read an export: the method as it was trained, on its tuned CLIP, ready to score.
 
     Raises: ConfigError, FormatError naming the file."""
     state, architecture = read_weights(path)
@@ -101,7 +105,7 @@ def load_model(path: Path) -> ExportedModel:
     backbone = backbone_from_state(config.model.name, clip, architecture, where=str(path))
     method = _build(backbone, config, origin["checkpoint"])
     _fill(path, method, added)
-    return ExportedModel(backbone, method, config, origin["checkpoint"])
+    return ExportedModel(backbone, method.eval(), config, origin["checkpoint"])
 
 
 def export_text(report: ExportReport) -> str:

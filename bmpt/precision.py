@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -30,6 +31,17 @@ def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, R
             )
 
     return cast("Callable[Parameters, Result]", wide)
+
+
+def unit(vectors_XD: torch.Tensor) -> torch.Tensor:
+    """Of length 1 along the last axis, half precision as float32."""
+    return F.normalize(widen(vectors_XD), dim=-1)
+
+
+@in_float32
+def cosines(rows_XD: torch.Tensor, columns_KD: torch.Tensor) -> torch.Tensor:
+    """Inner products [..., K] of unit vectors, under autocast too: bfloat16 has 256 steps between 0.5 and 1."""
+    return rows_XD @ columns_KD.T
 
 
 def _widen_tensor(value: Any) -> Any:

@@ -122,7 +122,10 @@ class SortedKeys:
 def state_of(system: str, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """(the state dict without prefixes, entries that are left out); BIKE's two become one, under their names.
 
-    Raises: KeyError naming the entry that is not there, ValueError naming entries that nothing explains."""
+    Raises: TypeError for what is no mapping, KeyError naming the entry that is not there, ValueError naming entries
+    that nothing explains."""
+    if not isinstance(loaded, Mapping):
+        raise TypeError(f"{type(loaded).__name__} is no mapping")
     names = BIKE_STATES if system == "bike" else ("model",)
     if system != "bike" and "model" not in loaded:
         return without_prefixes(loaded), []  # the state dict itself

@@ -10,6 +10,8 @@ import torch
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
+from bmpt.methods.base import Method
+from bmpt.methods.bdc_clip import BdcClip
 from bmpt.methods.bmpt import Bmpt
 from bmpt.published import BIKE_STATES, INPUT_PROMPTS, TOKEN_EMBEDDING, deep_prompts
 
@@ -37,7 +39,7 @@ class MethodTensors:
 
 
 def to_method(system: str, found: PublishedTensors, base: Backbone) -> MethodTensors | None:
-    """The same as a checkpoint of our method; None for BIKE's attribute head, which is no part of its video method."""
+    """The same as a checkpoint of our method; None for BIKE's attribute head, which comes without the video branch."""
     if system == "vifi_clip":
         return _vifi_clip(found)
     if system == "bdc_clip":
@@ -57,7 +59,7 @@ def _bmpt(found: PublishedTensors, base: Backbone) -> MethodTensors:
     """As released: every weight tuned, no exchange, no text prompt of block 0 but one layer of depth for it."""
     settings, tensors = _prompt_tensors("bmpt", found.prompts)
     settings["text_depth"] += 1 if settings["text_depth"] else 0
-    method = MethodSettings(name="bmpt", tune="all", exchange="none", **settings, **_blocks_there(base))
+    method = MethodSettings(name="bmpt", tune="all", exchange="none", **settings, **_blocks_there(Bmpt, base))
     return MethodTensors(method, {**_tuned_clip(found), **tensors})
 
 
@@ -67,7 +69,7 @@ def _bdc_clip(found: PublishedTensors, base: Backbone) -> MethodTensors:
         f"heads.{key.replace('vision_bdc_head_downstream', 'vision_bdc_head')}": v for key, v in found.heads.items()
     }
     width = len(heads["heads.vision_q_proj.weight"])
-    settings = MethodSettings(name="bdc_clip", tune="all", reduced_width=width, **_blocks_there(base))
+    settings = MethodSettings(name="bdc_clip", tune="all", reduced_width=width, **_blocks_there(BdcClip, base))
     num_classes = len(heads["heads.vision_bdc_head.bias"])
     return MethodTensors(settings, {**_tuned_clip(found), **heads}, num_classes)
 
@@ -77,7 +79,7 @@ def _bike(found: PublishedTensors) -> MethodTensors | None:
     heads = {key.removeprefix(f"{BIKE_STATES[1]}."): value for key, value in found.heads.items()}
     if any(key.startswith(("query_fc.", "sentence_fc.")) for key in heads):
         return None
-    settings = MethodSettings(name="bike", tune="all", temporal_layers=6 if heads else 0)
+    settings = MethodSettings(name="bike", tune="all", temporal_layers=6 if heads else 0, counts_padding=True)
     return MethodTensors(settings, {**_tuned_clip(found), **{f"temporal.{key}": v for key, v in heads.items()}})
 
 
@@ -100,10 +102,10 @@ def _values(tensors: Tensors, names: Iterable[str]) -> list[torch.Tensor]:
     return [tensors[name] for name in names]
 
 
-def _blocks_there(base: Backbone) -> dict[str, Any]:
+def _blocks_there(kind: type[Method], base: Backbone) -> dict[str, Any]:
     """The released code passes over space-time blocks that a tower has not; ours refuses them."""
-    there = tuple(block for block in Bmpt.default_space_time_blocks if block < base.vision_layers)
-    return {} if there == Bmpt.default_space_time_blocks else {"space_time_blocks": there}
+    there = tuple(block for block in kind.default_space_time_blocks if block < base.vision_layers)
+    return {} if there == kind.default_space_time_blocks else {"space_time_blocks": there}
 
 
 def _tuned_clip(found: PublishedTensors) -> Tensors:

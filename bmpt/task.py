@@ -6,10 +6,11 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from bmpt.classes import class_sentences, cut_warning, negative_sentences
+from bmpt.classes import ClassSentences, class_sentences, cut_warning, negative_sentences
 from bmpt.clip import Backbone, load_backbone
 from bmpt.config import TextSettings, TrainConfig
 from bmpt.engine.distributed import World
@@ -99,11 +100,8 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
     method = build_method(
         backbone, config.method, num_frames=config.data.frames, seed=config.seed, classes=trained_classes
     )
-    if trains and config.method.name == "bike" and config.train.accumulation > 1:
-        raise ConfigError(
-            f"train.accumulation={config.train.accumulation}: bike compares the clips that are computed at once with "
-            "each other; set 1"
-        )
+    if trains and method.compares_clips:
+        _check_clips_together(config)
     if trains and not method.trained_groups():
         raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
     _check_text_files(config, method)
@@ -127,31 +125,54 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
     return task
 
 
+def _check_clips_together(config: TrainConfig) -> None:
+    """Raises: ConfigError for settings that a loss of clips among each other cannot have."""
+    name, train = config.method.name, config.train
+    if train.accumulation > 1:
+        raise ConfigError(
+            f"train.accumulation={train.accumulation}: {name} compares the clips that are computed at once with each "
+            "other; set 1"
+        )
+    if train.label_smoothing > 0:
+        raise ConfigError(
+            f"train.label_smoothing={train.label_smoothing}: {name} trains towards clips of equal label, whose shares "
+            "are its own; set 0"
+        )
+
+
 def _open_split(
     config: TrainConfig, manifest: Manifest, method: Method, backbone: Backbone, world: World, *, is_train: bool
 ) -> Split:
     """A manifest with its texts; negatives and knowledge belong to training alone."""
     classes, text = manifest.info.classes, config.text
     sentences = class_sentences(classes, text)
-    if world.is_main:
-        every = [sentence for of_class in sentences.sentences for sentence in of_class]
-        cut = cut_warning(backbone, every, num_slots=method.num_slots)
-        for note in (*sentences.notes, *([cut] if cut else [])):
-            print(f"warning: {note}", file=sys.stderr)
     negatives = None
     if is_train and text.negatives is not None:
         negatives = negative_sentences(
             classes, text.negatives, sentences.num_sentences, texts=text.sentences, raw_names=text.raw_names
         )
+    texts = method.prepare_classes(sentences, negatives).to(world.device)
+    if world.is_main:
+        _warn(sentences, "class texts", method, backbone)
+        if negatives is not None:
+            _warn(negatives, "negatives", method, backbone)
     keys = manifest.table["key"].to_pylist()
     return Split(
         manifest,
-        method.prepare_classes(sentences, negatives).to(world.device),
+        texts,
         knowledge_ND=torch.from_numpy(read_knowledge(text.knowledge, keys, backbone))
         if is_train and text.knowledge is not None
         else None,
         attributes_ND=torch.from_numpy(read_attributes(text.attributes, keys, backbone)) if text.attributes else None,
     )
+
+
+def _warn(texts: ClassSentences, what: str, method: Method, backbone: Backbone) -> None:
+    """Say what a look-up found that a person should know, and how many texts are cut."""
+    every = [sentence for of_class in texts.sentences for sentence in of_class]
+    cut = cut_warning(backbone, every, num_slots=method.num_slots, what=what)
+    for note in (*texts.notes, *([cut] if cut else [])):
+        print(f"warning: {note}", file=sys.stderr)
 
 
 def _check_text_files(config: TrainConfig, method: Method) -> None:
@@ -166,6 +187,10 @@ def _check_text_files(config: TrainConfig, method: Method) -> None:
             f"{', '.join(unread)}: method {name} reads {'none of them' if len(unread) > 1 else 'no such file'}; leave "
             f"out what it does not read, or set method.name={'bike' if 'text.attributes' in unread else 'bmpt'}"
         )
+    if config.method.attributes and "attributes" not in method.reads:
+        raise ConfigError(
+            f"method.attributes=true: {name} has no branch for them; leave it out or set method.name=bike"
+        )
     if config.method.attributes and not config.text.attributes:
         raise ConfigError(
             "method.attributes=true: needs text.attributes=[FILE], which `bmpt attributes POOL MANIFEST --out FILE` "
@@ -174,25 +199,42 @@ def _check_text_files(config: TrainConfig, method: Method) -> None:
 
 
 def _hash_text_files(text: TextSettings) -> dict[str, str]:
-    """What the texts are that `text` names by their paths alone; all of them have been read."""
-    files = {key: getattr(text, key) for key in ("sentences", "negatives", "knowledge")}
+    """What the texts are that `text` names by their paths alone. Raises: ConfigError."""
+    files = {key: getattr(text, key) for key in ("sentences", "paraphrases", "negatives", "knowledge")}
     files |= {f"attributes.{number}": file for number, file in enumerate(text.attributes)}
-    return {key: hashlib.sha256(file.read_bytes()).hexdigest() for key, file in files.items() if file is not None}
+    return {key: _hash_text_file(key, file) for key, file in files.items() if file is not None}
+
+
+def _hash_text_file(key: str, file: Path) -> str:
+    """Raises: ConfigError for a file that is gone: scoring has not read what belongs to training."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"text.{key}={file}: cannot be read: {error.strerror or error}; correct it, or set text.{key}=null where "
+            "nothing is trained"
+        ) from None
 
 
 @torch.no_grad()
 def _check_texts(task: Task) -> None:
-    """Raises: ConfigError for two classes with one feature, which no training could tell apart."""
+    """Raises: ConfigError for two classes with one feature a sentence, which no training could tell apart."""
+    text = task.config.text
     for name, split in {**({"data.train": task.train} if task.train else {}), **task.scored}.items():
-        features = task.method.encode_sentence(split.texts)[COSINE]
-        _, groups_K = features.unique(dim=0, return_inverse=True)
-        first_of: dict[int, str] = {}
-        for class_name, group in zip(split.manifest.info.classes, groups_K.tolist(), strict=True):
-            if first_of.setdefault(group, class_name) != class_name:
+        classes = split.manifest.info.classes
+        groups_of: list[tuple[int, ...]] = [()] * len(classes)  # for each sentence, which class features are equal
+        for index in range(split.texts.num_sentences):
+            _, groups_K = task.method.encode_sentence(split.texts, index)[COSINE].unique(dim=0, return_inverse=True)
+            groups_of = [(*groups, group) for groups, group in zip(groups_of, groups_K.tolist(), strict=True)]
+            if len(set(groups_of)) == len(classes):
+                break
+        first_of: dict[tuple[int, ...], str] = {}
+        for class_name, groups in zip(classes, groups_of, strict=True):
+            if first_of.setdefault(groups, class_name) != class_name:
                 raise ConfigError(
-                    f"{name}: the classes {first_of[group]!r} and {class_name!r} have the same text feature: "
+                    f"{name}: the classes {first_of[groups]!r} and {class_name!r} have the same text feature: "
                     f"{task.config.model.name} does not know their words, or their texts are equal; take another model "
-                    "or text.template"
+                    f"or {'text.template' if text.sentences is None else f'other sentences in {text.sentences}'}"
                 )
 
 

@@ -160,9 +160,9 @@ def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> 
     return walked(walk).project_eot(ids_KS)
 
 
-def cut_to_longest(ids_KS: torch.Tensor) -> torch.Tensor:
-    """The same ids up to the last EOT."""
-    return ids_KS[:, : int(ids_KS.argmax(dim=-1).max()) + 1]
+def cut_to_longest(ids_XS: torch.Tensor) -> torch.Tensor:
+    """The same ids up to the last EOT, any leading axes."""
+    return ids_XS[..., : int(ids_XS.argmax(dim=-1).max()) + 1]
 
 
 def encode_text_tokens(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:

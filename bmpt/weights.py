@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,13 +122,26 @@ def one_line(error: BaseException) -> str:
 
 
 def _read_archive(file: Path) -> dict[str, torch.Tensor] | None:
-    """The weights of a TorchScript archive, as OpenAI publishes them; None for another file."""
+    """The weights of a TorchScript archive, as OpenAI publishes them; None for another file.
+
+    Raises: FormatError for one that would run code while it is read."""
+    if _sets_its_state(file):
+        raise _unreadable(file, "its TorchScript has a __setstate__, which is code that runs when it is read")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
     except (RuntimeError, ValueError, OSError):
         return None
+
+
+def _sets_its_state(file: Path) -> bool:
+    """Whether an archive makes a class by code of its own; other code in it only runs when it is called."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith(".py") and b"__setstate__" in archive.read(name) for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _state_of(file: Path, loaded: Any) -> dict[str, torch.Tensor]:

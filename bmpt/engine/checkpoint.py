@@ -15,14 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from bmpt.clip import Backbone
-from bmpt.config import TrainConfig, identity
+from bmpt.config import MethodSettings, TrainConfig, identity
 from bmpt.methods.base import Method
 from bmpt.weights import UNREADABLE, read_safetensors
 from shards.errors import ConfigError, FormatError, StorageError
 
 CHECKPOINT_FORMAT = 1
-STATE_FORMAT = 2  # 2: failures_in_a_row
+STATE_FORMAT = 3  # 2: failures_in_a_row; 3: inputs
 METADATA_KEY = "bmpt"
+# settings that change what trained tensors mean, and the shape of none
+_UNSEEN = ("exchange", "space_time_blocks", "temporal_position", "causal", "interaction", "counts_padding")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
             f"the config loads {backbone.name} ({backbone.weights_sha256[:12]}); set model.name and "
             "model.pretrained to the former"
         )
-    _load_exactly(path, method, state)
+    _load_exactly(path, method, state, _differences(metadata["config"]["method"], config))
     return CheckpointInfo(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"])
 
 
@@ -131,15 +133,26 @@ def _check_method(path: Path, theirs: dict[str, Any], config: TrainConfig) -> No
             f"{path}: is a checkpoint of method {theirs['name']}, the config says {ours['name']}; "
             f"set method.name={theirs['name']} or give another checkpoint"
         )
-    for key in ("exchange", "space_time_blocks", "temporal_position"):
-        if theirs.get(key) != ours[key]:
+    differences = _differences(theirs, config)
+    for key in _UNSEEN:
+        if key in differences:
             raise ConfigError(
-                f"{path}: was trained with method.{key}={theirs.get(key)}, the config says {ours[key]}; "
-                f"set method.{key}={json.dumps(theirs.get(key))}"
+                f"{path}: was trained with method.{key}={differences[key]}, the config says {ours[key]}; "
+                f"set method.{key}={json.dumps(differences[key])}"
             )
 
 
-def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) -> None:
+def _differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """The settings of a checkpoint's method that the config has otherwise; defaults for those it is older than."""
+    ours = config.method.model_dump(mode="json")
+    return {
+        key: value
+        for key, value in (MethodSettings().model_dump(mode="json") | theirs).items()
+        if value != ours.get(key)
+    }
+
+
+def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor], differences: dict[str, Any]) -> None:
     """Copy the tensors; the trained parameters must be exactly these names and shapes."""
     trained = {name: method.get_parameter(name) for name in method.trained_groups()}
     wrong = sorted(
@@ -148,9 +161,10 @@ def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor]) ->
         if name not in trained or name not in state or trained[name].shape != state[name].shape
     )
     if wrong:
+        were = ", ".join(f"method.{key}={json.dumps(value)}" for key, value in differences.items())
         raise ConfigError(
-            f"{path}: its tensors do not fit the method: {', '.join(wrong[:4])} ({len(wrong)} in all); take the config "
-            "it was trained with (`config.yaml` beside it)"
+            f"{path}: its tensors do not fit the method: {', '.join(wrong[:4])} ({len(wrong)} in all); "
+            f"{f'it was trained with {were}: set that, or ' if were else ''}take the config of its run (`config.yaml`)"
         )
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -164,10 +178,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     write_file(path, buffer.getvalue())
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read state.pt without executing anything in it. Raises: FormatError."""
+def load_state(path: Path) -> dict[str, Any]:
+    """Read state.pt, onto the CPU, without executing anything in it. Raises: FormatError."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE:
         raise FormatError(f"{path}: is not a state that can be read safely; start over with --fresh") from None
     found = state.get("version") if isinstance(state, dict) else None

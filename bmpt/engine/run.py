@@ -79,16 +79,14 @@ def _check_classes(checkpoint: Path, trained: Sequence[str], task: Task) -> None
     if not trained or name is None or not task.pool.has_manifest(name):
         return
     classes = task.pool.manifest(name).info.classes
-    if tuple(classes) != tuple(trained):
-        raise ConfigError(
-            f"{checkpoint}: was trained on {_some(trained)}, data.train={name} has {_some(classes)}; give the config "
-            "that it was trained with, or set data.train=null to score other lists with it"
-        )
-
-
-def _some(classes: Sequence[str]) -> str:
-    """`51 classes (brush hair, cartwheel, ...)`."""
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+    if tuple(classes) == tuple(trained):
+        return
+    first = next((at for at, pair in enumerate(zip(trained, classes, strict=False)) if pair[0] != pair[1]), None)
+    where = "" if first is None else f": class {first} is {trained[first]!r} there, {classes[first]!r} here"
+    raise ConfigError(
+        f"{checkpoint}: was trained on {len(trained)} classes, data.train={name} has {len(classes)}{where}; give the "
+        "config that it was trained with, or set data.train=null to score other lists with it"
+    )
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class StepGradient:
         self._joint: DistributedDataParallel | None = None
         if world.size > 1:
             gpu = [world.device.index] if world.device.type == "cuda" else None
-            self._joint = DistributedDataParallel(self._model, device_ids=gpu, broadcast_buffers=False)
+            self._joint = DistributedDataParallel(self._model, device_ids=gpu)
             self._model = self._joint
 
     def add(

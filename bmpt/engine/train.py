@@ -137,6 +137,7 @@ class Trainer:
             "epoch": batches[0].epoch,
             "loss": loss,
             "lr": self.optimizer.param_groups[0]["lr"],
+            **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
             **self._clips_of(whole),
             "seconds": round(seconds, 4),
             **whole.reading(wait_seconds + seconds),
@@ -170,10 +171,7 @@ class Trainer:
         """Normalised frames and targets of a micro-batch, on the device."""
         device, clips, backbone, split = self.world.device, batch.clips, self.task.backbone, self.split
         seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
-        with self.task.autocast():
-            frames = normalize(
-                clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std
-            )
+        frames = normalize(clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std)
         targets = Targets(
             clips.labels_B.to(device),
             clips.weights_B.to(device),
@@ -227,19 +225,31 @@ class Trainer:
                 "step": self.step,
                 "stream": state.model_dump(),
                 "failures_in_a_row": self.failure_rule.in_a_row,
+                "inputs": self._inputs_of_run(),
                 "trained": self.method.trained_state(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
             },
         )
 
+    def _inputs_of_run(self) -> dict[str, str]:
+        """Hashes of what a run reads beside its pool, and what a config names by its place alone."""
+        files = {f"text.{key}": value for key, value in self.task.text_files.items()}
+        return {"model.pretrained": self.task.backbone.weights_sha256, **files}
+
     def _resume(self) -> StreamState | None:
         """Take up state.pt where there is one."""
         path = self.folder / run_folder.STATE
         if not path.exists():
             return None
-        saved = load_state(path, self.world.device)
+        saved = load_state(path)
         try:
+            changed = [key for key, value in self._inputs_of_run().items() if saved["inputs"].get(key) != value]
+            if changed:
+                raise FormatError(
+                    f"{path}: was written with another {', '.join(changed)}; put back what was there, or start over "
+                    "with --fresh"
+                )
             stream = StreamState.model_validate(saved["stream"])
             with torch.no_grad():
                 for name, value in saved["trained"].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def evaluate(
         apply_wise_ft(task.method, task.base, wise_ft)
     entries = []
     for name, split in task.scored.items():
+        note = task.method.note_on(split.texts)
+        if note is not None and task.world.is_main:
+            print(f"warning: {name}: {note}", file=sys.stderr)
         block = _score(task, split, lambda *at, name=name: progress(name, *at))
         with errors_of_main(task.world):
             if block is not None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bmpt.classes import ClassSentences
@@ -22,6 +21,7 @@ from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.losses import cross_entropy_sum
 from bmpt.methods.fusion import mean_over_sentences
+from bmpt.precision import cosines, unit, widen
 from bmpt.towers import FrameWalk, Prompts, encode_texts, walked
 from shards.errors import ConfigError
 
@@ -85,6 +85,7 @@ class Method(nn.Module):
     default_space_time_blocks: tuple[int, ...] = ()
     tunes: tuple[str, ...] = ("prompts", "all", "both", "image", "text")
     reads: frozenset[str] = frozenset()  # keys of the section `text` that not every method can use
+    compares_clips = False  # whether the loss of a clip depends on which clips are computed at once
     encodes_together = False  # whether features of clips and classes depend on each other
 
     def __init__(
@@ -126,10 +127,14 @@ class Method(nn.Module):
     def _stack(self, sentences: ClassSentences) -> torch.Tensor:
         return torch.stack([self.prepare_texts(sentences.at(index)) for index in range(sentences.num_sentences)], dim=1)
 
+    def note_on(self, texts: ClassTexts) -> str | None:
+        """What a person should know of scoring these classes, None of nothing."""
+        return None
+
     def encode_sentence(self, texts: ClassTexts, index: int = 0) -> dict[str, torch.Tensor]:
         """Features of the classes [K, ...] by one sentence each."""
         ids_KS = texts.ids_KPS[:, index]
-        return {COSINE: F.normalize(encode_texts(self.clip, ids_KS, prompts=self.layer_prompts()[1]), dim=-1)}
+        return {COSINE: unit(encode_texts(self.clip, ids_KS, prompts=self.layer_prompts()[1]))}
 
     def class_features(self, texts: ClassTexts) -> Features:
         """Features of the classes [K, ...] for scoring: the normalised mean over all sentences."""
@@ -167,15 +172,15 @@ class Method(nn.Module):
 
     def _pool(self, cls_BVTD: torch.Tensor) -> torch.Tensor:
         """Unit features [B, V, D]: the mean of the frames' CLS, then L2."""
-        return F.normalize(cls_BVTD.mean(dim=2), dim=-1)
+        return unit(widen(cls_BVTD).mean(dim=2))
 
     def logits(self, clips: Features, classes: Features) -> dict[str, torch.Tensor]:
         """Logits [B, V, K] of each kind."""
         return {COSINE: self.scaled_cosines(clips[COSINE], classes[COSINE])}
 
     def scaled_cosines(self, clips_BVD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
-        """CLIP's logits [B, V, K] of unit features."""
-        return self.clip.logit_scale.exp() * clips_BVD @ classes_KD.T
+        """CLIP's logits [B, V, K] of unit features, never in half precision, which would make many of them equal."""
+        return widen(self.clip.logit_scale).exp() * cosines(clips_BVD, classes_KD)
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
         """The loss summed over the clips of a micro-batch of one view: the cross-entropies of all kinds of logits."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
 from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method
 from bmpt.methods.bdc import BdcHeads
 from bmpt.methods.fusion import fuse_probabilities
+from bmpt.precision import unit
 from bmpt.towers import encode_text_tokens, take_eot
 
 COVARIANCE, CLASSIFIER = "covariance", "classifier"
@@ -44,9 +44,18 @@ class BdcClip(Method):
         ids_KS = texts.ids_KPS[:, index]
         tokens_KSD = encode_text_tokens(self.clip, ids_KS)
         return {
-            COSINE: F.normalize(take_eot(tokens_KSD, ids_KS), dim=-1),
+            COSINE: unit(take_eot(tokens_KSD, ids_KS)),
             COVARIANCE: self.heads.text_features(tokens_KSD, ids_KS),
         }
+
+    def note_on(self, texts: ClassTexts) -> str | None:
+        """Whether the classifier takes no part, which is known by the names of its classes."""
+        if texts.names == self.trained_classes:
+            return None
+        return (
+            f"the classifier was trained on {len(self.trained_classes)} classes that are not these {len(texts.names)} "
+            "by spelling and order; its share of the scores is left out"
+        )
 
     def class_features(self, texts: ClassTexts) -> Features:
         """Likewise, joined over sentences; and whether these are the classifier's classes."""

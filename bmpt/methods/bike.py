@@ -8,6 +8,7 @@ loss, unlike that of the other methods, depends on how many clips are computed a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ from bmpt.methods.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, Attribut
 from bmpt.methods.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
 from bmpt.methods.fusion import fuse_probabilities
 from bmpt.methods.gather import row_gather
-from bmpt.towers import encode_text_tokens, take_eot
+from bmpt.towers import cut_to_longest, encode_text_tokens, take_eot
 from shards.errors import ConfigError
 
 FRAMES, WORDS, IS_WORD = "frames", "words", "is_word"
@@ -31,6 +32,7 @@ class Bike(Method):
     """`tune: image` trains the visual tower and the temporal transformer (`fix_text`), `all` the text tower too."""
 
     tunes = ("image", "all", "both")
+    compares_clips = True
 
     def __init__(
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
@@ -72,7 +74,11 @@ class Bike(Method):
             raise ConfigError(
                 f"method.name=bike: takes one text a class, got {sentences.num_sentences}; set text.template alone"
             )
-        return super().prepare_classes(sentences, negatives)
+        texts = super().prepare_classes(sentences, negatives)
+        if self.settings.interaction == "VCS" and self.settings.counts_padding:
+            return texts
+        # here and not where they are encoded: all ranks must have as many words
+        return replace(texts, ids_KPS=cut_to_longest(texts.ids_KPS))
 
     def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
         """Features of frames [B, V, T, D], after the temporal transformer where there is one."""

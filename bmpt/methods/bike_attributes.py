@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bmpt.methods.bike_video import init_linear
+from bmpt.precision import cosines, unit
 
 VIDEO_SHARE, ATTRIBUTES_SHARE = 0.7, 0.3  # of the softmaxes of unscaled cosines, see `fuse_probabilities`
 NUM_ATTRIBUTES = 5
@@ -38,7 +39,7 @@ class AttributeHead(nn.Module):
         """Cosines [B, K] of attribute sentences and classes, both as the text tower gives them, unit or not."""
         sentences_BD = self.sentence_fc(F.normalize(sentences_BD, dim=-1))
         classes_KD = self.query_fc(F.normalize(classes_KD, dim=-1))
-        return F.normalize(sentences_BD, dim=-1) @ F.normalize(classes_KD, dim=-1).T
+        return cosines(unit(sentences_BD), unit(classes_KD))
 
 
 def _two_layers(width: int) -> nn.Sequential:

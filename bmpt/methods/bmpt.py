@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from bmpt.clip import Backbone
 from bmpt.config import MethodSettings
@@ -20,6 +19,7 @@ from bmpt.methods.batch_gated import BatchGatedExchange
 from bmpt.methods.fusion import mean_over_sentences
 from bmpt.methods.prompted import check_depth, slot_texts
 from bmpt.methods.prompts import Exchange, check_exchange, new_prompts
+from bmpt.precision import unit
 from bmpt.towers import Prompts, TextWalk, cut_to_longest
 from shards.errors import ConfigError
 
@@ -64,10 +64,10 @@ class Bmpt(Method):
         return self.settings.text_tokens if self.has_slots else 0
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids [K, S], with slots for the prompts under `bidirectional`.
+        """Token ids [K, S], with slots for the prompts but under `none`.
 
         Raises: ConfigError where classes would share one feature: under `none` for texts whose EOT would be
-        overwritten, under `bidirectional` for texts that are equal once the slots have pushed out their ends."""
+        overwritten, else for texts that are equal once the slots have pushed out their ends."""
         ids_KS = super().prepare_texts(texts)
         if self.has_slots:
             return slot_texts(texts, ids_KS, self.settings)
@@ -112,7 +112,7 @@ class Bmpt(Method):
             weights_N=weights_B.repeat_interleave(frames_BVTCHW.shape[1] * frames_BVTCHW.shape[2]),
         )
         cls_BVTD = frames.project()[:, 0].unflatten(0, frames_BVTCHW.shape[:3])
-        features_XD = F.normalize(classes.project_eot(ids_KS), dim=-1)
+        features_XD = unit(classes.project_eot(ids_KS))
         found = {COSINE: features_XD[:num_classes]}
         if len(features_XD) > num_classes:
             found[NEGATIVE] = features_XD[num_classes:]

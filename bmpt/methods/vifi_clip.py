@@ -30,12 +30,17 @@ class VifiClip(Method):
         """Raises: ConfigError for a depth beyond a tower, or start words that do not fit."""
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
         self.has_prompts = settings.tune == "prompts"
+        if settings.start_words is not None and not (self.has_prompts and settings.text_depth > 0):
+            raise ConfigError(
+                f"method.start_words={settings.start_words!r}: text prompts start from them, and there are none; set "
+                "method.tune=prompts and method.text_depth, or leave it out"
+            )
         if self.has_prompts:
             check_depth("vision", settings.vision_depth, backbone.vision_layers)
             check_depth("text", settings.text_depth, backbone.text_layers)
             self.vision_LPE = new_prompts(settings.vision_depth, settings.vision_tokens, backbone.vision_width)
             self.text_LPE = new_prompts(settings.text_depth, settings.text_tokens, backbone.text_width)
-            if settings.start_words is not None and settings.text_depth > 0:
+            if settings.start_words is not None:
                 self._start_from_words(backbone, settings.start_words)
 
     def _start_from_words(self, backbone: Backbone, words: str) -> None:

@@ -140,9 +140,14 @@ class AnswerBook:
         for line in self._journal:
             if not line.endswith(b"\n"):  # the kill came while it was written
                 break
+            try:
+                key, version, model, reply = json.loads(line)
+                self._answers[key, version, model] = Reply(*reply)
+            except (ValueError, TypeError):
+                raise FormatError(
+                    f"{self._journal_path}: is damaged at byte {whole}; remove that line, it is asked again"
+                ) from None
             whole += len(line)
-            key, version, model, reply = json.loads(line)
-            self._answers[key, version, model] = Reply(*reply)
         self._journal.seek(whole)
         self._journal.truncate()
 

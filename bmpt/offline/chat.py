@@ -54,12 +54,14 @@ class Question:
 class Outcome:
     """What became of a question: a reply, or why there is none.
 
-    is_refused: no later try would help: the endpoint refuses it, or its frames cannot be read"""
+    is_refused: no later try would help: the endpoint refuses it, or its frames cannot be read
+    was_asked: false where the frames cannot be read, which says nothing of the endpoint"""
 
     key: str
     reply: Reply | None = None
     failure: str | None = None
     is_refused: bool = False
+    was_asked: bool = True
 
 
 def ask_all(client: Client, questions: Iterable[Question], pace: Pace) -> Generator[Outcome, None, None]:
@@ -81,7 +83,8 @@ def ask_all(client: Client, questions: Iterable[Question], pace: Pace) -> Genera
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in sorted(done, key=lambda one: one.exception() is not None):  # what has come is not lost
                 outcome = future.result()
-                failures_in_row = 0 if outcome.reply is not None else failures_in_row + 1
+                if outcome.was_asked:
+                    failures_in_row = 0 if outcome.reply is not None else failures_in_row + 1
                 yield outcome
                 if failures_in_row >= _MAX_FAILURES_IN_ROW:
                     raise EndpointError(
@@ -109,7 +112,8 @@ class _Asker:
         try:
             messages = question.messages()
         except (SampleError, StorageError) as error:
-            return Outcome(question.key, failure=str(error), is_refused=True)
+            is_one_sample = isinstance(error, SampleError)  # else the pool is gone
+            return Outcome(question.key, failure=str(error), is_refused=True, was_asked=not is_one_sample)
         failure = ""
         for attempt in range(1 + self._pace.retries):
             self._wait_for_turn()

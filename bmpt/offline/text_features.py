@@ -173,8 +173,9 @@ def _metadata(kind: FileKind, table: pa.Table, file: Path) -> dict[str, Any]:
     """Raises: FormatError for a table of another kind or version."""
     try:
         metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
-        is_of_kind = table.schema.names == kind.schema.names and "clip" in metadata
-    except (KeyError, ValueError):
+        is_of_kind = table.schema.remove_metadata().equals(kind.schema)
+        is_of_kind = is_of_kind and (metadata["clip"] is None or {"name", "weights_sha256"} <= metadata["clip"].keys())
+    except (KeyError, ValueError, AttributeError, TypeError):
         is_of_kind = False
     if not is_of_kind or metadata.get("format_version") != FORMAT_VERSION:
         raise FormatError(f"{file}: is no {kind.name} file of format {FORMAT_VERSION}; `bmpt {kind.name}` makes one")

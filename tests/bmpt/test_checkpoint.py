@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_made_is_one_error(tmp_path: Path) -> None:
 
 def test_a_state_is_read_back(tmp_path: Path) -> None:
     save_state(tmp_path / "state.pt", {"step": 3, "trained": {"a": torch.arange(3)}})
-    state = load_state(tmp_path / "state.pt", torch.device("cpu"))
+    state = load_state(tmp_path / "state.pt")
     assert state["step"] == 3
     assert state["trained"]["a"].tolist() == [0, 1, 2]
 
@@ -215,14 +215,14 @@ def test_a_state_is_read_back(tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(FormatError, match=r"state\.pt: is not a state that can be read safely.*--fresh") as caught:
-        load_state(tmp_path / "state.pt", torch.device("cpu"))
+        load_state(tmp_path / "state.pt")
     assert "\n" not in str(caught.value)
 
 
 def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"path": Path("x")}, tmp_path / "state.pt")
     with pytest.raises(FormatError, match=r"state\.pt: is not a state that can be read safely"):
-        load_state(tmp_path / "state.pt", torch.device("cpu"))
+        load_state(tmp_path / "state.pt")
 
 
 def test_a_state_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:

@@ -492,3 +492,19 @@ def test_an_imported_bike_gives_the_originals_logits(reference: Path, tmp_path: 
     texts = [f"This is a video about {name}" for name in meta["classes"]]
     found = method.logits(*features(method, tensors["images"], meta["classes"], texts))
     assert_close(found["cosine"], tensors["Transf.VCS.logits"])
+
+
+def test_a_tensor_alone_is_no_checkpoint(tmp_path: Path, base: Backbone) -> None:
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(FormatError, match=r"tensor\.pth: is no checkpoint of bmpt: it holds no state dict"):
+        import_checkpoint(tmp_path / "tensor.pth", "bmpt", base)
+
+
+@pytest.mark.parametrize("config", [{"DATA": "x"}, {"DATA": {"NUM_FRAMES": "many"}}, {"DATA": {"NUM_FRAMES": -1}}])
+def test_an_embedded_config_of_another_form_is_no_obstacle(tmp_path: Path, base: Backbone, config: Any) -> None:
+    tuned = tuned_backbone(tmp_path)
+    file = tmp_path / "best.pth"
+    torch.save({**training_file(STATES["vifi_clip"](tuned)), "config": config}, file)
+    imported = import_checkpoint(file, "vifi_clip", base)
+    written = write_import(imported, base, ModelSettings(), tmp_path / "out")
+    assert len(written.files) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bmpt.classes import (
+    class_sentences,
     class_texts,
     cut_warning,
     file_sentences,
@@ -213,7 +214,7 @@ def test_a_class_cannot_be_its_own_negative(tmp_path: Path) -> None:
 
 def test_paraphrases_are_names_that_a_template_takes(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> Hitting a ball\nsit -> Taking a seat\n")
-    names, notes = mapped_names(["Sit", "golf"], mapping)
+    names, notes = mapped_names(["Sit", "golf"], mapping, what="paraphrase")
     assert names == ["Taking a seat", "Hitting a ball"]
     assert notes == (f"{mapping}: 1 of 2 classes matched without case, spaces, _ and -, for example 'Sit' and 'sit'",)
     assert template_sentences(names, ["a {}."]).at(0) == ["a taking a seat.", "a hitting a ball."]
@@ -275,7 +276,7 @@ def test_published_mappings_give_every_class_a_negative(
     names = read_class_file(shared_data() / "splits" / labels).names
     file = shared_data() / "splits" / "bmpt" / "mapping" / mapping
     assert negative_sentences(names, file, 2).num_sentences == 2
-    named, _ = mapped_names(names, file)
+    named, _ = mapped_names(names, file, what="paraphrase")
     assert negative is None or named[names.index(negative[0])] == negative[1]
 
 
@@ -296,3 +297,21 @@ def test_published_sentences_have_the_lengths_that_were_counted_in_the_original(
     sentences = read_sentences(shared_data() / "splits" / "bdcclip" / "prompts" / texts)
     eot = load_tiny(clip).tokenize([text for each in sentences.values() for text in each]).argmax(dim=1)
     assert (eot.min(), eot.median(), eot.max()) == (shortest, median, longest)
+
+
+def test_paraphrases_stand_in_the_place_of_names_and_the_classes_keep_theirs(tmp_path: Path) -> None:
+    mapping = tmp_path / "paraphrases.txt"
+    mapping.write_text("Apply Eye Makeup -> painting one's lids\nWalk -> strolling\n", encoding="utf-8")
+    settings = TextSettings(template="a person {}", paraphrases=mapping)
+    found = class_sentences(["ApplyEyeMakeup", "Walk"], settings)
+    assert found.classes == ("ApplyEyeMakeup", "Walk")
+    assert found.at(0) == ["a person painting one's lids", "a person strolling"]
+    assert len(found.notes) == 1
+
+
+@pytest.mark.parametrize("key", ["templates", "paraphrases"])
+def test_what_whole_sentences_leave_no_place_for_is_refused_beside_them(tmp_path: Path, key: str) -> None:
+    value = {"templates": ("a {}", "b {}"), "paraphrases": tmp_path / "p.txt"}[key]
+    settings = TextSettings(sentences=tmp_path / "s.json", **{key: value})
+    with pytest.raises(ConfigError, match=rf"text\.{key}: is not read beside text\.sentences=.*leave one of them out"):
+        class_sentences(["walk"], settings)

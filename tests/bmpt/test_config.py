@@ -72,7 +72,7 @@ def test_an_unknown_key_with_no_neighbour_lists_what_is_known(minimal: Path) -> 
         ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'.*got 'fp8'"),
         ("train.label_smoothing=1", r"train\.label_smoothing: .*got 1"),
         ("method.name=clip", r"method\.name: .*got 'clip'"),
-        ("method.exchange=batch_gated", r"method\.exchange: .*got 'batch_gated'"),
+        ("method.exchange=both_ways", r"method\.exchange: .*got 'both_ways'"),
         ("method.space_time_blocks=3", r"method\.space_time_blocks: .*got 3"),
         ("data.verdicts=[fine]", r"data\.verdicts\.0: .*got 'fine'"),
         ("method=bmpt", r"method: .*got 'bmpt'"),

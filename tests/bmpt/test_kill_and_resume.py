@@ -126,7 +126,7 @@ def test_the_run_was_killed_within_an_epoch_and_has_seen_what_one_process_sees(
     killed: Path, unbroken: TrainConfig
 ) -> None:
     done = metrics_of(killed)[-1]["step"]
-    saved = load_state(killed / "state.pt", torch.device("cpu"))
+    saved = load_state(killed / "state.pt")
     assert SAVE_EVERY <= saved["step"] <= done < STEPS_PER_EPOCH, "the kill came too late"
     assert saved["stream"]["position"] == 3 * saved["step"]
     assert clips_of(killed) == clips_of(folder_of(unbroken))[:done]

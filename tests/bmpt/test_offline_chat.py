@@ -180,8 +180,19 @@ def test_a_question_whose_frames_cannot_be_read_is_refused_and_not_sent(chat: Ch
 
     client = Client(Endpoint(chat.url, MODEL))
     (outcome,) = ask_all(client, [Question("clip", broken, max_tokens=9)], QUICK)
-    assert outcome == Outcome("clip", failure="shard: frame 3 has a wrong CRC; run `bmpt repair`", is_refused=True)
+    why = "shard: frame 3 has a wrong CRC; run `bmpt repair`"
+    assert outcome == Outcome("clip", failure=why, is_refused=True, was_asked=False)
     assert chat.asked == []
+
+
+def test_frames_that_cannot_be_read_say_nothing_of_the_endpoint(chat: ChatServer) -> None:
+    def broken() -> list[dict[str, str]]:
+        raise SampleError("shard: frame 3 has a wrong CRC; run `bmpt repair`")
+
+    many = [Question(f"clip {number}", broken, max_tokens=9) for number in range(40)]
+    outcomes = list(ask_all(Client(Endpoint(chat.url, MODEL)), [*many, *questions("golf")], QUICK))
+    assert len(outcomes) == 41
+    assert [outcome.key for outcome in outcomes if outcome.reply is not None] == ["golf"]
 
 
 def test_leaving_early_hangs_up_instead_of_waiting_for_answers(chat: ChatServer) -> None:

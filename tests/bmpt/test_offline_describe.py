@@ -89,7 +89,11 @@ def test_all_three_outputs_are_what_training_reads(
     assert texts.sentences[0] == tuple(f"Someone does apply eye makeup, sentence {index}." for index in range(3))
     assert (texts.num_sentences, texts.notes) == (3, ())
     assert negative_sentences(CLASSES, negatives, 1).at(0)[2] == "a video of a person not walk"
-    assert mapped_names(CLASSES, paraphrases)[0] == ["to apply eye makeup", "to ride bike", "to walk"]
+    assert mapped_names(CLASSES, paraphrases, what="paraphrase")[0] == [
+        "to apply eye makeup",
+        "to ride bike",
+        "to walk",
+    ]
     done = json.loads(capsys.readouterr().out)
     assert [(file["kind"], file["written"], file["asked"], file["missing"]) for file in done["files"]] == [
         ("texts", 3, 3, []),

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bmpt.config import TrainConfig
 from bmpt.engine.checkpoint import load_state, save_state
 from bmpt.engine.run import run_evaluation
 from bmpt.engine.run_folder import hold
 from shards.errors import BmptError, ConfigError, FormatError
+from shards.reader import open_pool
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import (
     VAL,
@@ -93,7 +93,7 @@ def test_a_state_is_saved_within_an_epoch_when_asked(config: MakeConfig) -> None
     def watch() -> None:
         while not done.is_set():
             if path.exists():
-                state = load_state(path, torch.device("cpu"))
+                state = load_state(path)
                 at = (state["step"], state["stream"]["epoch"], state["stream"]["position"])
                 if at not in saved:
                     saved.append(at)
@@ -104,7 +104,7 @@ def test_a_state_is_saved_within_an_epoch_when_asked(config: MakeConfig) -> None
     run(often)
     done.set()
     thread.join()
-    final = load_state(path, torch.device("cpu"))
+    final = load_state(path)
     assert (final["step"], final["stream"]["epoch"], final["stream"]["position"]) == (4, 1, 0)
     assert set(saved) <= {(3, 0, 6), (4, 1, 0)}
 
@@ -113,7 +113,7 @@ def test_a_state_of_another_version_is_refused(config: MakeConfig) -> None:
     settings = config(train={"epochs": 20})
     stop_early(settings)
     path = folder_of(settings) / "state.pt"
-    save_state(path, {**load_state(path, torch.device("cpu")), "version": 99})
+    save_state(path, {**load_state(path), "version": 99})
     with pytest.raises(FormatError, match=r"version 99.*--fresh"):
         run(settings)
 
@@ -122,7 +122,7 @@ def test_a_state_of_another_manifest_is_refused(config: MakeConfig, tmp_path: Pa
     settings = config(train={"epochs": 20})
     stop_early(settings)
     path = folder_of(settings) / "state.pt"
-    state = load_state(path, torch.device("cpu"))
+    state = load_state(path)
     save_state(path, {**state, "stream": {**state["stream"], "fingerprint": "0" * 64}})
     with pytest.raises(FormatError, match=r"fingerprint 000000000000, but few_shot/train_k2 has"):
         run(settings)
@@ -276,3 +276,20 @@ def test_a_state_of_something_else_is_refused(config: MakeConfig) -> None:
     save_state(folder_of(settings) / "state.pt", {"step": 1})
     with pytest.raises(FormatError, match=r"state\.pt: is not a state of this run .* --fresh"):
         run(settings)
+
+
+def test_a_run_does_not_go_on_with_other_texts(config: MakeConfig, tmp_path: Path, toy_pool: Path) -> None:
+    classes = open_pool(toy_pool).card.classes
+    file = tmp_path / "sentences.json"
+
+    def write(what: str) -> None:
+        file.write_text(json.dumps({name: [f"{what} {name}"] for name in classes}), encoding="utf-8")
+
+    write("a person doing")
+    settings = config(text={"sentences": str(file)}, train={"epochs": 20})
+    stop_early(settings)
+    write("somebody at")
+    with pytest.raises(FormatError, match=r"state\.pt: was written with another text\.sentences; put back"):
+        run(settings)
+    write("a person doing")
+    assert run(settings).results is not None

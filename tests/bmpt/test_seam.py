@@ -228,3 +228,37 @@ def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(reference
     texts = method.prepare_classes(ClassSentences(names, tuple((f"{name.replace('_', ' ')}.",) for name in names)))
     clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
     assert_close(method.scores(clips, method.class_features(texts)), tensors["ivlp.logits"])
+
+
+@torch.no_grad()
+def test_under_autocast_logits_of_features_are_those_of_float32(clip: Path) -> None:
+    """bfloat16 has 256 steps between 0.5 and 1: many cosines would be equal."""
+    method = method_of(clip, "zero_shot").eval()
+    clips = {COSINE: torch.nn.functional.normalize(random_frames(16, 1, 16), dim=-1)}
+    classes = {COSINE: torch.nn.functional.normalize(random_frames(101, 16, seed=1), dim=-1)}
+    expected = method.scores(clips, classes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(method.scores(clips, classes), expected, rtol=1e-6, atol=1e-6)
+        texts = method.prepare_classes(sentences())
+        assert method.encode_sentence(texts)[COSINE].norm(dim=-1).sub(1).abs().max() < 1e-6
+
+
+def test_words_behind_the_last_eot_are_not_computed_unless_they_count(clip: Path) -> None:
+    masked, unmasked = (method_of(clip, "bike", tune="image", counts_padding=flag) for flag in (False, True))
+    assert masked.prepare_classes(sentences()).ids_KPS.shape[-1] < 20
+    assert unmasked.prepare_classes(sentences()).ids_KPS.shape[-1] == 77
+
+
+def test_a_classifier_of_other_classes_is_said_to_take_no_part(clip: Path) -> None:
+    method = method_of(clip, "bdc_clip", tune="all")
+    texts = method.prepare_classes(sentences())
+    assert method.note_on(texts) is None
+    said = method.note_on(texts.rows(slice(0, 2)))
+    assert said is not None
+    assert "trained on 3 classes that are not these 2" in said
+
+
+def test_start_words_of_no_prompts_are_refused(clip: Path) -> None:
+    for changes in ({"tune": "all"}, {"tune": "prompts", "text_depth": 0}):
+        with pytest.raises(ConfigError, match=r"method\.start_words='a photo of a': .*there are none"):
+            method_of(clip, "vifi_clip", start_words="a photo of a", **changes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from bmpt.weights import SPEC_METADATA_KEY, hash_weights, read_torch_file, read_weights, without_prefixes
 from shards.errors import FormatError
@@ -113,3 +114,38 @@ def test_a_file_that_calls_what_it_may_in_a_wrong_way_is_refused(tmp_path: Path)
             target.writestr(entry, stream if entry.endswith("data.pkl") else source.read(entry))
     with pytest.raises(FormatError, match=r"odd\.pth: is not a weight file that can be read safely"):
         read_torch_file(tmp_path / "odd.pth")
+
+
+class Sneaky(nn.Module):
+    """A module whose TorchScript is read by running its own code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    @torch.jit.export
+    def __getstate__(self) -> torch.Tensor:
+        return self.weight
+
+    @torch.jit.export
+    def __setstate__(self, state: torch.Tensor) -> None:
+        print("code of the file runs")
+        self.weight = state
+        self.training = False
+
+    def forward(self) -> torch.Tensor:
+        """Nothing of interest."""
+        return self.weight
+
+
+def test_an_archive_that_would_run_its_own_code_is_refused_unread(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sneaky.pt"
+    torch.jit.save(torch.jit.script(Sneaky()), str(file))
+    capfd.readouterr()
+    with pytest.raises(FormatError, match=r"sneaky\.pt: is not a weight file.*__setstate__, which is code that runs"):
+        read_weights(file)
+    assert "code of the file" not in capfd.readouterr().out
+    torch.jit.load(str(file))
+    assert "code of the file runs" in capfd.readouterr().out, "or this test shows nothing"
