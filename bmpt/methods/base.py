@@ -213,17 +213,6 @@ class Method(nn.Module):
         classes = self.class_features(texts) if classes is None else classes
         return self.scores(with_attributes(self.encode_clips(frames_BVTCHW), attributes_BD), classes)
 
-    def encode_classes(self, ids_KS: torch.Tensor) -> torch.Tensor:
-        """Cosine features [K, D] of one sentence a class."""
-        return self.encode_sentence(ClassTexts((), ids_KS.unsqueeze(1)))[COSINE]
-
-    def forward(
-        self, frames_BVTCHW: torch.Tensor, ids_KS: torch.Tensor, classes_KD: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Cosine logits [B, K], the mean over views; class features are computed unless they are given."""
-        classes_KD = self.encode_classes(ids_KS) if classes_KD is None else classes_KD
-        return self.scaled_cosines(self.encode_clips(frames_BVTCHW)[COSINE], classes_KD).mean(dim=1)
-
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
         """Prompt tokens of every block: (vision, text)."""
         return (), ()

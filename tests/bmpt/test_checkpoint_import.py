@@ -34,7 +34,7 @@ from tests.bmpt import published_files
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.published_files import STATES, RunsWhenLoaded, training_file, tuned_backbone, with_prefix
 from tests.bmpt.test_parity import reference
-from tests.bmpt.tiny import SPEC, load_tiny, random_frames, write_clip
+from tests.bmpt.tiny import SPEC, cosine_logits, load_tiny, random_frames, write_clip
 
 __all__ = ["reference"]  # fixture
 TEXTS = ["a video of a person who walks along the road", "a video of a person who draws a sword"]
@@ -73,7 +73,7 @@ def assert_clip_is(imported: ImportedCheckpoint, tuned: Backbone, base: Backbone
 
 @torch.no_grad()
 def logits(method: Method) -> torch.Tensor:
-    return method(random_frames(2, 1, 4, 3, 32, 32, seed=3), method.prepare_texts(TEXTS))
+    return cosine_logits(method, random_frames(2, 1, 4, 3, 32, 32, seed=3), method.prepare_texts(TEXTS))
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod."])

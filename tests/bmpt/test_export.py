@@ -22,7 +22,7 @@ from bmpt.weights import SPEC_METADATA_KEY
 from shards.commands import run_app
 from shards.errors import BmptError, ConfigError, FormatError
 from tests.bmpt.conftest import MakeConfig
-from tests.bmpt.tiny import load_tiny, random_frames, write_clip
+from tests.bmpt.tiny import cosine_logits, load_tiny, random_frames, write_clip
 
 PROVENANCE = {
     "classes": ["walk", "sword"],
@@ -47,7 +47,7 @@ def trained(config: TrainConfig, checkpoint: Path) -> Method:
 
 @torch.no_grad()
 def logits(method: Method) -> torch.Tensor:
-    return method(random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS))
+    return cosine_logits(method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS))
 
 
 def refused(path: Path, sentence: str, kind: type[BmptError] = FormatError) -> None:

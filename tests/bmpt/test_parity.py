@@ -23,6 +23,7 @@ from bmpt.methods.bmpt import Bmpt
 from bmpt.methods.fusion import mean_over_sentences
 from bmpt.towers import encode_frames, encode_text_tokens, encode_texts, take_eot
 from bmpt.weights import read_safetensors
+from tests.bmpt.tiny import cosine_logits, encode_classes
 
 TOLERANCE = 1e-4  # of the largest logit
 REFERENCES = ("clip_tiny", "vifi", "bdc", "bmpt", "bike")
@@ -82,7 +83,7 @@ def test_vifi_clip_gives_the_originals_logits(reference: Path, backbone: Backbon
     settings = MethodSettings(name="vifi_clip", tune="all")
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0)
     texts = class_texts(meta["classes"], TextSettings(template=template, raw_names=True))
-    ours = method(tensors["images"].unsqueeze(1), method.prepare_texts(texts))
+    ours = cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts))
     assert_close(ours, tensors[logits])
 
 
@@ -91,7 +92,9 @@ def test_zero_shot_gives_the_logits_of_an_untrained_vifi_clip(reference: Path, b
     tensors, meta = read(reference / "vifi.safetensors")
     method = build_method(backbone, MethodSettings(name="zero_shot"), num_frames=meta["T"], seed=0)
     texts = class_texts(meta["classes"], TextSettings(template="{}", raw_names=True))
-    assert_close(method(tensors["images"].unsqueeze(1), method.prepare_texts(texts)), tensors["zeroshot.logits"])
+    assert_close(
+        cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts)), tensors["zeroshot.logits"]
+    )
 
 
 def bmpt_of_the_release(backbone: Backbone, tensors: dict[str, torch.Tensor], release: dict[str, Any]) -> Bmpt:
@@ -123,7 +126,7 @@ def test_bmpt_without_an_exchange_gives_the_releases_logits(reference: Path, bac
     tensors, meta = read(reference / "bmpt.safetensors")
     method = bmpt_of_the_release(backbone, tensors, meta["prompt_config"])
     texts = [meta["llm"][name][sentence] for name in meta["classes"]]
-    ours = method(tensors["images"].unsqueeze(1), method.prepare_texts(texts))
+    ours = cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts))
     assert_close(ours, tensors[f"train_s{sentence}.logits_cos"])
 
 
@@ -134,12 +137,12 @@ def test_bmpts_knowledge_and_negatives_give_the_releases_logits(
 ) -> None:
     tensors, meta = read(reference / "bmpt.safetensors")
     method = bmpt_of_the_release(backbone, tensors, meta["prompt_config"])
-    classes_KD = method.encode_classes(method.prepare_texts([meta["llm"][name][sentence] for name in meta["classes"]]))
+    classes_KD = encode_classes(method, method.prepare_texts([meta["llm"][name][sentence] for name in meta["classes"]]))
     scale = method.clip.logit_scale.exp()
     ours = knowledge_logits(tensors["knowledge"], classes_KD, scale)
     assert_close(ours, tensors[f"train_s{sentence}.logits_knowledge"])
     texts = [f"a video of a person {name.replace('_', ' ')}" for name in meta["negatives"]]
-    negatives = method(tensors["images"].unsqueeze(1), method.prepare_texts(texts))
+    negatives = cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts))
     assert_close(negatives, tensors[f"train_s{sentence}.logits_negative"])
 
 
@@ -148,8 +151,10 @@ def test_bmpts_mean_over_sentences_gives_the_releases_logits_of_evaluation(refer
     tensors, meta = read(reference / "bmpt.safetensors")
     method = bmpt_of_the_release(backbone, tensors, meta["prompt_config"])
     ids_PKS = [method.prepare_texts([meta["llm"][name][p] for name in meta["classes"]]) for p in range(2)]
-    classes_KD = mean_over_sentences(torch.stack([method.encode_classes(ids_KS) for ids_KS in ids_PKS]))
-    assert_close(method(tensors["images"].unsqueeze(1), ids_PKS[0], classes_KD), tensors["eval.logits_cos"])
+    classes_KD = mean_over_sentences(torch.stack([encode_classes(method, ids_KS) for ids_KS in ids_PKS]))
+    assert_close(
+        cosine_logits(method, tensors["images"].unsqueeze(1), ids_PKS[0], classes_KD), tensors["eval.logits_cos"]
+    )
 
 
 def ivlp_prompts(tensors: dict[str, torch.Tensor], first: str, tower: str) -> list[torch.Tensor]:

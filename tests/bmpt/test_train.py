@@ -33,7 +33,7 @@ from tests.bmpt.runs import (
     results_of,
     run,
 )
-from tests.bmpt.tiny import ALONE, load_tiny, losses_of, metrics_of
+from tests.bmpt.tiny import ALONE, cosine_logits, load_tiny, losses_of, metrics_of
 from tests.pools import make_pool
 
 RESULT_KEYS = [
@@ -257,7 +257,7 @@ def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(config: MakeConf
     good = batch.clips.weights_B > 0
     frames = normalize(batch.clips.frames_BVTCHW[good], backbone.image_mean, backbone.image_std)
     with torch.no_grad():
-        logits = method(frames, method.prepare_texts(class_texts(manifest.info.classes, settings.text)))
+        logits = cosine_logits(method, frames, method.prepare_texts(class_texts(manifest.info.classes, settings.text)))
     assert int(good.sum()) == 7
     expected = F.cross_entropy(logits, batch.clips.labels_B[good]).item()
     assert losses_of(folder_of(settings))[0][1] == pytest.approx(expected, rel=1e-4)

@@ -13,7 +13,7 @@ from bmpt.methods.base import Method
 from bmpt.wise_ft import apply_wise_ft, base_weights, interpolate
 from shards.errors import ConfigError
 from tests.bmpt.conftest import MakeConfig
-from tests.bmpt.tiny import load_tiny, method_on, random_frames, write_clip
+from tests.bmpt.tiny import cosine_logits, load_tiny, method_on, random_frames, write_clip
 
 ALL: dict[str, Any] = {"tune": "all"}
 
@@ -28,7 +28,9 @@ def tune(method: Method) -> None:
 
 @torch.no_grad()
 def logits(method: Method) -> torch.Tensor:
-    return method(random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(["a walk in the park", "a sword is drawn"]))
+    return cosine_logits(
+        method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(["a walk in the park", "a sword is drawn"])
+    )
 
 
 def test_the_ends_are_exact_and_the_middle_is_the_mean() -> None:

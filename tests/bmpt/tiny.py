@@ -15,7 +15,7 @@ from bmpt.clip import SPEC_METADATA_KEY, TEMPORAL_KEY, Backbone, build_clip, loa
 from bmpt.config import MethodSettings, TrainConfig, load_config
 from bmpt.engine.distributed import World
 from bmpt.methods import build_method
-from bmpt.methods.base import Method
+from bmpt.methods.base import COSINE, ClassTexts, Method
 from shards.config import merge
 
 SPEC: dict[str, Any] = {
@@ -106,6 +106,19 @@ def write_config(folder: Path, clip: Path, pool: Path, *, run: str = "run", **se
 def make_config(folder: Path, clip: Path, pool: Path, *, run: str = "run", **sections: Any) -> TrainConfig:
     """The same as an object, read from that file."""
     return load_config(write_config(folder, clip, pool, run=run, **sections))
+
+
+def encode_classes(method: Method, ids_KS: torch.Tensor) -> torch.Tensor:
+    """Cosine features [K, D] of one sentence a class."""
+    return method.encode_sentence(ClassTexts((), ids_KS.unsqueeze(1)))[COSINE]
+
+
+def cosine_logits(
+    method: Method, frames_BVTCHW: torch.Tensor, ids_KS: torch.Tensor, classes_KD: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cosine logits [B, K], the mean over views; class features are computed unless they are given."""
+    classes_KD = encode_classes(method, ids_KS) if classes_KD is None else classes_KD
+    return method.scaled_cosines(method.encode_clips(frames_BVTCHW)[COSINE], classes_KD).mean(dim=1)
 
 
 def random_frames(*shape: int, seed: int = 0) -> torch.Tensor:
