@@ -30,18 +30,20 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 100
 
 
-def torchrun_command(ranks: int, *arguments: str) -> list[str]:
-    """`bmpt` with these arguments under torchrun on this machine."""
+def torchrun_command(ranks: int, *arguments: str, module: str = "bmpt") -> list[str]:
+    """A module (`bmpt`) with these arguments under torchrun on this machine."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
-    return [sys.executable, *launcher, "-m", "bmpt", *arguments]
+    return [sys.executable, *launcher, "-m", module, *arguments]
 
 
-def torchrun(ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    ranks: int, *arguments: str, module: str = "bmpt", timeout_seconds: float = TIMEOUT_SECONDS
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        torchrun_command(ranks, *arguments),
+        torchrun_command(ranks, *arguments, module=module),
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=timeout_seconds,
         cwd=ROOT,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

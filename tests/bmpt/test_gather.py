@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from bmpt.methods.gather import RowGather, row_gather
 from tests.bmpt.matching_ranks import CASES, LABELS, Step, step
-from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS
+from tests.bmpt.runs import torchrun
 from tests.bmpt.tiny import random_frames
 
 
@@ -19,16 +15,7 @@ from tests.bmpt.tiny import random_frames
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[Step]]:
     """What two gloo processes computed: [case][rank]."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.bmpt.matching_ranks", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        cwd=ROOT,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = torchrun(2, str(folder), module="tests.bmpt.matching_ranks")
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     return [[Step(**rank[case]) for rank in ranks] for case in range(len(CASES))]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from shards.reader import open_pool
 from tests.bmpt import published_files
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.method_ranks import stop_after_a_step
-from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS, assert_same_run, folder_of, results_of, run
+from tests.bmpt.runs import assert_same_run, folder_of, results_of, run, torchrun
 from tests.bmpt.tiny import ALONE, JOINT_WIDTH, load_tiny, losses_of, make_config, write_config
 
 Runs = dict[str, TrainConfig]
@@ -146,16 +143,8 @@ def two_ranks(folder: Path, clip: Path, toy_pool: Path, texts: dict[str, Any], a
             jobs += [(str(path), "stop")] if what == "went_on" else []
             jobs += [(str(path), str(checkpoint) if what == "scored" else "train")]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.bmpt.method_ranks", str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        cwd=ROOT,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    # some fifty runs
+    done = torchrun(2, str(folder / "jobs.json"), module="tests.bmpt.method_ranks", timeout_seconds=400)
     assert done.returncode == 0, done.stderr
     return made
 

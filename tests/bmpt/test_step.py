@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS
+from tests.bmpt.runs import torchrun
 from tests.bmpt.step_ranks import CASES, step
 from tests.bmpt.tiny import ALONE
 
@@ -23,16 +20,7 @@ def ranks(
 ) -> list[list[Gradients]]:
     """What so many gloo processes computed, [rank][case]; of four processes one has no class to encode."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param))
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.bmpt.step_ranks", str(clip), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        cwd=ROOT,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = torchrun(request.param, str(clip), str(folder), module="tests.bmpt.step_ranks")
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
