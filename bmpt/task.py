@@ -105,10 +105,13 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
     if trains and not method.trained_groups():
         raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
     _check_text_files(config, method)
-    splits = {}
+    splits, notes = {}, []
     for name, manifest in manifests.items():
         is_train = trains and name == config.data.train
-        splits[name] = _open_split(config, manifest, method, backbone, world, is_train=is_train)
+        splits[name], found = _open_split(config, manifest, method, backbone, world, is_train=is_train)
+        notes += found
+    for note in dict.fromkeys(notes) if world.is_main else ():
+        print(f"warning: {note}", file=sys.stderr)
     task = Task(
         config=config,
         world=world,
@@ -142,8 +145,8 @@ def _check_clips_together(config: TrainConfig) -> None:
 
 def _open_split(
     config: TrainConfig, manifest: Manifest, method: Method, backbone: Backbone, world: World, *, is_train: bool
-) -> Split:
-    """A manifest with its texts; negatives and knowledge belong to training alone."""
+) -> tuple[Split, list[str]]:
+    """(a manifest with its texts, what a person should know of them); negatives and knowledge belong to training."""
     classes, text = manifest.info.classes, config.text
     sentences = class_sentences(classes, text)
     negatives = None
@@ -152,27 +155,26 @@ def _open_split(
             classes, text.negatives, sentences.num_sentences, texts=text.sentences, raw_names=text.raw_names
         )
     texts = method.prepare_classes(sentences, negatives).to(world.device)
-    if world.is_main:
-        _warn(sentences, "class texts", method, backbone)
-        if negatives is not None:
-            _warn(negatives, "negatives", method, backbone)
+    notes = _notes_on(sentences, "class texts", method, backbone)
+    if negatives is not None:
+        notes += _notes_on(negatives, "negatives", method, backbone)
     keys = manifest.table["key"].to_pylist()
-    return Split(
+    knowledge = read_knowledge(text.knowledge, keys, backbone) if is_train and text.knowledge is not None else None
+    attributes = read_attributes(text.attributes, keys, backbone) if text.attributes else None
+    split = Split(
         manifest,
         texts,
-        knowledge_ND=torch.from_numpy(read_knowledge(text.knowledge, keys, backbone))
-        if is_train and text.knowledge is not None
-        else None,
-        attributes_ND=torch.from_numpy(read_attributes(text.attributes, keys, backbone)) if text.attributes else None,
+        knowledge_ND=None if knowledge is None else torch.from_numpy(knowledge),
+        attributes_ND=None if attributes is None else torch.from_numpy(attributes),
     )
+    return split, notes
 
 
-def _warn(texts: ClassSentences, what: str, method: Method, backbone: Backbone) -> None:
-    """Say what a look-up found that a person should know, and how many texts are cut."""
+def _notes_on(texts: ClassSentences, what: str, method: Method, backbone: Backbone) -> list[str]:
+    """What a look-up found that a person should know, and how many texts are cut."""
     every = [sentence for of_class in texts.sentences for sentence in of_class]
     cut = cut_warning(backbone, every, num_slots=method.num_slots, what=what)
-    for note in (*texts.notes, *([cut] if cut else [])):
-        print(f"warning: {note}", file=sys.stderr)
+    return [*texts.notes, *([cut] if cut else [])]
 
 
 def _check_text_files(config: TrainConfig, method: Method) -> None:
