@@ -15,9 +15,18 @@ from bmpt.methods.base import COSINE, Method, Targets, TrainingLoss
 from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip
 from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import NEGATIVE
-from bmpt.methods.vifi_clip import VifiClip
 from shards.errors import ConfigError
-from tests.bmpt.test_parity import assert_close, backbone, bike_state, ivlp_prompts, read, reference
+from tests.bmpt import naive_originals as naive
+from tests.bmpt.test_parity import (
+    assert_close,
+    backbone,
+    bdc_state,
+    read,
+    reference,
+    space_time_blocks,
+    stored_passes,
+    vifi_clip_of_the_release,
+)
 from tests.bmpt.tiny import METHOD, load_tiny, random_frames, settings_of
 
 __all__ = ["backbone", "reference"]  # fixtures
@@ -161,24 +170,25 @@ def llm_sentences(meta: dict[str, Any]) -> ClassSentences:
     return ClassSentences(tuple(meta["classes"]), tuple(tuple(meta["llm"][name]) for name in meta["classes"]))
 
 
-@pytest.mark.parametrize("name", ["train_s0", "train_s1", "eval"])
 @torch.no_grad()
-def test_bdc_clip_through_the_seam_gives_the_originals_logits(reference: Path, backbone: Any, name: str) -> None:
+def test_bdc_clip_through_the_seam_gives_the_originals_logits(reference: Path, backbone: Any) -> None:
     tensors, meta = read(reference / "bdc.safetensors")
-    state = {key.removeprefix("param."): value for key, value in tensors.items() if key.startswith("param.")}
-    settings = MethodSettings(name="bdc_clip", tune="all", reduced_width=len(state["vision_reduce.weight"]))
+    state = bdc_state(tensors)
+    sized: dict[str, Any] = {
+        "reduced_width": len(state["vision_reduce.weight"]),
+        "space_time_blocks": space_time_blocks(backbone),
+    }
+    settings = MethodSettings(name="bdc_clip", tune="all", floors_scale=True, **sized)
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0, classes=meta["classes"])
     assert isinstance(method, BdcClip)
-    method.heads.load_state_dict({key.replace("_head_downstream", "_head"): value for key, value in state.items()})
+    method.heads.load_state_dict(state)
     texts = method.prepare_classes(llm_sentences(meta))
-    method.train(name != "eval")
-    if name == "eval":
-        classes = method.class_features(texts)
-    else:
-        classes = method.encode_sentence(texts, int(name[-1]))
-    logits = method.logits(method.encode_clips(tensors["images"].unsqueeze(1)), classes)
-    for kind, theirs in ((COSINE, "cos"), (CLASSIFIER, "cls"), (COVARIANCE, "bdc")):
-        assert_close(logits[kind][:, 0], tensors[f"{name}.logits_{theirs}"])
+    for name, indices in stored_passes(tensors, meta).items():
+        method.train(name != "eval")
+        classes = method.class_features(texts) if name == "eval" else method.encode_sentence(texts, *indices)
+        logits = method.logits(method.encode_clips(tensors["images"].unsqueeze(1)), classes)
+        for kind, theirs in ((COSINE, "cos"), (CLASSIFIER, "cls"), (COVARIANCE, "bdc")):
+            assert_close(logits[kind][:, 0], tensors[f"{name}.logits_{theirs}"])
 
 
 @pytest.mark.parametrize("interaction", ["DP", "VCS"])
@@ -188,7 +198,8 @@ def test_bike_through_the_seam_gives_the_originals_logits(
     reference: Path, backbone: Any, header: str, interaction: str
 ) -> None:
     tensors, meta = read(reference / "bike.safetensors")
-    layers = 0 if header == "None" else 6
+    temporal = naive.below(tensors, "param.")
+    layers = 0 if header == "None" else len(naive.blocks(temporal))
     settings = MethodSettings.model_validate(
         {
             **{"name": "bike", "tune": "image", "interaction": interaction},
@@ -198,7 +209,7 @@ def test_bike_through_the_seam_gives_the_originals_logits(
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0, classes=meta["classes"])
     assert isinstance(method, Bike)
     if method.temporal is not None:
-        method.temporal.load_state_dict(bike_state(tensors, "param."))
+        method.temporal.load_state_dict(temporal)
     names = tuple(meta["classes"])
     texts = method.prepare_classes(ClassSentences(names, tuple((f"This is a video about {name}",) for name in names)))
     clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
@@ -210,20 +221,7 @@ def test_bike_through_the_seam_gives_the_originals_logits(
 @torch.no_grad()
 def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(reference: Path, backbone: Any) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
-    vision = ivlp_prompts(tensors, "image_encoder.VPT", "image_encoder")
-    text = ivlp_prompts(tensors, "prompt_learner.ctx", "text_encoder")
-    settings = MethodSettings(
-        name="vifi_clip",
-        tune="prompts",
-        vision_depth=len(vision),
-        vision_tokens=len(vision[0]),
-        text_depth=len(text),
-        text_tokens=len(text[0]),
-    )
-    method = build_method(backbone, settings, num_frames=meta["T"], seed=0)
-    assert isinstance(method, VifiClip)
-    method.vision_LPE.copy_(torch.stack(vision))
-    method.text_LPE.copy_(torch.stack(text))
+    method = vifi_clip_of_the_release(backbone, tensors, meta)
     names = tuple(meta["classes"])
     texts = method.prepare_classes(ClassSentences(names, tuple((f"{name.replace('_', ' ')}.",) for name in names)))
     clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
