@@ -164,7 +164,12 @@ def export(
         str | None, typer.Option(help="where the base model lies, if not where the run read it")
     ] = None,
     wise_ft: Annotated[
-        float | None, typer.Option(min=0, max=1, help="share of the tuned weights, the rest is of the base")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="share of the tuned weights, the rest is of the base; default: the run's eval.wise_ft, 1 for none",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -93,7 +93,7 @@ class TextSettings(Settings):
 class MethodSettings(Settings):
     """What is put onto the backbone and what of it trains."""
 
-    name: Literal["zero_shot", "vifi_clip", "bdc_clip", "bmpt", "bike"] = "bmpt"
+    name: str = Field("bmpt", description="one of bmpt/methods: zero_shot, vifi_clip, bdc_clip, bmpt, bike")
     tune: Annotated[
         Literal["prompts", "all", "both", "image", "text"],
         AfterValidator(lambda tune: "all" if tune == "both" else tune),
@@ -182,6 +182,14 @@ class TrainConfig(Settings):
     eval: EvalSettings = EvalSettings()
 
     @property
+    def depends_on_spread(self) -> bool:
+        """Whether numbers depend on which clips of a step are computed at once, and on the ranks."""
+        method = self.method
+        return (method.name == "bmpt" and method.exchange == "batch_gated") or (
+            method.name == "bdc_clip" and method.dropout > 0
+        )
+
+    @property
     def scored_manifests(self) -> tuple[str, ...]:
         """`eval.manifests`, else `data.val`."""
         return self.eval.manifests or ((self.data.val,) if self.data.val is not None else ())
@@ -193,7 +201,7 @@ def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
     with_places: where pool and weights lie; without, since both have hashes of their own, results are the same
     bytes wherever they are computed."""
     spread: Any = {"run": True, "data": {"num_workers", *_READING}}
-    if config.method.exchange != "batch_gated":  # where features depend on what is computed at once
+    if not config.depends_on_spread:
         spread["train"] = {"accumulation"}
     if not with_places:
         spread |= {"data": {"num_workers", "pool", *_READING}, "model": {"pretrained"}}

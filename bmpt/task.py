@@ -14,7 +14,7 @@ from bmpt.classes import ClassSentences, class_sentences, cut_warning, negative_
 from bmpt.clip import Backbone, load_backbone
 from bmpt.config import TextSettings, TrainConfig
 from bmpt.engine.distributed import World
-from bmpt.methods import build_method
+from bmpt.methods import build_method, method_kind
 from bmpt.methods.base import COSINE, ClassTexts, Method
 from bmpt.offline.attributes import read_attributes
 from bmpt.offline.knowledge_file import read_knowledge
@@ -90,6 +90,7 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
             "data.train is not set: name a manifest, for example --set data.train=few_shot/train_k16 "
             "(what trains nothing is scored with `bmpt eval`)"
         )
+    method_kind(config.method)  # before anything is read
     pool = open_pool(config.data.pool)
     names = [config.data.train] if trains and config.data.train is not None else []
     names += _names_to_score(config)
@@ -213,15 +214,15 @@ def _hash_text_file(key: str, file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(
-            f"text.{key}={file}: cannot be read: {error.strerror or error}; correct it, or set text.{key}=null where "
-            "nothing is trained"
+            f"text.{key}={file}: cannot be read: {error.strerror or error}; correct it, or set text.{key}=null and "
+            "another run.dir where nothing is trained"
         ) from None
 
 
 @torch.no_grad()
 def _check_texts(task: Task) -> None:
     """Raises: ConfigError for two classes with one feature a sentence, which no training could tell apart."""
-    text = task.config.text
+    file = task.config.text.sentences or task.config.text.paraphrases
     for name, split in {**({"data.train": task.train} if task.train else {}), **task.scored}.items():
         classes = split.manifest.info.classes
         groups_of: list[tuple[int, ...]] = [()] * len(classes)  # for each sentence, which class features are equal
@@ -236,7 +237,7 @@ def _check_texts(task: Task) -> None:
                 raise ConfigError(
                     f"{name}: the classes {first_of[groups]!r} and {class_name!r} have the same text feature: "
                     f"{task.config.model.name} does not know their words, or their texts are equal; take another model "
-                    f"or {'text.template' if text.sentences is None else f'other sentences in {text.sentences}'}"
+                    f"or {f'other texts in {file}' if file is not None else 'text.template'}"
                 )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,23 +127,37 @@ def _read_archive(file: Path) -> dict[str, torch.Tensor] | None:
     """The weights of a TorchScript archive, as OpenAI publishes them; None for another file.
 
     Raises: FormatError for one that would run code while it is read."""
-    if _sets_its_state(file):
-        raise _unreadable(file, "its TorchScript has a __setstate__, which is code that runs when it is read")
+    checked = _checked_archive(file)
+    if checked is None:
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return dict(torch.jit.load(str(file), map_location="cpu").state_dict())
+            return dict(torch.jit.load(checked, map_location="cpu").state_dict())
     except (RuntimeError, ValueError, OSError):
         return None
 
 
-def _sets_its_state(file: Path) -> bool:
-    """Whether an archive makes a class by code of its own; other code in it only runs when it is called."""
+def _checked_archive(file: Path) -> io.BytesIO | None:
+    """A copy of a TorchScript archive of what has been looked at, whatever else torch would find in the file.
+
+    Only a `__setstate__` runs when an archive is read; other code waits to be called."""
+    copy = io.BytesIO()
     try:
-        with zipfile.ZipFile(file) as archive:
-            return any(name.endswith(".py") and b"__setstate__" in archive.read(name) for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
+        with zipfile.ZipFile(file) as given, zipfile.ZipFile(copy, "w") as checked:
+            if not any("/code/" in name.lower() for name in given.namelist()):
+                return None
+            for member in given.infolist():
+                data = given.read(member)
+                if b"__setstate__" in data:
+                    raise _unreadable(
+                        file, "its TorchScript has a __setstate__, which is code that runs when it is read"
+                    )
+                checked.writestr(member.filename, data)
+    except (*UNREADABLE, zipfile.BadZipFile, zlib.error):
+        return None
+    copy.seek(0)
+    return copy
 
 
 def _state_of(file: Path, loaded: Any) -> dict[str, torch.Tensor]:

@@ -24,7 +24,8 @@ CHECKPOINT_FORMAT = 1
 STATE_FORMAT = 3  # 2: failures_in_a_row; 3: inputs
 METADATA_KEY = "bmpt"
 # settings that change what trained tensors mean, and the shape of none
-_UNSEEN = ("exchange", "space_time_blocks", "temporal_position", "causal", "interaction", "counts_padding")
+_UNSEEN_IN_IMPORTS = ("exchange", "space_time_blocks", "temporal_position", "causal")
+_UNSEEN = (*_UNSEEN_IN_IMPORTS, "interaction", "counts_padding")  # of which published files of BIKE do not speak
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,11 @@ def save_checkpoint(
     metadata = {
         "format_version": CHECKPOINT_FORMAT,
         "method": config.method.name,
-        "model": {"name": backbone.name, "weights_sha256": backbone.weights_sha256},
+        "model": {
+            "name": backbone.name,
+            "weights_sha256": backbone.weights_sha256,
+            "quick_gelu": bool(backbone.architecture.get("quick_gelu")),
+        },
         "config": config.model_dump(mode="json", exclude={"run": {"dir"}}),
         "step": step,
         **provenance,
@@ -82,7 +87,8 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
 
     Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for another file."""
     state, metadata = _read_checkpoint(path)
-    _check_method(path, metadata["config"]["method"], config)
+    _check_method(path, metadata, config)
+    _check_activation(path, metadata["model"], backbone)
     if metadata["model"]["weights_sha256"] != backbone.weights_sha256:
         raise ConfigError(
             f"{path}: was trained on {metadata['model']['name']} ({metadata['model']['weights_sha256'][:12]}), "
@@ -125,16 +131,27 @@ def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
     return metadata
 
 
-def _check_method(path: Path, theirs: dict[str, Any], config: TrainConfig) -> None:
+def _check_activation(path: Path, stated: dict[str, Any], backbone: Backbone) -> None:
+    """Raises: ConfigError for a base of equal weights and another activation, which their hash does not show."""
+    ours = bool(backbone.architecture.get("quick_gelu"))
+    if stated.get("quick_gelu", ours) != ours:
+        names = ("GELU", "QuickGELU")
+        raise ConfigError(
+            f"{path}: was trained on {stated['name']} with {names[not ours]}, the config loads {backbone.name} with "
+            f"{names[ours]}; set model.name={stated['name']}"
+        )
+
+
+def _check_method(path: Path, metadata: dict[str, Any], config: TrainConfig) -> None:
     """Raises: ConfigError for a checkpoint of another method, or of other settings that no tensor's shape shows."""
-    ours = config.method.model_dump(mode="json")
+    theirs, ours = metadata["config"]["method"], config.method.model_dump(mode="json")
     if theirs["name"] != ours["name"]:
         raise ConfigError(
             f"{path}: is a checkpoint of method {theirs['name']}, the config says {ours['name']}; "
             f"set method.name={theirs['name']} or give another checkpoint"
         )
     differences = _differences(theirs, config)
-    for key in _UNSEEN:
+    for key in _UNSEEN if "imported_from" not in metadata else _UNSEEN_IN_IMPORTS:
         if key in differences:
             raise ConfigError(
                 f"{path}: was trained with method.{key}={differences[key]}, the config says {ours[key]}; "
@@ -147,9 +164,14 @@ def _differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     ours = config.method.model_dump(mode="json")
     return {
         key: value
-        for key, value in (MethodSettings().model_dump(mode="json") | theirs).items()
+        for key, value in (MethodSettings().model_dump(mode="json") | theirs | {"tune": _tune_of(theirs)}).items()
         if value != ours.get(key)
     }
+
+
+def _tune_of(theirs: dict[str, Any]) -> str:
+    """By its one name: checkpoints may say `both` for `all`."""
+    return "all" if theirs.get("tune") == "both" else str(theirs.get("tune"))
 
 
 def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor], differences: dict[str, Any]) -> None:

@@ -234,8 +234,11 @@ class Trainer:
 
     def _inputs_of_run(self) -> dict[str, str]:
         """Hashes of what a run reads beside its pool, and what a config names by its place alone."""
-        files = {f"text.{key}": value for key, value in self.task.text_files.items()}
-        return {"model.pretrained": self.task.backbone.weights_sha256, **files}
+        found = {"model.pretrained": self.task.backbone.weights_sha256}
+        found |= {f"text.{key}": value for key, value in self.task.text_files.items()}
+        if self.config.depends_on_spread:
+            found["number of ranks"] = str(self.world.size)
+        return found
 
     def _resume(self) -> StreamState | None:
         """Take up state.pt where there is one."""

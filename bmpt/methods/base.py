@@ -83,7 +83,8 @@ class Method(nn.Module):
     """CLIP with mean-pooled frames; a method overrides what it changes."""
 
     default_space_time_blocks: tuple[int, ...] = ()
-    tunes: tuple[str, ...] = ("prompts", "all", "both", "image", "text")
+    tunes: tuple[str, ...] = ("prompts", "all", "image", "text")
+    takes_start_words = False
     reads: frozenset[str] = frozenset()  # keys of the section `text` that not every method can use
     compares_clips = False  # whether the loss of a clip depends on which clips are computed at once
     encodes_together = False  # whether features of clips and classes depend on each other
@@ -96,6 +97,11 @@ class Method(nn.Module):
         if settings.tune not in self.tunes:
             raise ConfigError(
                 f"method.tune={settings.tune}: {settings.name} can tune {' or '.join(self.tunes)}; set one of them"
+            )
+        if settings.start_words is not None and not self.takes_start_words:
+            raise ConfigError(
+                f"method.start_words={settings.start_words!r}: {settings.name} starts no prompts from words; leave it "
+                "out"
             )
         self.clip = backbone.model
         self.settings = settings

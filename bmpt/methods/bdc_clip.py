@@ -23,7 +23,7 @@ class BdcClip(Method):
     The classifier knows the classes it was trained on: where others are scored, its share is left out."""
 
     default_space_time_blocks = (3, 7, 11)
-    tunes = ("all", "both")
+    tunes = ("all",)
 
     def __init__(
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()

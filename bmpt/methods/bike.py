@@ -22,6 +22,7 @@ from bmpt.methods.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, Attribut
 from bmpt.methods.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
 from bmpt.methods.fusion import fuse_probabilities
 from bmpt.methods.gather import row_gather
+from bmpt.precision import widen
 from bmpt.towers import cut_to_longest, encode_text_tokens, take_eot
 from shards.errors import ConfigError
 
@@ -31,7 +32,7 @@ FRAMES, WORDS, IS_WORD = "frames", "words", "is_word"
 class Bike(Method):
     """`tune: image` trains the visual tower and the temporal transformer (`fix_text`), `all` the text tower too."""
 
-    tunes = ("image", "all", "both")
+    tunes = ("image", "all")
     compares_clips = True
 
     def __init__(
@@ -112,7 +113,7 @@ class Bike(Method):
         matching = partial(
             matching_sum, labels_N=labels_N, weights_N=weights_N, own=gather.own, dual=self.settings.dual_softmax
         )
-        scale = self.clip.logit_scale.exp()
+        scale = widen(self.clip.logit_scale).exp()
         loss = matching(scale * cosines_NN)
         if self.attributes is not None and targets.attributes_BD is not None:
             cosines_NN = self.attributes(gather(targets.attributes_BD), of_labels[COSINE])

@@ -37,8 +37,9 @@ class AttributeHead(nn.Module):
 
     def forward(self, sentences_BD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
         """Cosines [B, K] of attribute sentences and classes, both as the text tower gives them, unit or not."""
-        sentences_BD = self.sentence_fc(F.normalize(sentences_BD, dim=-1))
-        classes_KD = self.query_fc(F.normalize(classes_KD, dim=-1))
+        dtype = next(self.parameters()).dtype
+        sentences_BD = self.sentence_fc(F.normalize(sentences_BD, dim=-1).to(dtype))
+        classes_KD = self.query_fc(F.normalize(classes_KD, dim=-1).to(dtype))
         return cosines(unit(sentences_BD), unit(classes_KD))
 
 

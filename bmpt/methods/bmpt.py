@@ -19,7 +19,7 @@ from bmpt.methods.batch_gated import BatchGatedExchange
 from bmpt.methods.fusion import mean_over_sentences
 from bmpt.methods.prompted import check_depth, slot_texts
 from bmpt.methods.prompts import Exchange, check_exchange, new_prompts
-from bmpt.precision import unit
+from bmpt.precision import unit, widen
 from bmpt.towers import Prompts, TextWalk, cut_to_longest
 from shards.errors import ConfigError
 
@@ -30,7 +30,7 @@ class Bmpt(Method):
     """Bidirectional mutual prompt tuning; `tune: prompts` trains prompts and exchange, `tune: all` everything."""
 
     default_space_time_blocks = (3, 7, 11)
-    tunes = ("prompts", "all", "both")
+    tunes = ("prompts", "all")
     reads = frozenset({"negatives", "knowledge"})
 
     def __init__(
@@ -146,7 +146,7 @@ class Bmpt(Method):
                 targets.weights_B,
             )
         if targets.knowledge_BD is not None:
-            logits_BK = knowledge_logits(targets.knowledge_BD, classes[COSINE], self.clip.logit_scale.exp())
+            logits_BK = knowledge_logits(targets.knowledge_BD, classes[COSINE], widen(self.clip.logit_scale).exp())
             loss = loss + self.settings.knowledge_weight * cross_entropy_sum(
                 logits_BK, targets.labels_B, targets.weights_B, label_smoothing=targets.label_smoothing
             )

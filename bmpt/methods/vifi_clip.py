@@ -24,6 +24,8 @@ _TEXT_POSITIONS = "clip.positional_embedding"
 class VifiClip(Method):
     """`tune`: both (or all), image, text, prompts."""
 
+    takes_start_words = True
+
     def __init__(
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
     ) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from bmpt.config import TrainConfig, load_config
+from bmpt.config import TrainConfig, identity, load_config
 from shards.config import merge, parse_override, read_yaml_with_base, to_yaml
 from shards.errors import ConfigError
 
@@ -71,7 +72,6 @@ def test_an_unknown_key_with_no_neighbour_lists_what_is_known(minimal: Path) -> 
         ("train.lr=0", r"train\.lr: .*got 0"),
         ("train.precision=fp8", r"train\.precision: .*'fp32', 'bf16' or 'fp16'.*got 'fp8'"),
         ("train.label_smoothing=1", r"train\.label_smoothing: .*got 1"),
-        ("method.name=clip", r"method\.name: .*got 'clip'"),
         ("method.exchange=both_ways", r"method\.exchange: .*got 'both_ways'"),
         ("method.space_time_blocks=3", r"method\.space_time_blocks: .*got 3"),
         ("data.verdicts=[fine]", r"data\.verdicts\.0: .*got 'fine'"),
@@ -195,3 +195,22 @@ def test_a_config_written_as_yaml_reads_back_equal(minimal: Path, tmp_path: Path
 def test_a_config_cannot_be_changed(minimal: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(minimal).seed = 3
+
+
+def test_both_is_another_name_of_all() -> None:
+    both, all_ = (
+        TrainConfig.model_validate({"data": {"pool": "p"}, "method": {"tune": tune}}) for tune in ("both", "all")
+    )
+    assert identity(both, with_places=True) == identity(all_, with_places=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "depends"),
+    [({}, False), ({"exchange": "batch_gated"}, True), ({"name": "bdc_clip", "dropout": 0.5}, True)],
+)
+def test_how_a_step_is_cut_decides_the_numbers_of_some(method: dict[str, Any], depends: bool) -> None:
+    def of(accumulation: int) -> dict[str, Any]:
+        values = {"data": {"pool": "p"}, "method": method, "train": {"accumulation": accumulation}}
+        return identity(TrainConfig.model_validate(values), with_places=False)
+
+    assert (of(1) != of(2)) == depends

@@ -101,6 +101,16 @@ def test_every_method_runs_with_its_weights_in_bfloat16(clip: Path, name: str) -
     assert TrainingLoss(method.train())(frames, texts, targets([0, 1])).isfinite()
 
 
+def test_the_attributes_branch_runs_with_its_weights_in_bfloat16(clip: Path) -> None:
+    method = method_of(clip, "bike", tune="image", attributes=True).to(torch.bfloat16)
+    texts, frames = method.prepare_classes(sentences()), random_frames(2, 1, 4, 3, 32, 32).bfloat16()
+    attributes_BD = random_frames(2, 16)
+    with torch.no_grad():
+        scores = method.eval().score(frames, texts, torch.ones(2), attributes_BD=attributes_BD)
+    assert scores.isfinite().all()
+    assert TrainingLoss(method.train())(frames, texts, targets([0, 1], attributes_BD=attributes_BD)).isfinite()
+
+
 @torch.no_grad()
 def test_scoring_averages_unit_features_over_sentences_and_training_draws_one(clip: Path) -> None:
     method = method_of(clip, "zero_shot").eval()

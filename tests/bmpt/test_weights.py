@@ -149,3 +149,24 @@ def test_an_archive_that_would_run_its_own_code_is_refused_unread(
     assert "code of the file" not in capfd.readouterr().out
     torch.jit.load(str(file))
     assert "code of the file runs" in capfd.readouterr().out, "or this test shows nothing"
+
+
+@pytest.mark.parametrize("hidden", ["under another name", "behind a wrong checksum"])
+def test_code_that_a_look_at_the_archive_may_miss_does_not_run_either(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], hidden: str
+) -> None:
+    plain, file = tmp_path / "plain.pt", tmp_path / "hidden.pt"
+    torch.jit.save(torch.jit.script(Sneaky()), str(plain))
+    with zipfile.ZipFile(plain) as given, zipfile.ZipFile(file, "w") as made:
+        for member in given.infolist():
+            name = member.filename.replace(".py", ".PY") if hidden == "under another name" else member.filename
+            made.writestr(name, given.read(member))
+    if hidden == "behind a wrong checksum":
+        data = bytearray(file.read_bytes())
+        at = data.index(b"code of the file runs")
+        data[at : at + 4] = b"CODE"
+        file.write_bytes(data)
+    capfd.readouterr()
+    with pytest.raises(FormatError, match=r"hidden\.pt: is not a weight file that can be read safely"):
+        read_weights(file)
+    assert "of the file runs" not in capfd.readouterr().out
