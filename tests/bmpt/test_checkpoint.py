@@ -25,7 +25,7 @@ from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
 from tests.bmpt.conftest import MakeConfig
-from tests.bmpt.tiny import load_tiny, write_clip
+from tests.bmpt.tiny import SPEC, load_tiny, write_clip
 
 PROVENANCE = {"classes": ["a", "b"], "pool_id": "p" * 64, "manifest": "few_shot/train_k2", "fingerprint": "f" * 64}
 
@@ -34,11 +34,11 @@ def build(config: TrainConfig, *, seed: int = 0) -> Method:
     return build_method(load_tiny(Path(config.model.pretrained)), config.method, num_frames=4, seed=seed)
 
 
-def save(path: Path, config: TrainConfig, *, seed: int = 5) -> CheckpointInfo:
+def save(path: Path, config: TrainConfig, *, seed: int = 5, **provenance: Any) -> CheckpointInfo:
     """Write the checkpoint of a method whose tensors were drawn from `seed`."""
     backbone = load_tiny(Path(config.model.pretrained))
     method = build(config, seed=seed)
-    return save_checkpoint(path, method, backbone, config, step=17, provenance=PROVENANCE)
+    return save_checkpoint(path, method, backbone, config, step=17, provenance={**PROVENANCE, **provenance})
 
 
 def load(path: Path, config: TrainConfig) -> Method:
@@ -95,7 +95,7 @@ def test_the_metadata_says_where_the_tensors_come_from(config: MakeConfig, clip:
     metadata = metadata_of(tmp_path / "prompts.safetensors")
     saved = TrainConfig.model_validate(metadata["config"])
     assert saved.model_dump(exclude={"run"}) == settings.model_dump(exclude={"run"})
-    assert metadata["model"] == {"name": "tiny", "weights_sha256": load_tiny(clip).weights_sha256}
+    assert metadata["model"] == {"name": "tiny", "weights_sha256": load_tiny(clip).weights_sha256, "quick_gelu": True}
     assert (metadata["method"], metadata["step"]) == ("bmpt", 17)
     assert {key: metadata[key] for key in PROVENANCE} == PROVENANCE
     assert (info.file, info.step, info.selection) == ("prompts.safetensors", 17, "last")
@@ -229,3 +229,23 @@ def test_a_state_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
     with pytest.raises(StorageError, match=r"state\.pt: cannot be written"):
         save_state(tmp_path / "taken" / "state.pt", {"step": 1})
+
+
+def test_a_checkpoint_on_a_base_of_another_activation_is_refused(config: MakeConfig, tmp_path: Path) -> None:
+    quick = write_clip(tmp_path / "quick.safetensors", spec={**SPEC, "quick_gelu": True})
+    plain = write_clip(tmp_path / "plain.safetensors", spec={**SPEC, "quick_gelu": False})
+    save(tmp_path / "p.safetensors", config(model={"pretrained": str(quick)}))
+    other = config(model={"pretrained": str(plain)})
+    said = "was trained on tiny with QuickGELU, the config loads tiny with GELU"
+    refused(tmp_path / "p.safetensors", other, ConfigError, said)
+
+
+def test_an_imported_checkpoint_may_be_scored_by_what_its_file_does_not_say(config: MakeConfig, tmp_path: Path) -> None:
+    """Nor does it say whether padding counts."""
+    bike = {"name": "bike", "tune": "image", "temporal_layers": 1}
+    file, other = tmp_path / "p.safetensors", config(method={**bike, "interaction": "DP"})
+    save(file, config(method=bike))
+    refused(file, other, ConfigError, r"method\.interaction=VCS, the config says DP")
+    save(file, config(method=bike), imported_from={"system": "bike"})
+    load(file, other)
+    refused(file, config(method={**bike, "causal": True}), ConfigError, r"method\.causal")

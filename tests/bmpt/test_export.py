@@ -187,3 +187,27 @@ def test_the_command_writes_beside_the_checkpoint(
     assert load_model(tmp_path / "model.safetensors").config.method.name == "bmpt"
     assert run_app(app, ["export", str(tmp_path / "model.safetensors")], prog_name="bmpt") == 2
     assert "is no checkpoint; give a prompts.safetensors" in capsys.readouterr().err
+
+
+def test_an_export_mixes_as_the_run_does_unless_it_is_told_otherwise(config: MakeConfig, tmp_path: Path) -> None:
+    method = {"name": "vifi_clip", "tune": "all", "space_time_blocks": None}
+    tuned = trained(config(method=method, eval={"wise_ft": 0.5}), tmp_path / "p.safetensors")
+    by_default, half, whole = (
+        tmp_path / "default.safetensors",
+        tmp_path / "half.safetensors",
+        tmp_path / "1.safetensors",
+    )
+    export_checkpoint(tmp_path / "p.safetensors", by_default)
+    export_checkpoint(tmp_path / "p.safetensors", half, wise_ft=0.5)
+    export_checkpoint(tmp_path / "p.safetensors", whole, wise_ft=1.0)
+    assert torch.equal(logits(load_model(by_default).method), logits(load_model(half).method))
+    torch.testing.assert_close(logits(load_model(whole).method), logits(tuned.eval()))
+    assert (logits(tuned) - logits(load_model(half).method)).abs().max() > 1e-3
+
+
+def test_a_checkpoint_is_not_written_over(config: MakeConfig, tmp_path: Path) -> None:
+    trained(config(), tmp_path / "p.safetensors")
+    before = (tmp_path / "p.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"p\.safetensors: is the checkpoint itself"):
+        export_checkpoint(tmp_path / "p.safetensors", tmp_path / "p.safetensors")
+    assert (tmp_path / "p.safetensors").read_bytes() == before

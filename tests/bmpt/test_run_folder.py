@@ -26,7 +26,7 @@ from tests.bmpt.runs import (
     run,
     stop_early,
 )
-from tests.bmpt.tiny import ALONE, losses_of, metrics_of
+from tests.bmpt.tiny import ALONE, losses_of, metrics_of, write_clip
 
 
 def test_a_stopped_run_goes_on_to_the_unbroken_end(config: MakeConfig) -> None:
@@ -293,3 +293,12 @@ def test_a_run_does_not_go_on_with_other_texts(config: MakeConfig, tmp_path: Pat
         run(settings)
     write("a person doing")
     assert run(settings).results is not None
+
+
+def test_a_run_does_not_go_on_with_other_base_weights(config: MakeConfig, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "base.safetensors")
+    settings = config(model={"pretrained": str(clip)}, train={"epochs": 20})
+    stop_early(settings)
+    write_clip(clip, seed=1)
+    with pytest.raises(FormatError, match=r"state\.pt: was written with another model\.pretrained; put back"):
+        run(settings)
