@@ -124,7 +124,7 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         {"text": {"sentences": "equal.json"}},
         "data.train: ",
         "'Class00' and 'Class01' have the same text feature",
-        "or other sentences in equal.json",
+        "or other texts in equal.json",
     ),
     ({"text": {"sentences": "good.json"}, "method": BIKE}, "method.name=bike", "got 2", "set text.template alone"),
     # negatives
@@ -346,7 +346,7 @@ def test_a_file_of_training_that_is_gone_is_one_line_in_scoring_too(
     path = write_config(here, clip, toy_pool, text={key: str(here / file)})
     line = complains(capsys, here, "eval", str(path), "--checkpoint", str(here / "bmpt.ckpt"))
     assert line.startswith(f"error: text.{key}={file}: cannot be read: No such file or directory; correct it, or set ")
-    assert line.endswith(f"text.{key}=null where nothing is trained\n")
+    assert line.endswith(f"text.{key}=null and another run.dir where nothing is trained\n")
 
 
 def test_another_class_list_is_scored_where_the_config_says_so(
