@@ -201,7 +201,7 @@ def _block(
     """One pre-norm residual block; the attention alone sees `frames_together` frames as one sequence.
 
     is_causal: says that the mask is that of causal attention, for which there are kernels that do not read it: its
-    forward and backward take 0.4 of the time for 102 texts of 77 tokens on a CPU"""
+    forward and backward take 0.4 of the time for 102 texts of 77 tokens (by hand, torch 2.13, two cores)"""
     num_tokens = tokens_NSE.shape[1]
     normed = block.ln_1(tokens_NSE).reshape(-1, frames_together * num_tokens, tokens_NSE.shape[2])
     attended = block.attn(normed, normed, normed, need_weights=False, attn_mask=mask_SS, is_causal=is_causal)[0]

@@ -45,7 +45,7 @@ class StepGradient:
         """texts: all sentences of the classes.
 
         classes: encodes them once a step. None for the same gradient by the plain way, in every micro-batch on every
-        rank, which is the only one for a method whose clips and classes move each other: see `class_encoder`."""
+        rank, which is the only one where class features depend on the clips: see `class_encoder`."""
         self._texts, self._classes = texts, classes
         self._autocast, self._scaler = autocast, scaler
         self._model: nn.Module = TrainingLoss(method)

@@ -87,7 +87,7 @@ class Method(nn.Module):
     takes_start_words = False
     reads: frozenset[str] = frozenset()  # keys of the section `text` that not every method can use
     compares_clips = False  # whether the loss of a clip depends on which clips are computed at once
-    encodes_together = False  # whether features of clips and classes depend on each other
+    encodes_together = False  # whether class features depend on the clips that they are computed with
 
     def __init__(
         self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()

@@ -76,6 +76,20 @@ def test_scores_are_seven_tenths_of_the_video_and_three_of_the_attributes(clip: 
     assert (expected - found[COSINE].softmax(dim=-1).mean(dim=1)).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_each_clip_is_scored_with_its_own_attributes(clip: Path) -> None:
+    method, frames, sentences_BD = bike(clip).eval(), random_frames(3, 1, 4, 3, 32, 32), random_frames(3, JOINT_WIDTH)
+    texts = method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
+    scores_BK = method.score(frames, texts, torch.ones(3), attributes_BD=sentences_BD)
+    for row in range(3):
+        alone = slice(row, row + 1)
+        clips = {**method.encode_clips(frames[alone]), ATTRIBUTES: sentences_BD[alone]}
+        torch.testing.assert_close(scores_BK[alone], method.scores(clips, method.class_features(texts)))
+    assert (
+        scores_BK - method.score(frames, texts, torch.ones(3), attributes_BD=sentences_BD.flip(0))
+    ).abs().max() > 1e-3
+
+
 def test_a_text_tower_that_trains_is_refused_beside_attributes(clip: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.attributes=true: .*set method\.tune=image"):
         bike(clip, tune="all")
