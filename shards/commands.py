@@ -55,10 +55,12 @@ def print_report(report: DataclassInstance, text: str, *, as_json: bool) -> None
 
 
 def _complain(sentence: str) -> None:
-    """One line on stderr, never through rich, which wraps at 80 columns; from one rank, since all meet the same.
+    """One line on stderr, never through rich, which wraps at 80 columns.
 
-    torchrun ends all ranks as soon as one exits, so the others leave the first the time to say it."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
-    else:
+    Mistakes are mostly met by all ranks, and torchrun ends all as soon as one exits: the others leave the first the
+    time to say it, and then say with their number what it may not have met."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
         time.sleep(_SECONDS_TO_SAY_IT)
+        sentence = f"rank {rank}: {sentence}"
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

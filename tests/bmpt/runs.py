@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -80,8 +81,9 @@ def run_ranks(ranks: int, *arguments: str) -> list[subprocess.CompletedProcess[s
 
 
 def error_lines(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
-    """The mistakes that all ranks together have stated."""
-    return [line for rank in ended for line in rank.stderr.splitlines() if line.startswith("error: ")]
+    """The different mistakes that ranks have stated, without the number of one that torchrun would have ended."""
+    said = [line for rank in ended for line in rank.stderr.splitlines() if line.startswith("error: ")]
+    return list(dict.fromkeys(re.sub(r"^error: rank \d+: ", "error: ", line) for line in said))
 
 
 def kill_tree(pid: int) -> None:

@@ -224,12 +224,12 @@ def test_without_json_a_table_and_the_place_of_the_results_are_printed(
     assert lines[-1] == f"results: {tmp_path / 'run' / 'results.json'}"
 
 
-def test_other_ranks_do_not_repeat_a_mistake(
+def test_a_rank_that_is_not_ended_with_the_first_says_its_mistake_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert run("train", "nowhere.yaml") == 2
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.startswith("error: rank 1: nowhere.yaml: no such config file; ")
 
 
 def test_plan_counts_what_training_and_scoring_will_read(yaml_of: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,21 @@ def test_a_mistake_is_one_line_of_one_rank_and_ends_all(folder: Path, clip: Path
     assert said == ["error: data.batch_size is 1, but there are 2 ranks; give each at least one clip"]
 
 
+def test_what_one_rank_alone_meets_is_said_with_its_number(folder: Path, clip: Path, toy_pool: Path) -> None:
+    (folder / "node0").mkdir()
+    (folder / "node0" / "pool").symlink_to(toy_pool)
+    (folder / "node1").mkdir()
+    path = write_config(folder, clip, Path("pool"), run="one-node-has-no-pool")
+    start = f'cd "{folder}/node$RANK" && exec "{sys.executable}" -m bmpt train "{path}"'
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+    done = subprocess.run(
+        [*launcher, "bash", "-c", start], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+    assert done.returncode != 0
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said.startswith(f"error: rank 1: {folder}/node1/pool/pool.json: no such file")
+
+
 def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:
