@@ -22,7 +22,7 @@ from bmpt.config import DataSettings, ModelSettings, TrainConfig
 from bmpt.engine.checkpoint import save_checkpoint, write_file
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
-from bmpt.published import SYSTEMS, TOKEN_EMBEDDING, SortedKeys, sort_keys, state_of
+from bmpt.published import SYSTEMS, TOKEN_EMBEDDING, SortedKeys, has_attributes, sort_keys, state_of
 from bmpt.published_methods import MethodTensors, PublishedTensors, Tensors, to_method
 from bmpt.weights import read_torch_file
 from shards.errors import ConfigError, FormatError
@@ -30,7 +30,10 @@ from shards.errors import ConfigError, FormatError
 CLIP_FILE, CHECKPOINT_FILE, TENSORS_FILE = "clip.safetensors", "checkpoint.safetensors", "tensors.safetensors"
 REPORT_KEY = "import"  # in the metadata of clip and tensors
 _DEFAULT_FRAMES = 8  # of a checkpoint that does not say; no tensor of these systems depends on it
-_NO_CHECKPOINT = "no checkpoint of a method: it has the attributes head without the video branch that it is scored with"
+_NO_CHECKPOINT = (
+    "no checkpoint of a method: it has the attributes head without the video branch that it is scored with; "
+    "import that file with this one as --attributes-head"
+)
 _NAMES_IN_ERROR = 8
 
 
@@ -40,7 +43,8 @@ class ImportReport:
 
     mapped: {original name: CLIP's name}; missing: CLIP weights that the system does not save, taken from the base;
     prompts, heads: original names; dropped: {original name: reason}; left_out: entries beside the weights;
-    config: the one embedded in the file, None if there is none; files: what was written"""
+    config: the one embedded in the file, None if there is none; files: what was written
+    attributes_file, attributes_sha256: where the attributes head of `heads` was read, if in a file of its own"""
 
     file: str
     sha256: str
@@ -57,6 +61,8 @@ class ImportReport:
     epoch: int | None
     unexpected: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    attributes_file: str | None = None
+    attributes_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,39 @@ def import_checkpoint(file: Path, system: str, base: Backbone) -> ImportedCheckp
     return ImportedCheckpoint(tensors, report)
 
 
+def join_attributes(video: ImportedCheckpoint, file: Path, base: Backbone) -> ImportedCheckpoint:
+    """BIKE's video branch with the attributes head of another file, trained after it beside the frozen text tower.
+
+    Raises: ConfigError for files that are not these, or a text tower that is not the base's; else as
+    `import_checkpoint`."""
+    if video.report.system != "bike":
+        raise ConfigError(f"--attributes-head {file}: {video.report.system} has no attributes head; leave it out")
+    if has_attributes(video.tensors.heads):
+        raise ConfigError(f"{video.report.file}: has an attributes head itself; give the file of the video branch")
+    attributes = import_checkpoint(file, "bike", base)
+    if not has_attributes(attributes.tensors.heads):
+        raise ConfigError(f"--attributes-head {file}: has no attributes head; give BIKE's file that has one")
+    weights = base.model.state_dict()
+    for imported in (video, attributes):
+        tuned = [
+            name
+            for name, value in imported.tensors.clip.items()
+            if not name.startswith(("visual.", "logit_scale")) and not torch.equal(value, _float32(weights[name]))
+        ]
+        if tuned:
+            raise ConfigError(
+                f"{imported.report.file}: its text tower is not that of {base.name}, whose features an attributes head "
+                f"compares: {_some(tuned)}; give the weights it was tuned from as --pretrained"
+            )
+    report = dataclasses.replace(
+        video.report,
+        heads=[*video.report.heads, *attributes.report.heads],
+        attributes_file=attributes.report.file,
+        attributes_sha256=attributes.report.sha256,
+    )
+    return ImportedCheckpoint(dataclasses.replace(video.tensors, attributes=attributes.tensors.heads), report)
+
+
 def write_import(
     imported: ImportedCheckpoint, base: Backbone, model: ModelSettings, out: Path, *, classes: Sequence[str] = ()
 ) -> ImportReport:
@@ -132,7 +171,7 @@ def write_import(
     write_file(out / CLIP_FILE, save(tensors.clip, weights_metadata(base.architecture, **{REPORT_KEY: report})))
     files = [CLIP_FILE]
     others = {f"prompts.{key}": value for key, value in tensors.prompts.items()}
-    others |= {f"heads.{key}": value for key, value in tensors.heads.items()}
+    others |= {f"heads.{key}": value for key, value in (tensors.heads | tensors.attributes).items()}
     if others:
         write_file(out / TENSORS_FILE, save(others, {REPORT_KEY: json.dumps(report, sort_keys=True)}))
         files.append(TENSORS_FILE)
@@ -148,9 +187,10 @@ def import_text(report: ImportReport) -> str:
     dropped: dict[str, list[str]] = {}
     for name, reason in report.dropped.items():
         dropped.setdefault(reason, []).append(name)
+    attributes = "" if report.attributes_file is None else f" with the attributes head of {report.attributes_file}"
     epoch = "" if report.epoch is None else f", epoch {report.epoch}"
     lines = [
-        f"{report.file}: {report.system} on {report.base}{epoch}",
+        f"{report.file}{attributes}: {report.system} on {report.base}{epoch}",
         f"mapped      {len(report.mapped)} of CLIP, {len(report.prompts)} of prompts, {len(report.heads)} of heads",
         f"missing     {', '.join(f'{name} (taken from the base)' for name in report.missing) or 'none'}",
         *(f"dropped     {_some(names)}: {reason}" for reason, names in dropped.items()),
@@ -230,7 +270,9 @@ def _as_checkpoint(
     with torch.no_grad():
         for name, value in converted.tensors.items():
             parameters[name].copy_(value)
-    origin = {"file": report.file, "sha256": report.sha256, "system": report.system}
+    origin: dict[str, str | None] = {"file": report.file, "sha256": report.sha256, "system": report.system}
+    if report.attributes_file is not None:
+        origin |= {"attributes_file": report.attributes_file, "attributes_sha256": report.attributes_sha256}
     provenance = {"classes": names, "pool_id": None, "manifest": None, "fingerprint": None, "imported_from": origin}
     return method, config, provenance
 

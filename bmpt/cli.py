@@ -140,17 +140,23 @@ def import_checkpoint(
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="bdc_clip: names of its classes, a line each or an id,name CSV")
     ] = None,
+    attributes_head: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="bike: the file of its attributes branch, FILE being its video branch's"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take over a published checkpoint: every key explained or the command fails; nothing in the file is executed."""
     from bmpt.checkpoint_import import import_checkpoint as read_published
-    from bmpt.checkpoint_import import import_text, write_import
+    from bmpt.checkpoint_import import import_text, join_attributes, write_import
     from bmpt.clip import load_backbone
     from bmpt.config import ModelSettings
     from preprocess.protocols.lists import read_class_file
 
     base = load_backbone(model, pretrained)
     imported = read_published(checkpoint, system, base)
+    if attributes_head is not None:
+        imported = join_attributes(imported, attributes_head, base)
     names = () if classes is None else read_class_file(classes).names
     found = write_import(imported, base, ModelSettings(name=model, pretrained=pretrained), out, classes=names)
     print_report(found, import_text(found), as_json=as_json)

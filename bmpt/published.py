@@ -37,10 +37,8 @@ _RESIDUAL_BLOCK = (
     *(f"attn.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")),
     *(f"{layer}.{name}" for layer in ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj") for name in ("weight", "bias")),
 )
-_BIKE_TEMPORAL = frozenset(
-    {f"{BIKE_STATES[1]}.frame_position_embeddings.weight"}
-    | {f"{BIKE_STATES[1]}.transformer.resblocks.{block}.{name}" for block in range(6) for name in _RESIDUAL_BLOCK}
-)
+_BIKE_POSITIONS = f"{BIKE_STATES[1]}.frame_position_embeddings.weight"
+_BIKE_BLOCK = rf"{BIKE_STATES[1]}\.{_BLOCK}\."
 _BIKE_ATTRIBUTES = frozenset(
     f"{BIKE_STATES[1]}.{tower}_fc.{layer}.{name}"
     for tower in ("query", "sentence")
@@ -57,6 +55,11 @@ _BDC_ADAPTERS = frozenset(
     }
     | {f"{tower}_norm.{name}" for tower in ("vision", "text") for name in ("weight", "bias")}
 )
+
+
+def _one_of(*names: str) -> str:
+    """A pattern that these names alone match."""
+    return f"(?:{'|'.join(re.escape(name) for name in names)})"
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ RULES: Mapping[str, tuple[Rule, ...]] = {  # the first that matches counts
         Rule("logit_scale_clip", group="clip", target="logit_scale"),
     ),
     "bike": (
-        Rule("|".join(re.escape(name) for name in sorted(_BIKE_TEMPORAL | _BIKE_ATTRIBUTES)), group="heads"),
+        Rule(_one_of(_BIKE_POSITIONS, *sorted(_BIKE_ATTRIBUTES)), group="heads"),
+        Rule(_BIKE_BLOCK + _one_of(*_RESIDUAL_BLOCK), group="heads"),
         Rule(r"model_state_dict\.(.+)", group="clip", target=r"\1"),
     ),
 }
@@ -171,6 +175,17 @@ def deep_prompts(keys: Iterable[str], tower: str) -> dict[int, str]:
     return dict(sorted((int(match[1]), match.string) for match in matches if match))
 
 
+def has_attributes(keys: Iterable[str]) -> bool:
+    """Whether BIKE's attributes head, or a part of it, is among the keys."""
+    return not _BIKE_ATTRIBUTES.isdisjoint(keys)
+
+
+def temporal_layers(keys: Iterable[str]) -> int:
+    """Blocks of BIKE's temporal transformer, counted to the deepest: 6 in what it published, 0 without one."""
+    matches = [re.match(_BIKE_BLOCK, key) for key in keys]
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
 def _expected_prompts(system: str, keys: Collection[str]) -> set[str]:
     """Prompts stand in blocks 1, 2, ... without a gap, over an input prompt where the system has one."""
     expected: set[str] = set()
@@ -191,5 +206,9 @@ def _expected_heads(system: str, keys: Collection[str]) -> set[str]:
         if not any(key.startswith(f"{classifier}.") for key in keys):
             classifier = "vision_bdc_head_downstream"
         return {*_BDC_ADAPTERS, f"{classifier}.weight", f"{classifier}.bias"}
-    heads = (_BIKE_TEMPORAL, _BIKE_ATTRIBUTES) if system == "bike" else ()
+    if system != "bike":
+        return set()
+    blocks = [f"{BIKE_STATES[1]}.transformer.resblocks.{block}" for block in range(max(1, temporal_layers(keys)))]
+    temporal = {_BIKE_POSITIONS, *(f"{block}.{name}" for block in blocks for name in _RESIDUAL_BLOCK)}
+    heads = (temporal, _BIKE_ATTRIBUTES)
     return {name for head in heads if not head.isdisjoint(keys) for name in head}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,18 +13,28 @@ from bmpt.config import MethodSettings
 from bmpt.methods.base import Method
 from bmpt.methods.bdc_clip import BdcClip
 from bmpt.methods.bmpt import Bmpt
-from bmpt.published import BIKE_STATES, INPUT_PROMPTS, TOKEN_EMBEDDING, deep_prompts
+from bmpt.published import (
+    BIKE_STATES,
+    INPUT_PROMPTS,
+    TOKEN_EMBEDDING,
+    deep_prompts,
+    has_attributes,
+    temporal_layers,
+)
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class PublishedTensors:
-    """What a published checkpoint holds, in float32: all of CLIP by CLIP's names, the others by their original ones."""
+    """What a published checkpoint holds, in float32: all of CLIP by CLIP's names, the others by their original ones.
+
+    attributes: BIKE's attributes head, of a file of its own that belongs to this one"""
 
     clip: Tensors
     prompts: Tensors
     heads: Tensors
+    attributes: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class MethodTensors:
 
 
 def to_method(system: str, found: PublishedTensors, base: Backbone) -> MethodTensors | None:
-    """The same as a checkpoint of our method; None for BIKE's attribute head, which comes without the video branch."""
+    """The same as a checkpoint of our method; None for BIKE's attributes head without its video branch."""
     if system == "vifi_clip":
         return _vifi_clip(found)
     if system == "bdc_clip":
@@ -75,12 +85,22 @@ def _bdc_clip(found: PublishedTensors, base: Backbone) -> MethodTensors:
 
 
 def _bike(found: PublishedTensors) -> MethodTensors | None:
-    """CLIP and the temporal transformer."""
-    heads = {key.removeprefix(f"{BIKE_STATES[1]}."): value for key, value in found.heads.items()}
-    if any(key.startswith(("query_fc.", "sentence_fc.")) for key in heads):
+    """CLIP and the temporal transformer; with an attributes head, whose text tower is the base's, no text weights."""
+    if has_attributes(found.heads):
         return None
-    settings = MethodSettings(name="bike", tune="all", temporal_layers=6 if heads else 0, counts_padding=True)
-    return MethodTensors(settings, {**_tuned_clip(found), **{f"temporal.{key}": v for key, v in heads.items()}})
+    tensors = _tuned_clip(found)
+    if found.attributes:
+        tensors = {key: value for key, value in tensors.items() if key.startswith(("clip.visual.", "clip.logit_scale"))}
+    for branch, heads in (("temporal", found.heads), ("attributes", found.attributes)):
+        tensors |= {f"{branch}.{key.removeprefix(f'{BIKE_STATES[1]}.')}": value for key, value in heads.items()}
+    settings = MethodSettings(
+        name="bike",
+        tune="image" if found.attributes else "all",
+        attributes=bool(found.attributes),
+        temporal_layers=temporal_layers(found.heads),
+        counts_padding=True,
+    )
+    return MethodTensors(settings, tensors)
 
 
 def _prompt_tensors(system: str, prompts: Tensors) -> tuple[dict[str, Any], Tensors]:

@@ -90,7 +90,7 @@ def bmpt_state(tuned: Backbone) -> dict[str, torch.Tensor]:
     return state
 
 
-def temporal_head() -> dict[str, torch.Tensor]:
+def temporal_head(*, num_layers: int = 6) -> dict[str, torch.Tensor]:
     width = JOINT_WIDTH
     shapes = {
         "attn.in_proj_weight": (3 * width, width),
@@ -105,7 +105,7 @@ def temporal_head() -> dict[str, torch.Tensor]:
     }
     blocks = {
         f"transformer.resblocks.{block}.{name}": random_frames(*shape, seed=block)
-        for block in range(6)
+        for block in range(num_layers)
         for name, shape in shapes.items()
     }
     return {"frame_position_embeddings.weight": random_frames(77, width), **blocks}
