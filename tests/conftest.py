@@ -4,6 +4,7 @@ One S3 server a session, started by the first test that needs it."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,9 @@ from tests.object_store import ObjectServer, run_object_server
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("new", deadline=None)
 settings.load_profile("same")
+
+# a script that starts the tests in the background leaves Ctrl-C ignored, and what they start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
