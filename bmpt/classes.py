@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 NEGATIVE_TEMPLATE = "a video of a person {}"  # of a negative that has no sentences of its own; without a full stop
 # a capital after a small letter or digit, and the last capital of a run before a small letter: "TaiChi", "YoYo"
 _CAMEL_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_MAX_LISTED = 20
 
 
 def readable(class_name: str) -> str:
@@ -30,11 +29,6 @@ def readable(class_name: str) -> str:
 
     `ApplyEyeMakeup` -> `apply eye makeup`, `shoot_bow` -> `shoot bow`."""
     return " ".join(_CAMEL_BOUNDARY.sub(" ", class_name).replace("_", " ").split()).lower()
-
-
-def class_texts(class_names: Sequence[str], settings: TextSettings) -> list[str]:
-    """One class text a class, in order. Raises: ConfigError for a template without exactly one `{}`."""
-    return _fill(settings.template, class_names, raw_names=settings.raw_names)
 
 
 @dataclass(frozen=True)
@@ -160,8 +154,7 @@ def look_up(class_names: Sequence[str], known: Iterable[str], *, source: str, wh
     if absent:
         doubt = ", if it is not of another data set" if 2 * len(absent) > len(class_names) else ""
         raise ConfigError(
-            f"{source}: no {what} for {len(absent)} of {len(class_names)} classes: {_listed(absent, _MAX_LISTED)}; "
-            f"add them{doubt}"
+            f"{source}: no {what} for {len(absent)} of {len(class_names)} classes: {', '.join(absent)}; add them{doubt}"
         )
     chosen = tuple(key for key in found if key is not None)
     loose = [(name, key) for name, key in zip(class_names, chosen, strict=True) if name != key]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from shards.config import Settings, load_settings
 from shards.extents import BYTES_PER_SECOND, LATENCY_SECONDS
@@ -116,7 +116,11 @@ class MethodSettings(Settings):
     temporal_position: Literal["none", "learned"] = Field(
         "none", description="learned: an embedding a frame, without which a clip equals its reverse"
     )
-    causal: bool = Field(False, description="space-time blocks see earlier frames alone: order without a parameter")
+    causal: bool = Field(
+        False,
+        description="space-time blocks see earlier frames alone: order without a parameter; the same as "
+        "`temporal_position: causal`",
+    )
     negative_weight: float = Field(1.0, ge=0, description="bmpt: of the margin loss on negatives")
     knowledge_weight: float = Field(1.0, ge=0, description="bmpt: of the loss on knowledge texts")
     reduced_width: int = Field(192, ge=1, description="bdc_clip: channels whose covariance is taken")
@@ -132,6 +136,13 @@ class MethodSettings(Settings):
     attributes: bool = Field(False, description="bike: the attributes branch too, read from text.attributes")
     dual_softmax: bool = Field(False, description="bike: its DS loss instead of NCE")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _causal_is_a_position(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("temporal_position") == "causal":
+            return {**values, "temporal_position": "none", "causal": True}
+        return values
+
 
 class TrainSettings(Settings):
     """The optimiser. Rates of the prompts and of the exchange default to `lr`."""
@@ -145,7 +156,7 @@ class TrainSettings(Settings):
     betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW; BIKE 0.9, 0.999")
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP 1e-6")
     weight_decay: float = Field(
-        0.001, ge=0, allow_inf_nan=False, description="of backbone and exchange matrices; prompts have none"
+        0.001, ge=0, allow_inf_nan=False, description="of all matrices that train; prompts, gains and biases have none"
     )
     warmup_epochs: float = Field(1, ge=0, allow_inf_nan=False)
     accumulation: int = Field(1, ge=1, description="micro-batches of one optimiser step")

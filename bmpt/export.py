@@ -32,7 +32,9 @@ EXPORT_KEY = "export"  # in the metadata, beside the architecture
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export holds; method_tensors: names beside the CLIP, none if only CLIP's weights were tuned."""
+    """What an export holds; method_tensors: names beside the CLIP, none if only CLIP's weights were tuned.
+
+    settings: `key=value` that a config needs beside it so that its visual tower computes the same"""
 
     file: str
     sha256: str
@@ -41,6 +43,7 @@ class ExportReport:
     wise_ft: float | None
     clip_tensors: int
     method_tensors: list[str]
+    settings: list[str]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def export_checkpoint(
         wise_ft=wise_ft,
         clip_tensors=len(clip),
         method_tensors=sorted(added),
+        settings=_settings_of_tower(method),
     )
 
 
@@ -111,12 +115,22 @@ def load_model(path: Path) -> ExportedModel:
 def export_text(report: ExportReport) -> str:
     """The report for a terminal."""
     mixed = "" if report.wise_ft is None else f", WiSE-FT {report.wise_ft:g}"
-    use = f"a CLIP like any other: --set model.pretrained={report.file}"
+    settings = [f"model.pretrained={report.file}", *report.settings]
+    use = f"a CLIP like any other: {' '.join(f'--set {setting}' for setting in settings)}"
     if report.method_tensors:
         use = f"holds {', '.join(report.method_tensors)} beside CLIP: bmpt.export.load_model reads it"
     return (
         f"{report.file}: {report.method}{mixed}, {report.clip_tensors} tensors of CLIP, {report.bytes:,} bytes\n{use}"
     )
+
+
+def _settings_of_tower(method: Method) -> list[str]:
+    found = []
+    if method.temporal_TE is not None:
+        found += ["method.temporal_position=learned", f"data.frames={method.num_frames}"]
+    if method.space_time_blocks:
+        found.append(f"method.space_time_blocks=[{','.join(str(block) for block in method.space_time_blocks)}]")
+    return [*found, "method.causal=true"] if method.settings.causal else found
 
 
 def _build(backbone: Backbone, config: TrainConfig, metadata: Mapping[str, Any]) -> Method:

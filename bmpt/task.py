@@ -106,7 +106,8 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
     if trains and not method.trained_groups():
         raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
     _check_text_files(config, method)
-    splits, notes = {}, []
+    splits: dict[str, Split] = {}
+    notes = _notes_on_backbone(config, backbone, method)
     for name, manifest in manifests.items():
         is_train = trains and name == config.data.train
         splits[name], found = _open_split(config, manifest, method, backbone, world, is_train=is_train)
@@ -169,6 +170,16 @@ def _open_split(
         attributes_ND=None if attributes is None else torch.from_numpy(attributes),
     )
     return split, notes
+
+
+def _notes_on_backbone(config: TrainConfig, backbone: Backbone, method: Method) -> list[str]:
+    """What its weights hold that the method leaves out."""
+    if backbone.temporal_TE is None or method.temporal_TE is not None:
+        return []
+    return [
+        f"model.pretrained={config.model.pretrained}: its temporal embedding of {len(backbone.temporal_TE)} frames is "
+        "left out, so that its features are others than it was tuned for; set method.temporal_position=learned"
+    ]
 
 
 def _notes_on(texts: ClassSentences, what: str, method: Method, backbone: Backbone) -> list[str]:

@@ -62,7 +62,9 @@ def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, 
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """Turn `a.b=c` into {"a": {"b": c}}; the value is read as YAML (`8`, `true`, `[3, 7]`, `null`, text)."""
+    """Turn `a.b=c` into {"a": {"b": c}}; the value is read as YAML (`8`, `true`, `[3, 7]`, `null`, text).
+
+    `{}` stays text, the template of a bare name: no setting is an empty mapping."""
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
         raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=16")
@@ -70,6 +72,7 @@ def parse_override(text: str) -> dict[str, Any]:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
+    nested = value.strip() if nested == {} else nested
     for part in reversed(name.split(".")):
         nested = {part: nested}
     return nested

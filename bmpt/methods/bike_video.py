@@ -12,7 +12,6 @@ from torch import nn
 
 from bmpt.methods.prompts import QuickGELU
 from bmpt.precision import in_float32
-from shards.errors import ConfigError
 
 INIT_STD = 0.02
 SPOTTING_TEMPERATURE = 0.01
@@ -33,13 +32,8 @@ class TemporalTransformer(nn.Module):
         self.apply(init_linear)
 
     def forward(self, frames_BTD: torch.Tensor) -> torch.Tensor:
-        """Frame features [B, T, D] that know their place and each other. Raises: ConfigError for too many frames."""
+        """Frame features [B, T, D] that know their place and each other."""
         positions_TD = self.frame_position_embeddings.weight[: frames_BTD.shape[1]]
-        if len(positions_TD) < frames_BTD.shape[1]:
-            raise ConfigError(
-                f"data.frames={frames_BTD.shape[1]}: the temporal transformer has positions for {len(positions_TD)} "
-                "frames; give at most that many"
-            )
         return self.transformer(frames_BTD + positions_TD).to(frames_BTD.dtype) + frames_BTD
 
 

@@ -136,7 +136,7 @@ class Bmpt(Method):
         return self.scores(clips, {COSINE: mean_over_sentences(features_PKD)})
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
-        """Cross-entropy, and where there are negatives or knowledge texts, the losses on those."""
+        """Cross-entropy, and where there are negatives or knowledge texts, the losses on those, of hard labels."""
         loss = super().loss_sum(clips, classes, targets)
         if NEGATIVE in classes:
             loss = loss + self.settings.negative_weight * negative_margin_sum(
@@ -148,7 +148,7 @@ class Bmpt(Method):
         if targets.knowledge_BD is not None:
             logits_BK = knowledge_logits(targets.knowledge_BD, classes[COSINE], widen(self.clip.logit_scale).exp())
             loss = loss + self.settings.knowledge_weight * cross_entropy_sum(
-                logits_BK, targets.labels_B, targets.weights_B, label_smoothing=targets.label_smoothing
+                logits_BK, targets.labels_B, targets.weights_B
             )
         return loss
 

@@ -63,7 +63,11 @@ class VifiClip(Method):
         return self.settings.text_tokens if self.has_prompts and len(self.text_LPE) > 0 else 0
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids [K, S], with slots for the prompts where there are some."""
+        """Token ids [K, S], with slots for the prompts where there are some.
+
+        Before prompts `_` is a space even in raw names: the release replaces it there, and in no other variant."""
+        if self.has_prompts:
+            texts = [text.replace("_", " ") for text in texts]
         ids_KS = super().prepare_texts(texts)
         return slot_texts(texts, ids_KS, self.settings) if self.num_slots > 0 else ids_KS
 

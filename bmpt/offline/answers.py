@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -73,6 +73,7 @@ class AnswerBook:
     def __enter__(self) -> AnswerBook:
         """Raises: ConfigError if another process holds it, FormatError for a file of another kind, StorageError."""
         try:
+            self._made = [folder for folder in (self.path.parent, *self.path.parent.parents) if not folder.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._journal = self._hold()
             try:
@@ -89,11 +90,16 @@ class AnswerBook:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Make journal and Parquet file one. Raises: StorageError; the journal stays then."""
+        """Make journal and Parquet file one, and leave no folder behind in which nothing was written.
+
+        Raises: StorageError; the journal stays then."""
         with self._journal:
             if self._journal.tell() > 0:
                 open_store(self.path.parent).put(self.path.name, self._to_parquet())
             self._journal_path.unlink(missing_ok=True)
+        with suppress(OSError):  # the first that holds something ends it
+            for folder in self._made:
+                folder.rmdir()
 
     def get(self, key: str, version: str, model: str) -> Reply | None:
         """What was answered, if it was."""

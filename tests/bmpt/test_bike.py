@@ -18,7 +18,6 @@ from bmpt.methods.bike_attributes import (
 )
 from bmpt.methods.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
 from bmpt.methods.fusion import fuse_probabilities
-from shards.errors import ConfigError
 from tests.bmpt import naive_originals as naive
 from tests.bmpt.method_parts import assert_gradients, drawn, ids_with_eot
 from tests.bmpt.tiny import random_frames
@@ -72,13 +71,6 @@ def test_the_start_of_the_temporal_transformer_is_the_releases() -> None:
     assert all(
         torch.equal(value, torch.full_like(value, "ln" in name and "weight" in name)) for name, value in vectors.items()
     )
-
-
-def test_too_many_frames_are_refused_with_both_numbers() -> None:
-    transformer = TemporalTransformer(4, num_heads=1, num_layers=1, max_frames=3)
-    assert transformer(random_frames(1, 3, 4)).shape == (1, 3, 4)
-    with pytest.raises(ConfigError, match=r"data\.frames=4: the temporal transformer has positions for 3 frames"):
-        transformer(random_frames(1, 4, 4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,7 +9,6 @@ import pytest
 
 from bmpt.classes import (
     class_sentences,
-    class_texts,
     cut_warning,
     file_sentences,
     mapped_names,
@@ -53,22 +52,24 @@ def test_making_a_name_readable_twice_changes_nothing_more() -> None:
 
 
 def test_a_template_is_filled_once_per_class_in_order() -> None:
-    texts = class_texts(["YoYo", "shoot_bow"], TextSettings(template="a {} here."))
+    texts = class_sentences(["YoYo", "shoot_bow"], TextSettings(template="a {} here.")).at(0)
     assert texts == ["a yo yo here.", "a shoot bow here."]
 
 
 def test_raw_names_keep_the_label_files_spelling() -> None:
-    assert class_texts(["YoYo", "ride_bike"], TextSettings(template="{}", raw_names=True)) == ["YoYo", "ride_bike"]
+    names = ["YoYo", "ride_bike"]
+    assert class_sentences(names, TextSettings(template="{}", raw_names=True)).at(0) == names
 
 
 def test_braces_in_a_class_name_are_text() -> None:
-    assert class_texts(["open {box}", "{}"], TextSettings(template="a {}", raw_names=True)) == ["a open {box}", "a {}"]
+    texts = class_sentences(["open {box}", "{}"], TextSettings(template="a {}", raw_names=True))
+    assert texts.at(0) == ["a open {box}", "a {}"]
 
 
 @pytest.mark.parametrize("template", ["a video.", "{} and {}", ""])
 def test_a_template_without_exactly_one_place_is_refused(template: str) -> None:
     with pytest.raises(ConfigError, match=r"text\.template=.*expected exactly one \{\}"):
-        class_texts(["walk"], TextSettings(template=template))
+        class_sentences(["walk"], TextSettings(template=template)).at(0)
 
 
 def write_json(path: Path, values: object) -> Path:
@@ -120,7 +121,9 @@ def test_classes_without_text_are_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"texts\.json: no text for 2 of 5 classes: jump, ride; add them$"):
         file_sentences(["walk", "jump", "run", "ride", "sit"], file)
     many = [f"class {index}" for index in range(30)]
-    with pytest.raises(ConfigError, match=r"no text for 30 of 31 .*class 19 and 10 more; add them, if it is not of an"):
+    with pytest.raises(
+        ConfigError, match=r"no text for 30 of 31 .*class 19, .*, class 29; add them, if it is not of an"
+    ):
         file_sentences(["walk", *many], file)
 
 

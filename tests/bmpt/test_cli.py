@@ -15,7 +15,7 @@ import pytest
 from bmpt.cli import app
 from shards.commands import run_app
 from tests.bmpt.conftest import MakeConfig
-from tests.bmpt.tiny import write_config
+from tests.bmpt.tiny import VISION_WIDTH, random_frames, write_clip, write_config
 from tests.pools import make_pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +222,19 @@ def test_without_json_a_table_and_the_place_of_the_results_are_printed(
     assert lines[0].split() == ["manifest", "top-1", "top-5", "correct/scored", "failed", "missing", "classes"]
     assert lines[1].startswith("few_shot/val ")
     assert lines[-1] == f"results: {tmp_path / 'run' / 'results.json'}"
+
+
+def test_a_temporal_embedding_that_is_left_out_is_a_warning(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any, tmp_path: Path
+) -> None:
+    file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=random_frames(4, VISION_WIDTH))
+    config = yaml_of(method=ZERO_SHOT, model={"pretrained": str(file)})
+    assert run("eval", config) == 0
+    line = f"warning: model.pretrained={file}: its temporal embedding of 4 frames is left out, "
+    assert capsys.readouterr().err.startswith(line)
+    learned = ("--set", "method.temporal_position=learned", "--set", f"run.dir={tmp_path / 'learned'}")
+    assert run("eval", config, *learned) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_rank_that_is_not_ended_with_the_first_says_its_mistake_itself(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bmpt.config import TrainConfig, identity, load_config
+from bmpt.config import MethodSettings, TrainConfig, identity, load_config
 from shards.config import merge, parse_override, read_yaml_with_base, to_yaml
 from shards.errors import ConfigError
 
@@ -214,3 +214,10 @@ def test_how_a_step_is_cut_decides_the_numbers_of_some(method: dict[str, Any], d
         return identity(TrainConfig.model_validate(values), with_places=False)
 
     assert (of(1) != of(2)) == depends
+
+
+def test_causal_is_a_temporal_position_too() -> None:
+    settings = MethodSettings.model_validate({"temporal_position": "causal"})
+    assert (settings.temporal_position, settings.causal) == ("none", True)
+    both = MethodSettings.model_validate({"temporal_position": "learned", "causal": True})
+    assert (both.temporal_position, both.causal) == ("learned", True)

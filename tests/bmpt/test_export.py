@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from bmpt.cli import app
 from bmpt.clip import load_backbone
-from bmpt.config import MethodSettings, TrainConfig
+from bmpt.config import TrainConfig
 from bmpt.engine.checkpoint import save_checkpoint
 from bmpt.export import EXPORT_KEY, export_checkpoint, export_text, load_model
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from bmpt.weights import SPEC_METADATA_KEY
 from shards.commands import run_app
+from shards.config import load_settings
 from shards.errors import BmptError, ConfigError, FormatError
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.tiny import cosine_logits, load_tiny, random_frames, write_clip
@@ -79,16 +80,17 @@ def test_an_export_with_prompts_computes_the_same_when_it_is_read(
 def test_an_export_of_tuned_weights_alone_is_a_base_model(
     config: MakeConfig, tmp_path: Path, temporal_position: Any
 ) -> None:
-    method = {"name": "vifi_clip", "tune": "all", "temporal_position": temporal_position}
+    method = {"name": "vifi_clip", "tune": "all", "temporal_position": temporal_position, "causal": True}
     settings = config(method=method)
     expected = logits(trained(settings, tmp_path / "prompts.safetensors"))
     report = export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     assert report.method_tensors == []
     backbone = load_backbone("any name", str(tmp_path / "model.safetensors"))
-    zero_shot = MethodSettings(name="zero_shot", space_time_blocks=(1, 3), temporal_position=temporal_position)
+    overrides = ["method.name=zero_shot", *(setting for setting in report.settings if setting.startswith("method."))]
+    zero_shot = load_settings(TrainConfig, None, ["data.pool=none", *overrides]).method
     torch.testing.assert_close(logits(build_method(backbone, zero_shot, num_frames=4, seed=9)), expected)
     torch.testing.assert_close(logits(load_model(tmp_path / "model.safetensors").method), expected)
-    assert "--set model.pretrained=" in export_text(report)
+    assert f"--set model.pretrained={report.file} --set {report.settings[0]}" in export_text(report)
 
 
 def test_the_metadata_says_what_was_merged(config: MakeConfig, tmp_path: Path) -> None:

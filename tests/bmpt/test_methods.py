@@ -199,8 +199,9 @@ def test_zero_shot_trains_nothing(clip: Path) -> None:
 
 def test_every_group_that_a_method_names_is_a_known_one_and_every_name_a_parameter(clip: Path) -> None:
     for name in METHODS:
-        groups = method_on(clip, name=name, tune="all", temporal_position="learned").trained_groups()
-        parameters = dict(method_on(clip, name=name, tune="all", temporal_position="learned").named_parameters())
+        position = "none" if name == "zero_shot" else "learned"
+        method = method_on(clip, name=name, tune="all", temporal_position=position)
+        groups, parameters = method.trained_groups(), dict(method.named_parameters())
         assert set(groups.values()) <= set(get_args(Group))
         assert groups.keys() <= parameters.keys()
 
@@ -241,6 +242,13 @@ def test_a_backbones_own_temporal_position_belongs_to_the_backbone(tmp_path: Pat
 def test_a_backbones_temporal_position_is_left_out_under_none(clip: Path, tmp_path: Path) -> None:
     file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=random_frames(4, VISION_WIDTH))
     assert torch.equal(clips_of(bmpt_on(file)), clips_of(bmpt_on(clip)))
+
+
+def test_a_temporal_position_that_nothing_trains_is_refused(clip: Path, tmp_path: Path) -> None:
+    file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=random_frames(4, VISION_WIDTH))
+    assert method_on(file, name="zero_shot", temporal_position="learned").temporal_TE is not None
+    with pytest.raises(ConfigError, match=r"temporal_position=learned: tiny comes without one, and zero_shot trains"):
+        method_on(clip, name="zero_shot", temporal_position="learned")
 
 
 def test_a_temporal_position_for_another_number_of_frames_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_where_nothing_is_missing_no_endpoint_is_needed(path: Path, chat: ChatSe
     assert path.read_bytes() == before
 
 
+def test_folders_made_for_answers_that_did_not_come_are_gone(path: Path) -> None:
+    deep = path.parent / "deeper" / path.name
+    with pytest.raises(EndpointError, match="no endpoint answers there"), AnswerBook(deep) as book:
+        collect(Endpoint("http://127.0.0.1:1/v1", MODEL), about("a"), book, "v", PACE)
+    assert not path.parent.exists()
+    assert path.parent.parent.exists()
+
+
 def test_an_answer_that_is_not_wanted_is_asked_for_again_and_replaced(path: Path, chat: ChatServer) -> None:
     endpoint = Endpoint(chat.url, MODEL)
     with AnswerBook(path) as book:

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bmpt.classes import class_texts
+from bmpt.classes import class_sentences
 from bmpt.clip import Backbone, load_backbone
 from bmpt.config import MethodSettings, TextSettings
 from bmpt.losses import knowledge_logits, matching_sum
@@ -91,7 +91,7 @@ def test_vifi_clip_gives_the_originals_logits(reference: Path, backbone: Backbon
     tensors, meta = read(reference / "vifi.safetensors")
     settings = MethodSettings(name="vifi_clip", tune="all")
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0)
-    texts = class_texts(meta["classes"], TextSettings(template=template, raw_names=True))
+    texts = class_sentences(meta["classes"], TextSettings(template=template, raw_names=True)).at(0)
     ours = cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts))
     assert_close(ours, tensors[logits])
 
@@ -100,7 +100,7 @@ def test_vifi_clip_gives_the_originals_logits(reference: Path, backbone: Backbon
 def test_zero_shot_gives_the_logits_of_an_untrained_vifi_clip(reference: Path, backbone: Backbone) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     method = build_method(backbone, MethodSettings(name="zero_shot"), num_frames=meta["T"], seed=0)
-    texts = class_texts(meta["classes"], TextSettings(template="{}", raw_names=True))
+    texts = class_sentences(meta["classes"], TextSettings(template="{}", raw_names=True)).at(0)
     assert_close(
         cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts)), tensors["zeroshot.logits"]
     )

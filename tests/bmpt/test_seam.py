@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from bmpt.classes import ClassSentences
-from bmpt.config import MethodSettings
+from bmpt.classes import ClassSentences, class_sentences
+from bmpt.config import MethodSettings, TrainConfig
 from bmpt.methods import METHODS, build_method
 from bmpt.methods.base import COSINE, Method, Targets, TrainingLoss
 from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip
 from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import NEGATIVE
+from shards.config import load_settings
 from shards.errors import ConfigError
 from tests.bmpt import naive_originals as naive
+from tests.bmpt.runs import ROOT
 from tests.bmpt.test_parity import (
     assert_close,
     backbone,
@@ -232,8 +234,12 @@ def test_bike_through_the_seam_gives_the_originals_logits(
 def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(reference: Path, backbone: Any) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     method = vifi_clip_of_the_release(backbone, tensors, meta)
-    names = tuple(meta["classes"])
-    texts = method.prepare_classes(ClassSentences(names, tuple((f"{name.replace('_', ' ')}.",) for name in names)))
+    text = load_settings(TrainConfig, ROOT / "configs" / "methods" / "vifi_clip_prompts.yaml", ["data.pool=none"]).text
+    names = ["ApplyEyeMakeup", "brush_hair"]
+    assert method.prepare_texts(class_sentences(names, text).at(0)).equal(
+        method.prepare_texts(["ApplyEyeMakeup.", "brush hair."])
+    )
+    texts = method.prepare_classes(class_sentences(meta["classes"], text))
     clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
     assert_close(method.scores(clips, method.class_features(texts)), tensors["ivlp.logits"])
 

@@ -118,3 +118,7 @@ def test_merge_leaves_its_arguments_alone() -> None:
     below, above = {"a": {"b": 1, "c": 2}, "d": {"e": 1}}, {"a": {"b": 3}, "d": 4}
     assert merge(below, above) == {"a": {"b": 3, "c": 2}, "d": 4}
     assert below == {"a": {"b": 1, "c": 2}, "d": {"e": 1}}
+
+
+def test_braces_alone_are_text() -> None:
+    assert parse_override("text.template={}") == {"text": {"template": "{}"}}
