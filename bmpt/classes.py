@@ -163,7 +163,7 @@ def look_up(class_names: Sequence[str], known: Iterable[str], *, source: str, wh
     notes = []
     if loose:
         notes.append(
-            f"{source}: {len(loose)} of {len(chosen)} classes matched without case, spaces, _ and -, "
+            f"{source}: has all {len(chosen)} classes, {len(loose)} in another spelling (case, spaces, _ and -), "
             f"for example {loose[0][0]!r} and {loose[0][1]!r}"
         )
     if unused:

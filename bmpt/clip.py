@@ -10,7 +10,7 @@ import importlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,8 @@ class Backbone:
     model: open_clip.CLIP; visual width Ev, text width Et, joint width D
     temporal_TE: the trained per-frame embedding that came with the weights [T, Ev], or None
     weights_sha256: over names, shapes and values of all weights, 64 hex digits
-    architecture: {embed_dim, vision_cfg, text_cfg, quick_gelu, image_mean, image_std}"""
+    architecture: {embed_dim, vision_cfg, text_cfg, quick_gelu, image_mean, image_std}
+    note: what was assumed of weights that do not say it, or None"""
 
     name: str
     model: Any
@@ -47,6 +48,7 @@ class Backbone:
     temporal_TE: torch.Tensor | None
     weights_sha256: str
     architecture: Mapping[str, Any]
+    note: str | None = None
 
     @property
     def vision_width(self) -> int:
@@ -137,8 +139,23 @@ def backbone_from_state(
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ConfigError(f"{where}: does not fit model.name={name}: {one_line(error)[:300]}") from None
-    return _as_backbone(name, model, spec, temporal_TE=temporal_TE)
+        cure = "another open_clip architecture as model.name, or a name of your own to read the sizes off the file"
+        raise ConfigError(f"{where}: does not fit model.name={name}: {one_line(error)[:300]}; give {cure}") from None
+    found = _as_backbone(name, model, spec, temporal_TE=temporal_TE)
+    return found if "quick_gelu" in stated else replace(found, note=_note_on_activation(name, spec, where=where))
+
+
+def _note_on_activation(name: str, spec: Mapping[str, Any], *, where: str) -> str | None:
+    """The assumption about a bare state dict, whose shapes do not show it: another activation, other features."""
+    if name.endswith("-quickgelu"):
+        return None
+    if spec["quick_gelu"]:
+        taken, other = "QuickGELU, as OpenAI's", "with GELU give their open_clip architecture"
+    else:
+        known = f"{name}-quickgelu" in import_open_clip().list_models()
+        taken = "GELU, as open_clip's"
+        other = f"with QuickGELU, as OpenAI's, give {f'{name}-quickgelu' if known else 'a name of your own'}"
+    return f"{where}: does not say its activation; {taken} is taken; for weights trained {other} as model.name"
 
 
 def weights_metadata(architecture: Mapping[str, Any], **origin: Any) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shards.config import Settings, load_settings
 from shards.extents import BYTES_PER_SECOND, LATENCY_SECONDS
@@ -73,19 +73,26 @@ class ModelSettings(Settings):
     pretrained: str = Field("openai", description="open_clip tag, a weight file, or `random`")
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # one may stand for a list of one
+
+
 class TextSettings(Settings):
     """How a class name becomes a class text."""
 
     template: str = Field("a video of a person {}.", description="`{}` is the class name; `{}` alone is the bare name")
     raw_names: bool = Field(False, description="keep CamelCase and `_` as the label file spells them")
-    templates: tuple[str, ...] = Field((), description="several instead of one: drawn in training, averaged in scoring")
+    templates: Names = Field((), description="several instead of one: drawn in training, averaged in scoring")
     sentences: Path | None = Field(None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)")
     paraphrases: Path | None = Field(
         None, description="lines `class -> same action in other words`, which templates then name instead of the class"
     )
     negatives: Path | None = Field(None, description="lines `class -> look-alike action`, for bmpt's margin loss")
     knowledge: Path | None = Field(None, description="knowledge.parquet of the training list (bmpt)")
-    attributes: tuple[Path, ...] = Field(
+    attributes: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = Field(
         (), description="attributes.parquet of all lists, trained and scored, for method.attributes (bike)"
     )
 
@@ -167,7 +174,7 @@ class TrainSettings(Settings):
 class EvalSettings(Settings):
     """What is scored."""
 
-    manifests: tuple[str, ...] = Field((), description="manifests to score; default data.val")
+    manifests: Names = Field((), description="manifests to score; default data.val")
     batch_size: int = Field(16, ge=1, description="rows of one fixed block; the same at any number of ranks")
     wise_ft: float | None = Field(
         None,

@@ -91,10 +91,11 @@ def export_checkpoint(
     )
 
 
-def load_model(path: Path) -> ExportedModel:
+def load_model(path: Path | str) -> ExportedModel:
     """Read an export: the method as it was trained, on its tuned CLIP, ready to score.
 
     Raises: ConfigError, FormatError naming the file."""
+    path = Path(path)
     state, architecture = read_weights(path)
     try:
         origin = architecture[EXPORT_KEY]

@@ -112,6 +112,8 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
         is_train = trains and name == config.data.train
         splits[name], found = _open_split(config, manifest, method, backbone, world, is_train=is_train)
         notes += found
+    if trains and config.data.train is not None:
+        notes += notes_on_training(config, manifests[config.data.train])
     for note in dict.fromkeys(notes) if world.is_main else ():
         print(f"warning: {note}", file=sys.stderr)
     task = Task(
@@ -173,13 +175,32 @@ def _open_split(
 
 
 def _notes_on_backbone(config: TrainConfig, backbone: Backbone, method: Method) -> list[str]:
-    """What its weights hold that the method leaves out."""
+    """What was assumed of its weights, and what they hold that the method leaves out."""
+    notes = [] if backbone.note is None else [backbone.note]
     if backbone.temporal_TE is None or method.temporal_TE is not None:
-        return []
+        return notes
     return [
+        *notes,
         f"model.pretrained={config.model.pretrained}: its temporal embedding of {len(backbone.temporal_TE)} frames is "
-        "left out, so that its features are others than it was tuned for; set method.temporal_position=learned"
+        "left out, so that its features are others than it was tuned for; set method.temporal_position=learned",
     ]
+
+
+def notes_on_training(config: TrainConfig, manifest: Manifest) -> list[str]:
+    """What is short of what the config says."""
+    info, notes = manifest.info, []
+    if info.missing > 0:
+        with_clips = set(manifest.table["label"].to_pylist())
+        notes.append(
+            f"data.train={config.data.train}: {info.missing} of its {info.expected} clips are not in the pool, and "
+            f"{len(info.classes) - len(with_clips)} of {len(info.classes)} classes have none"
+        )
+    if config.train.warmup_epochs >= config.train.epochs:
+        notes.append(
+            f"train.warmup_epochs={config.train.warmup_epochs:g}: is all of train.epochs={config.train.epochs}; the "
+            "rate only rises"
+        )
+    return notes
 
 
 def _notes_on(texts: ClassSentences, what: str, method: Method, backbone: Backbone) -> list[str]:

@@ -4,14 +4,15 @@ A step of BMPT, prompts alone: K classes and their negatives, A micro-batches of
 all class texts in every micro-batch, on every rank, at the whole context of 77 tokens, with attention written out, and
 carries the gradient down to what stands below the first prompts. Each lever is the plain step's time over that of the
 plain step with this lever alone; `together` has all of them, which is what training does. Frozen texts and scoring are
-other work, with plain sides of their own (one process alone). The gradients by which prompts move are the same on
+other work, with plain sides of their own (one process alone). All sides take the same frames, which lie on the device
+before any time is taken: reading them is for `bmpt bench loader`. The gradients by which prompts move are the same on
 all sides, up to rounding (on a GPU that of bfloat16)."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -26,7 +27,7 @@ from bmpt.clip import Backbone, load_backbone
 from bmpt.config import MethodSettings
 from bmpt.engine.distributed import World, sum_over_ranks
 from bmpt.engine.step import ClassEncoder, ClipsAndTargets, StepGradient
-from bmpt.methods.base import COSINE, ClassTexts, Method, Targets
+from bmpt.methods.base import COSINE, ClassTexts, Group, Method, Targets
 from bmpt.methods.bmpt import NEGATIVE, Bmpt
 from bmpt.methods.vifi_clip import VifiClip
 from bmpt.towers import encode_text_tokens, take_eot
@@ -65,7 +66,8 @@ class TrainBenchmark:
     """seconds: of a step of each side, the best of `repeats`, of the slowest rank
 
     gradient_differences: of each lever, the largest over all trained tensors between the plain step and it, as a share
-    of the tensor's largest value"""
+    of the largest value of the tensor's group (prompts, exchange): a gate alone is a sum that may cancel to nothing
+    but rounding"""
 
     size: BenchmarkSize
     device: str
@@ -104,6 +106,7 @@ def bench_train(
     sides = _training_sides(backbone, size, world)
     if world.size == 1:
         sides |= _frozen_text_sides(backbone, size, world) | _scoring_sides(backbone, size, world)
+    batches = _micro_batches(backbone, size, world)
     seconds = dict.fromkeys(sides, float("inf"))
     plain: dict[str, torch.Tensor] = {}
     differences: dict[str, float] = {}
@@ -111,14 +114,14 @@ def bench_train(
         for number, (name, (method, run)) in enumerate(sides.items(), start=1):
             method.freeze_untrained()  # sides share the backbone
             if repeat == 0:
-                run(1)  # reaches for memory and picks its kernels
+                run(batches[:1])  # reaches for memory and picks its kernels
             method.zero_grad(set_to_none=True)
-            seconds[name] = min(seconds[name], _slowest(partial(run, size.accumulation), world))
+            seconds[name] = min(seconds[name], _slowest(partial(run, batches), world))
             found = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
             if name == "plain":
                 plain = {key: gradient.clone() for key, gradient in found.items()}
             elif found.keys() == plain.keys():  # those of a step of BMPT
-                differences[name] = _difference(plain, found)
+                differences[name] = _difference(plain, found, method.trained_groups())
             progress(repeat * len(sides) + number, repeats * len(sides))
     return TrainBenchmark(
         size=size,
@@ -131,7 +134,7 @@ def bench_train(
     )
 
 
-Run = Callable[[int], None]
+Run = Callable[[Sequence[ClipsAndTargets]], None]
 Sides = dict[str, tuple[Method, Run]]
 
 
@@ -153,14 +156,14 @@ def _training_sides(backbone: Backbone, size: BenchmarkSize, world: World) -> Si
 def _side(backbone: Backbone, size: BenchmarkSize, world: World, way: Way) -> tuple[Method, Run]:
     """A step of BMPT by one way."""
     kind = Bmpt if way.short_text else _WholeContextBmpt
-    method = _ready(kind, MethodSettings(name="bmpt"), backbone, size, world)
+    method = _ready(kind, _bmpt_settings(backbone), backbone, size, world)
     texts = _texts(method, size, world, negatives=True)
     encoder = ClassEncoder(method, texts, world if way.over_ranks else _alone(world)) if way.text_once else None
     gradient = StepGradient(method, texts, world, classes=encoder, autocast=_autocast(world))
 
-    def run(num_batches: int) -> None:
+    def run(batches: Sequence[ClipsAndTargets]) -> None:
         with _attention(is_fused=way.fused_attention), _feeding_gradients(method, way.no_gradient_below_prompts):
-            _add(gradient, method, size, world, num_batches)
+            _add(gradient, size, batches)
 
     return method, run
 
@@ -173,21 +176,21 @@ def _frozen_text_sides(backbone: Backbone, size: BenchmarkSize, world: World) ->
     sides: Sides = {}
     for name, encoder in encoders.items():
         gradient = StepGradient(method, texts, world, classes=encoder, autocast=_autocast(world))
-        sides[name] = (method, partial(_add, gradient, method, size, world))
+        sides[name] = (method, partial(_add, gradient, size))
     return sides
 
 
 def _scoring_sides(backbone: Backbone, size: BenchmarkSize, world: World) -> Sides:
     """Blocks of clips scored with class features of their own, or with those of the whole evaluation."""
-    method = _ready(Bmpt, MethodSettings(name="bmpt"), backbone, size, world)
+    method = _ready(Bmpt, _bmpt_settings(backbone), backbone, size, world)
     texts, ones = _texts(method, size, world, negatives=False), torch.ones(size.clips, device=world.device)
 
     @torch.no_grad()
-    def run(num_batches: int, *, is_once: bool) -> None:
+    def run(batches: Sequence[ClipsAndTargets], *, is_once: bool) -> None:
         method.eval()
         with _autocast(world)():
             classes = method.class_features(texts) if is_once else None
-            for frames, _ in _inputs(method, size, world, num_batches):
+            for frames, _ in batches:
                 method.score(frames, texts, ones, classes=classes)
 
     return {
@@ -207,6 +210,14 @@ class _WholeContextBmpt(Bmpt):
                 tokens_KSD = encode_text_tokens(self.clip, ids_KS, prompts=prompts)
                 found[kind] = F.normalize(take_eot(tokens_KSD, ids_KS), dim=-1)
         return found
+
+
+def _bmpt_settings(backbone: Backbone) -> MethodSettings:
+    """The defaults, but no deeper than the towers: those of open_clip's `alt` models have 10 text blocks."""
+    whole = MethodSettings(name="bmpt")
+    vision_depth = min(whole.vision_depth, backbone.vision_layers)
+    text_depth = min(whole.text_depth, backbone.text_layers)
+    return whole.model_copy(update={"vision_depth": vision_depth, "text_depth": text_depth})
 
 
 def _ready(
@@ -232,20 +243,23 @@ def _texts(method: Method, size: BenchmarkSize, world: World, *, negatives: bool
     return method.prepare_classes(sentences("a", TEXT_TOKENS), other).to(world.device)
 
 
-def _inputs(method: Method, size: BenchmarkSize, world: World, num_batches: int) -> Iterator[ClipsAndTargets]:
+def _micro_batches(backbone: Backbone, size: BenchmarkSize, world: World) -> list[ClipsAndTargets]:
+    """Random frames and labels of a step of this rank, on its device."""
     generator = torch.Generator().manual_seed(SEED + world.rank)
-    height, width = method.clip.visual.image_size
+    height, width = backbone.model.visual.image_size
     shape = (size.clips, 1, size.frames, 3, height, width)
-    for _ in range(num_batches):
+    batches = []
+    for _ in range(size.accumulation):
         frames = torch.randn(shape, generator=generator).to(world.device)
         labels_B = torch.randint(size.classes, (size.clips,), generator=generator).to(world.device)
-        yield frames, Targets(labels_B, torch.ones(size.clips, device=world.device))
+        batches.append((frames, Targets(labels_B, torch.ones(size.clips, device=world.device))))
+    return batches
 
 
-def _add(gradient: StepGradient, method: Method, size: BenchmarkSize, world: World, num_batches: int) -> None:
-    sentence_K = torch.zeros(size.classes, dtype=torch.int64, device=world.device)
-    share = 1 / (size.clips * num_batches)
-    gradient.add(_inputs(method, size, world, num_batches), num_batches=num_batches, sentence_K=sentence_K, share=share)
+def _add(gradient: StepGradient, size: BenchmarkSize, batches: Sequence[ClipsAndTargets]) -> None:
+    sentence_K = torch.zeros(size.classes, dtype=torch.int64, device=batches[0][0].device)
+    share = 1 / (size.clips * len(batches))
+    gradient.add(batches, num_batches=len(batches), sentence_K=sentence_K, share=share)
 
 
 @contextmanager
@@ -294,7 +308,8 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _difference(plain: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
-    return max(
-        float((plain[name] - ours[name]).abs().max() / plain[name].abs().max().clamp(min=1e-30)) for name in ours
-    )
+def _difference(plain: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], groups: Mapping[str, Group]) -> float:
+    largest: dict[Group, float] = {}
+    for name, gradient in plain.items():
+        largest[groups[name]] = max(largest.get(groups[name], 1e-30), float(gradient.abs().max()))
+    return max(float((plain[name] - ours[name]).abs().max()) / largest[groups[name]] for name in ours)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from preprocess.estimate import Estimate
 from preprocess.report import BuildReport
+from shards.commands import show_duration
 from shards.pool_report import manifest_lines
 
 _LINE_EVERY_SECONDS = 10.0
@@ -57,13 +58,13 @@ class _PlainProgress:
         self._printed = now
         since, before = self._started
         rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {rate:.1f} clips/s, ETA {_duration((total - done) / rate)}" if rate else ""
+        left = f", {rate:.1f} clips/s, ETA {show_duration((total - done) / rate)}" if rate else ""
         print(f"{done}/{total} clips{left}", file=sys.stderr, flush=True)
 
 
 def print_report(report: BuildReport) -> None:
     """Print the closing table to stdout: plain text, so that it reads the same in a pipe."""
-    print(f"{report.kind} of {report.dataset} in {_duration(report.seconds)}, {report.num_decoded} videos decoded")
+    print(f"{report.kind} of {report.dataset} in {show_duration(report.seconds)}, {report.num_decoded} videos decoded")
     if report.kind == "dry run":
         print(f"  would decode {report.num_to_decode} videos; the pool would have {report.num_shards} shards")
     if report.estimate is not None:
@@ -114,7 +115,7 @@ def _estimate_text(estimate: Estimate) -> str:
     if estimate.bytes_out is None or estimate.seconds is None:
         return f"{text}; no video could be decoded within {estimate.probe_seconds:.1f} s, so no more can be said"
     workers = f"{estimate.num_workers} worker{'s' if estimate.num_workers > 1 else ''}"
-    text += f", write {_size(estimate.bytes_out)}, take about {_duration(estimate.seconds)} with {workers}"
+    text += f", write {_size(estimate.bytes_out)}, take about {show_duration(estimate.seconds)} with {workers}"
     if not estimate.num_probed:
         return text
     here = " on this machine alone" if estimate.engine != "local" else ""
@@ -129,10 +130,3 @@ def _size(num_bytes: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.0f} bytes" if units[0] == "bytes" else f"{value:,.1f} {units[0]}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

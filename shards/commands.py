@@ -54,6 +54,14 @@ def print_report(report: DataclassInstance, text: str, *, as_json: bool) -> None
     print(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else text)
 
 
+def show_duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 38 s`, `2 h 5 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def _complain(sentence: str) -> None:
     """One line on stderr, never through rich, which wraps at 80 columns.
 

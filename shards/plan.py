@@ -107,5 +107,5 @@ def check_batch(num_samples: int, *, batch_size: int, accumulation: int, world_s
     if accumulation > batch_size // world_size:
         raise ConfigError(
             f"train.accumulation is {accumulation}, but data.batch_size {batch_size} over {world_size} ranks leaves "
-            f"{batch_size // world_size} clips a rank; a micro-batch needs at least one"
+            f"{batch_size // world_size} clips a rank, one for each micro-batch at least; give that or less"
         )

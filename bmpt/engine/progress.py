@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from shards.commands import show_duration
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -21,6 +23,7 @@ class ProgressBars:
         self._is_terminal = enabled and sys.stderr.isatty()
         self._last_line = 0.0
         self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> ProgressBars:
         if self._is_terminal:
@@ -44,6 +47,11 @@ class ProgressBars:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=total, note=note)
             self._bars.update(self._tasks[name], completed=done, total=total, note=note)
-        elif self._enabled and (done == total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES):
-            self._last_line = time.monotonic()
-            print(f"{name}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+        elif self._enabled:
+            now = time.monotonic()
+            since, before = self._begun.setdefault(name, (now, done))
+            if done == total or now - self._last_line > _SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                left = (now - since) / (done - before) * (total - done) if done > before else 0.0
+                eta = f", ETA {show_duration(left)}" if left else ""
+                print(f"{name}: {done}/{total} {note}".rstrip() + eta, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -66,9 +67,15 @@ def run_evaluation(
         info = load_checkpoint(checkpoint, task.method, task.backbone, config)
     with _holding(config, world, scores_only=True):
         folder = Path(str(config.run.dir))
-        finished = _results_of(folder, task, info) if world.is_main and keep_finished else None
-        if from_main(finished is not None, world):
+        finished = _results_of(folder, task, info) if world.is_main else None
+        if from_main(keep_finished and finished is not None, world):
             return RunOutcome(folder, finished)
+        if world.is_main and finished is None and (folder / run_folder.RESULTS).exists():
+            print(
+                f"warning: {folder / run_folder.RESULTS}: is of another checkpoint or config and is replaced; "
+                "give another run.dir to keep both",
+                file=sys.stderr,
+            )
         with ProgressBars(enabled=world.is_main) as bars:
             return RunOutcome(folder, evaluate(task, folder=folder, checkpoint=info, progress=bars.update))
 

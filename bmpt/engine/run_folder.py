@@ -62,7 +62,7 @@ def _check_owner(folder: Path, config: TrainConfig, *, scores_only: bool) -> Non
             key, there, here = _first_difference(theirs, ours)
             raise ConfigError(
                 f"{folder / CONFIG}: belongs to another config ({key} is {there!r} there, {here!r} here); "
-                "give another run.dir, or --fresh to start over"
+                f"give another run.dir{'' if scores_only else ', or --fresh to start over'}"
             )
 
 

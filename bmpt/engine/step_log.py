@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,7 +85,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """JSON has no NaN and no infinity: they are null, while TensorBoard shows them."""
+    known = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
@@ -15,7 +16,7 @@ import torch
 from bmpt.augment import normalize
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
-from bmpt.engine.distributed import errors_of_main, from_main, sum_over_ranks
+from bmpt.engine.distributed import errors_of_main, from_main, saying_memory, sum_over_ranks
 from bmpt.engine.failures import failure_limit, name_failures
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
@@ -24,7 +25,7 @@ from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_d
 from bmpt.engine.step_log import StepLog
 from bmpt.methods.base import Targets
 from bmpt.task import Task, rows_of
-from shards.errors import FormatError, StorageError
+from shards.errors import ConfigError, FormatError, StorageError
 from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
 from shards.orders import make_order
 from shards.stream import StreamState
@@ -63,7 +64,8 @@ class Trainer:
         """Train to the end; False if some rank wanted to stop, with the state saved.
 
         Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row could not be read,
-        or when the main rank cannot write."""
+        or when the main rank cannot write; ConfigError likewise, when the loss is not finite, or of one rank, whose GPU
+        has no memory."""
         with errors_of_main(self.world):
             self._log = self._open_log()
         with closing(self._log) if self._log is not None else nullcontext():
@@ -71,6 +73,7 @@ class Trainer:
             while self.step < self.num_steps and not stops:
                 for batches, wait_seconds in steps_of(self.loader, self.config.train.accumulation):
                     row, stops = self._train_step(batches, wait_seconds, wants_stop)
+                    self._check_loss(row)
                     self._keep(row, self.loader.state(batches[0].step + 1), stops=stops)
                     bars.update("train", self.step, self.num_steps, _note(row))
                     if stops:
@@ -117,14 +120,18 @@ class Trainer:
         if whole.write_failed:
             raise from_main(self._write_error, self.world)
         self._count_failures(whole, epoch=batches[0].epoch)
-        set_lr(self.optimizer, lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps))
+        rate_share = lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps)
+        set_lr(self.optimizer, rate_share)
         self.method.train()
-        loss_here = self.gradient.add(
-            (self._inputs(batch) for batch in batches),
-            num_batches=len(batches),
-            sentence_K=draw_sentences(self.split.texts, seed=self.config.seed, step=self.step).to(self.world.device),
-            share=self.world.size / max(1, whole.num_valid),
-        )
+        sentence_K = draw_sentences(self.split.texts, seed=self.config.seed, step=self.step).to(self.world.device)
+        num_clips = max(len(batch.clips.labels_B) for batch in batches)
+        with saying_memory(num_clips, self._memory_cure(num_clips)):
+            loss_here = self.gradient.add(
+                (self._inputs(batch) for batch in batches),
+                num_batches=len(batches),
+                sentence_K=sentence_K,
+                share=self.world.size / max(1, whole.num_valid),
+            )
         if whole.num_valid > 0:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -136,13 +143,36 @@ class Trainer:
             "step": self.step,
             "epoch": batches[0].epoch,
             "loss": loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.config.train.lr * rate_share,
             **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
             **self._clips_of(whole),
             "seconds": round(seconds, 4),
             **whole.reading(wait_seconds + seconds),
         }
         return row, stops > 0
+
+    def _memory_cure(self, num_clips: int) -> str:
+        """How a step takes less memory than with so many clips at once."""
+        if num_clips == 1:
+            return "lower data.frames"
+        if self.method.compares_clips:
+            return f"{self.config.method.name} compares them: lower data.batch_size or start more ranks"
+        return f"raise train.accumulation, it is {self.config.train.accumulation}"
+
+    def _check_loss(self, row: dict[str, Any]) -> None:
+        """Raises: ConfigError on all ranks for a loss that is not finite; the log then has the step, no state has.
+
+        A gradient alone may be: under fp16 the scaler leaves such a step out."""
+        if math.isfinite(row["loss"]):
+            return
+        if self._log is not None:
+            self._log.write(row)
+        train = self.config.train
+        raise ConfigError(
+            f"training diverged: the loss of step {row['step']} is {row['loss']}, at lr={row['lr']:.3g} and "
+            f"train.precision={train.precision}; lower train.lr and train.lr_prompts"
+            f"{', or set train.precision=bf16,' if train.precision == 'fp16' else ''} and start over with --fresh"
+        )
 
     def _count_failures(self, whole: GlobalBatch, *, epoch: int) -> None:
         """Raises: StorageError at the limit; the log then has the step's clips, though it is not done."""
@@ -171,7 +201,7 @@ class Trainer:
         """Normalised frames and targets of a micro-batch, on the device."""
         device, clips, backbone, split = self.world.device, batch.clips, self.task.backbone, self.split
         seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
-        frames = normalize(clips.frames_BVTCHW.to(device, non_blocking=True), backbone.image_mean, backbone.image_std)
+        frames = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
         targets = Targets(
             clips.labels_B.to(device),
             clips.weights_B.to(device),

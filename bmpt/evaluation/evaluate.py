@@ -15,12 +15,13 @@ import torch
 from bmpt.augment import normalize
 from bmpt.engine import run_folder
 from bmpt.engine.checkpoint import CheckpointInfo, config_sha256, write_file
-from bmpt.engine.distributed import errors_of_main, gather_to_main
+from bmpt.engine.distributed import errors_of_main, gather_to_main, saying_memory
 from bmpt.engine.failures import failure_limit, name_failures, share_failures
 from bmpt.evaluation.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
 from bmpt.task import Split, Task, rows_of
 from bmpt.wise_ft import apply_wise_ft
+from shards.errors import ConfigError
 from shards.loader import FailureRule, build_eval_loader
 
 RESULTS_FORMAT = 1
@@ -31,7 +32,10 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     task: Task, *, folder: Path, checkpoint: CheckpointInfo | None, progress: Progress
 ) -> dict[str, Any] | None:
-    """Score all manifests; the main rank writes predictions and results.json and returns the results."""
+    """Score all manifests; the main rank writes predictions and results.json and returns the results.
+
+    Raises: on all ranks StorageError for files and samples, ConfigError for scores that are not finite; ConfigError of
+    one rank whose GPU has no memory."""
     wise_ft = task.config.eval.wise_ft
     if task.base is not None and wise_ft is not None:
         apply_wise_ft(task.method, task.base, wise_ft)
@@ -83,15 +87,16 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
             rule.count(share_failures([] if clips is None else clips.failures, world))
             if clips is None:
                 continue
-            frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
-            scores_BK = method.score(
-                frames,
-                split.texts,
-                clips.weights_B.to(world.device),
-                classes=classes,
-                attributes_BD=rows_of(split.attributes_ND, clips.positions_B, world.device),
-            )
-            scores_BK = scores_BK.float().cpu()
+            with saying_memory(len(clips.keys), "lower eval.batch_size, eval.clips or eval.crops"):
+                frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
+                scores_BK = method.score(
+                    frames,
+                    split.texts,
+                    clips.weights_B.to(world.device),
+                    classes=classes,
+                    attributes_BD=rows_of(split.attributes_ND, clips.positions_B, world.device),
+                )
+                scores_BK = scores_BK.float().cpu()
             blocks.append(
                 Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK.numpy(), clips.failures)
             )
@@ -101,12 +106,21 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
 
 
 def _write_predictions(name: str, task: Task, split: Split, block: Block, folder: Path) -> dict[str, Any]:
-    """Write the predictions of one manifest and return its entry of results.json."""
+    """Write the predictions of one manifest and return its entry of results.json.
+
+    Raises: ConfigError for scores by which no class can be ranked; StorageError."""
     info = split.manifest.info
     file = f"{run_folder.PREDICTIONS}/{info.protocol}.{info.name}.parquet"
+    is_scored_N = np.array([failure is None for failure in block.failures], dtype=bool)
+    wrong_N = np.flatnonzero(is_scored_N & ~np.isfinite(block.scores_NK).all(axis=1))
+    if len(wrong_N):
+        raise ConfigError(
+            f"{name}: the scores of {block.keys[wrong_N[0]]} are not finite ({len(wrong_N)} of {len(block.keys)} "
+            "samples), as of weights that diverged in training: score those of a run with a lower train.lr"
+            f"{', or set train.precision=bf16' if task.config.train.precision == 'fp16' else ''}"
+        )
     top_NP = top_classes(block.scores_NK)
     write_file(folder / file, to_parquet(block, top_NP))
-    is_scored_N = np.array([failure is None for failure in block.failures], dtype=bool)
     scored = int(is_scored_N.sum())
     correct = [count_correct(top_NP[is_scored_N], block.labels_N[is_scored_N], count) for count in (1, TOP)]
     verdicts = [
@@ -148,6 +162,7 @@ def _results(task: Task, entries: list[dict[str, Any]], checkpoint: CheckpointIn
         "model": {"name": task.backbone.name, "weights_sha256": task.backbone.weights_sha256},
         **({"text_files": dict(task.text_files)} if task.text_files else {}),
         "checkpoint": None if checkpoint is None else vars(checkpoint),
+        **({} if task.config.eval.wise_ft is None else {"wise_ft": task.config.eval.wise_ft}),
         "evaluations": entries,
         "hm": harmonic_mean([top1[name] for name in HM_PARTS]) if has_parts else None,
         "hm_of": list(HM_PARTS) if has_parts else None,

@@ -39,6 +39,7 @@ ANSWERS_SCHEMA = pa.schema(
     ]
 )
 Place = tuple[str, str, str]  # key, prompt version, model
+HOW_TO_ASK_AGAIN = "malformed ones are kept and not asked for again but with --retry-malformed"
 
 
 class MalformedError(BmptError):
@@ -49,12 +50,14 @@ class MalformedError(BmptError):
 class Asking:
     """How a command asks its questions.
 
-    answers: Parquet file of all answers; retry_malformed: ask again for kept ones that cannot be used"""
+    answers: Parquet file of all answers; retry_malformed: ask again for kept ones that cannot be used
+    max_tokens: of an answer, None for what each kind of question takes"""
 
     endpoint: Endpoint
     pace: Pace
     answers: Path
     retry_malformed: bool = False
+    max_tokens: int | None = None
 
 
 def prompt_version(name: str, prompt: str) -> str:

@@ -45,6 +45,10 @@ class AskOptions:
     retry_malformed: Annotated[
         bool, typer.Option("--retry-malformed", help="ask again for kept answers that cannot be used")
     ] = False
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="of an answer; models that reason before they answer need more"),
+    ] = None
 
     def asking(self, endpoint: str, model: str, out: Path) -> Asking:
         """Raises: ConfigError naming an option that cannot be used."""
@@ -57,6 +61,7 @@ class AskOptions:
             Pace(self.concurrency, self.requests_per_minute, self.retries),
             self.answers or out.parent / f"{out.stem}.answers.parquet",
             self.retry_malformed,
+            self.max_tokens,
         )
 
 
@@ -220,13 +225,11 @@ def _read_names(file: Path) -> list[str]:
 
 def _load_clip(name: str, pretrained: str) -> Backbone:
     """Load a CLIP onto the GPU, if there is one."""
-    import torch
-
     from bmpt.clip import load_backbone
+    from bmpt.engine.distributed import choose_device
 
     backbone = load_backbone(name, pretrained)
-    if torch.cuda.is_available():
-        backbone.model.to("cuda")
+    backbone.model.to(choose_device())
     return backbone
 
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from bmpt.classes import readable
-from bmpt.offline.answers import AnswerBook, Asking, Collected, MalformedError, collect, prompt_version
+from bmpt.offline.answers import (
+    HOW_TO_ASK_AGAIN,
+    AnswerBook,
+    Asking,
+    Collected,
+    MalformedError,
+    collect,
+    prompt_version,
+)
 from bmpt.offline.chat import Question
 from bmpt.offline.endpoint import Reply
 from shards.errors import ConfigError
@@ -113,7 +121,7 @@ def describe_classes(
         for kind, file in outputs.items():
             count = num_sentences if kind == "texts" else 1
             parse = _parser(kind, count)
-            questions = [_question(kind, count, name) for name in classes]
+            questions = [_question(kind, count, name, asking.max_tokens) for name in classes]
             version = prompt_version(f"{kind}-{count}", _PROMPTS[kind])
             found = collect(
                 asking.endpoint,
@@ -138,7 +146,8 @@ def description_text(done: Description) -> str:
             f"{file.refused} refused)"
         )
         lines += [f"  no {file.kind}: {name}: {why}" for name, why in zip(file.missing, file.problems, strict=True)]
-    return "\n".join([*lines, f"answers: {done.answers}"])
+    again = f"; {HOW_TO_ASK_AGAIN}" if any(file.malformed for file in done.files) else ""
+    return "\n".join([*lines, f"answers: {done.answers}{again}"])
 
 
 def parse_strings(reply: Reply, count: int) -> tuple[str, ...]:
@@ -147,11 +156,11 @@ def parse_strings(reply: Reply, count: int) -> tuple[str, ...]:
     Raises: MalformedError saying what it is instead."""
     if reply.finish_reason == "length":
         raise MalformedError("cut at the limit of tokens")
-    fenced = _FENCED.fullmatch(reply.text.strip())
+    fenced = _FENCED.fullmatch(reply.said.strip())
     try:
-        values = json.loads(fenced[1] if fenced else reply.text)
+        values = json.loads(fenced[1] if fenced else reply.said)
     except (ValueError, RecursionError):
-        raise MalformedError(f"not JSON: {' '.join(reply.text.split())[:60]!r}") from None
+        raise MalformedError(f"not JSON: {' '.join(reply.said.split())[:60]!r}") from None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise MalformedError(f"not an array of strings: {str(values)[:60]!r}")
     strings = tuple(" ".join(value.split()) for value in values)
@@ -190,10 +199,10 @@ def _usable_by(parse: _Parse) -> Callable[[str, Reply], bool]:
     return is_usable
 
 
-def _question(kind: Kind, count: int, class_name: str) -> Question:
+def _question(kind: Kind, count: int, class_name: str, max_tokens: int | None) -> Question:
     content = _PROMPTS[kind].format(name=readable(class_name), count=count)
     messages = [{"role": "user", "content": content}]
-    return Question(class_name, lambda: messages, max_tokens=_TOKENS_PER_STRING * count + _MORE_TOKENS)
+    return Question(class_name, lambda: messages, max_tokens or _TOKENS_PER_STRING * count + _MORE_TOKENS)
 
 
 def _write(kind: Kind, file: Path, classes: Sequence[str], found: Collected, parse: _Parse) -> DescribedFile:

@@ -56,6 +56,9 @@ class Endpoint:
     timeout_seconds: float = 120.0
 
 
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+
+
 @dataclass(frozen=True)
 class Reply:
     """text: as the model wrote it; finish_reason: `stop`, or `length` for an answer that was cut; None if not stated"""
@@ -64,6 +67,11 @@ class Reply:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    @property
+    def said(self) -> str:
+        """The text without what a reasoning model thinks aloud before it."""
+        return _THOUGHT.sub("", self.text)
 
 
 def parse_endpoint(

@@ -6,7 +6,6 @@ There entities of several words are cut to the first; here they stay whole."""
 from __future__ import annotations
 
 import base64
-import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 
 from bmpt.classes import cut_warning
 from bmpt.clip import Backbone
-from bmpt.offline.answers import AnswerBook, Asking, MalformedError, collect, prompt_version
+from bmpt.offline.answers import HOW_TO_ASK_AGAIN, AnswerBook, Asking, MalformedError, collect, prompt_version
 from bmpt.offline.chat import Messages, Question
 from bmpt.offline.endpoint import Reply
 from bmpt.offline.knowledge_file import KnowledgeRow, write_knowledge
@@ -46,7 +45,8 @@ class KnowledgeReport:
 
     asked: answers of this run; kept: those that an earlier one had; malformed, refused: frames without a triple, and
     those that were not answered; other_lines: lines of answers that are no triple, left out
-    missing: keys of samples without any triple; warning: sentences that CLIP cuts, or None"""
+    missing: keys of samples without any triple; warning: sentences that CLIP cuts, or None
+    first_malformed: a frame and what is wrong with its answer, or None"""
 
     file: str
     answers: str
@@ -61,6 +61,7 @@ class KnowledgeReport:
     other_lines: int
     missing: list[str]
     warning: str | None
+    first_malformed: str | None
 
     @property
     def is_complete(self) -> bool:
@@ -89,7 +90,7 @@ def describe_clips(
     rows = manifest.table.select(["key", "source_index", "num_frames_decoded"]).to_pylist()
     frames_of = [_frames_to_show(row) for row in rows]
     questions = [
-        Question(name, partial(_messages, pool, manifest, index, position), _MAX_TOKENS)
+        Question(name, partial(_messages, pool, manifest, index, position), asking.max_tokens or _MAX_TOKENS)
         for index, frames in enumerate(frames_of)
         for name, position in frames.items()
     ]
@@ -126,7 +127,8 @@ def describe_clips(
         frames=len(questions),
         asked=found.num_asked,
         kept=len(found.replies) - found.num_asked,
-        malformed=parsed.num_malformed,
+        malformed=len(parsed.malformed),
+        first_malformed=next((f"{name}: {why}" for name, why in parsed.malformed.items()), None),
         refused=len(found.refused),
         other_lines=parsed.num_other_lines,
         missing=[row["key"] for row in rows if row["key"] not in lines_of],
@@ -137,12 +139,15 @@ def describe_clips(
 def knowledge_text(done: KnowledgeReport) -> str:
     """The outcome for people."""
     first = f", the first {done.missing[0]}" if done.missing else ""
+    malformed, again = "", ""
+    if done.first_malformed is not None:
+        malformed, again = f"  malformed: {done.first_malformed}\n", f"; {HOW_TO_ASK_AGAIN}"
     return (
         f"{done.file}: knowledge texts of {done.written} of {done.expected} samples "
         f"({len(done.missing)} without{first})\n"
         f"{done.frames} frames: {done.asked} answers of {done.model}, {done.kept} kept from before, {done.malformed} "
         f"malformed, {done.refused} refused; {done.other_lines} lines that are no triple left out\n"
-        f"answers: {done.answers}"
+        f"{malformed}answers: {done.answers}{again}"
     )
 
 
@@ -152,11 +157,11 @@ def parse_triples(reply: Reply) -> tuple[list[str], int]:
     Raises: MalformedError for an answer without such a line, or one that was cut."""
     if reply.finish_reason == "length":
         raise MalformedError("cut at the limit of tokens")
-    lines = [line.strip() for line in reply.text.splitlines() if line.strip()]
+    lines = [line.strip() for line in reply.said.splitlines() if line.strip()]
     matches = [_TRIPLE.fullmatch(line) for line in lines]
     triples = [" ".join(" ".join(match.groups()).split()) for match in matches if match]
     if not triples:
-        raise MalformedError(f"no triple: {' '.join(reply.text.split())[:60]!r}")
+        raise MalformedError(f"no line `Entity: X relation: Y Entity: Z`: {' '.join(reply.said.split())[:60]!r}")
     return triples, len(lines) - len(triples)
 
 
@@ -183,21 +188,25 @@ def frame_positions(source_index: Sequence[int], num_frames: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """triples: lines by the question's name"""
+    """triples: lines by the question's name; malformed: why there are none, likewise"""
 
     triples: dict[str, list[str]]
-    num_malformed: int
+    malformed: dict[str, str]
     num_other_lines: int
 
 
 def _parse_all(replies: Mapping[str, Reply]) -> _Parsed:
     triples: dict[str, list[str]] = {}
+    malformed: dict[str, str] = {}
     num_other_lines = 0
     for name, reply in replies.items():
-        with contextlib.suppress(MalformedError):
+        try:
             triples[name], num_other = parse_triples(reply)
+        except MalformedError as error:
+            malformed[name] = str(error)
+        else:
             num_other_lines += num_other
-    return _Parsed(triples, len(replies) - len(triples), num_other_lines)
+    return _Parsed(triples, malformed, num_other_lines)
 
 
 def _frames_to_show(row: Mapping[str, Any]) -> dict[str, int]:

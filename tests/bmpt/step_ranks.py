@@ -35,7 +35,9 @@ CASES: list[tuple[dict[str, Any], int]] = [
 
 
 def step(clip: Path, case: int, world: World, *, encodes_once: bool = True) -> dict[str, torch.Tensor]:
-    """Gradients of all that trains, on one rank, of a step of 6 clips of which one could not be read."""
+    """Gradients of all that trains, on one rank, of a step of 6 clips of which one could not be read.
+
+    Beside them under `loss` and `texts` its loss and how many class texts this rank encoded for it."""
     changes, accumulation = CASES[case]
     settings = settings_of(METHOD, **changes)
     method = build_method(load_tiny(clip), settings, num_frames=4, seed=0, classes=CLASSES).train()
@@ -67,9 +69,15 @@ def step(clip: Path, case: int, world: World, *, encodes_once: bool = True) -> d
         for start, stop in places
     ]
     share = world.size / sum(WEIGHTS)
+    texts_encoded = torch.tensor(0)
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        texts_encoded.add_(len(output))
+
+    method.clip.transformer.resblocks[0].ln_1.register_forward_hook(count)
     loss = gradient.add(inputs, num_batches=len(inputs), sentence_K=torch.tensor(SENTENCE) % each, share=share)
     found = {name: value.grad for name, value in method.named_parameters() if value.grad is not None}
-    return {**found, "loss": torch.tensor(loss, dtype=torch.float64)}
+    return {**found, "loss": torch.tensor(loss, dtype=torch.float64), "texts": texts_encoded}
 
 
 def main(clip: Path, folder: Path) -> None:

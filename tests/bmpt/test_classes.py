@@ -99,8 +99,8 @@ def test_classes_find_their_sentences_without_case_spaces_underscores_and_hyphen
     found = file_sentences(["walk", "ApplyEyeMakeup", "Pull_Ups"], file)
     assert found.sentences == (("three",), ("one",), ("two",))
     assert found.notes == (
-        f"{file}: 2 of 3 classes matched without case, spaces, _ and -, for example 'ApplyEyeMakeup' and "
-        "'Apply Eye Makeup'",
+        f"{file}: has all 3 classes, 2 in another spelling (case, spaces, _ and -), "
+        "for example 'ApplyEyeMakeup' and 'Apply Eye Makeup'",
     )
 
 
@@ -219,7 +219,10 @@ def test_paraphrases_are_names_that_a_template_takes(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> Hitting a ball\nsit -> Taking a seat\n")
     names, notes = mapped_names(["Sit", "golf"], mapping, what="paraphrase")
     assert names == ["Taking a seat", "Hitting a ball"]
-    assert notes == (f"{mapping}: 1 of 2 classes matched without case, spaces, _ and -, for example 'Sit' and 'sit'",)
+    spelling = (
+        f"{mapping}: has all 2 classes, 1 in another spelling (case, spaces, _ and -), for example 'Sit' and 'sit'"
+    )
+    assert notes == (spelling,)
     assert template_sentences(names, ["a {}."]).at(0) == ["a taking a seat.", "a hitting a ball."]
 
 
@@ -254,9 +257,9 @@ def test_published_labels_find_their_published_sentences(
     names = read_class_file(shared_data() / "splits" / labels).names
     found = file_sentences(names, shared_data() / "splits" / "bdcclip" / "prompts" / texts)
     assert (len(found.sentences), found.num_sentences) == (classes, sentences)
-    matched = [note for note in found.notes if "matched without case" in note]
+    matched = [note for note in found.notes if "in another spelling" in note]
     assert len(matched) == (loose > 0)
-    assert all(f": {loose} of {classes} classes" in note for note in matched)
+    assert all(f": has all {classes} classes, {loose} in another" in note for note in matched)
 
 
 @pytest.mark.parametrize(

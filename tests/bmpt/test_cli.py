@@ -237,6 +237,22 @@ def test_a_temporal_embedding_that_is_left_out_is_a_warning(
     assert "warning" not in capsys.readouterr().err
 
 
+def test_results_of_mixed_weights_say_so_and_a_warning_that_they_replace_others(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any, tmp_path: Path
+) -> None:
+    config = yaml_of(method={"name": "vifi_clip", "tune": "all"}, train={"epochs": 1})
+    assert run("train", config) == 0
+    assert "wise_ft" not in json.loads((tmp_path / "run" / "results.json").read_text())
+    scoring = ("eval", config, "--checkpoint", str(tmp_path / "run" / "prompts.safetensors"))
+    assert run(*scoring) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert run(*scoring, "--set", "eval.wise_ft=0.5") == 0
+    assert (
+        f"warning: {tmp_path / 'run' / 'results.json'}: is of another checkpoint or config" in capsys.readouterr().err
+    )
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["wise_ft"] == 0.5
+
+
 def test_a_rank_that_is_not_ended_with_the_first_says_its_mistake_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,11 +187,23 @@ def test_what_a_backbone_states_of_its_architecture_builds_it_again(clip: Path) 
     assert build_clip(backbone.architecture).state_dict().keys() == backbone.model.state_dict().keys()
 
 
-@pytest.mark.parametrize(("name", "activation"), [("ViT-S-32-alt", "GELU"), ("any name", "QuickGELU")])
-def test_a_bare_state_dict_has_the_activation_of_its_name(tmp_path: Path, name: str, activation: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "activation", "cure"),
+    [
+        ("ViT-S-32-alt", "GELU", "trained with QuickGELU, as OpenAI's, give a name of your own as model.name"),
+        ("any name", "QuickGELU", "trained with GELU give their open_clip architecture as model.name"),
+    ],
+)
+def test_a_bare_state_dict_has_the_activation_of_its_name_and_a_note_of_it(
+    tmp_path: Path, name: str, activation: str, cure: str
+) -> None:
     state = load_backbone("ViT-S-32-alt", "random").model.state_dict()
     torch.save(state, tmp_path / "clip.pt")
-    assert activation_of(load_backbone(name, str(tmp_path / "clip.pt"))) == activation
+    backbone = load_backbone(name, str(tmp_path / "clip.pt"))
+    assert activation_of(backbone) == activation
+    assert backbone.note is not None
+    assert f"does not say its activation; {activation}, as " in backbone.note
+    assert backbone.note.endswith(cure)
 
 
 def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path: Path) -> None:
@@ -201,7 +213,7 @@ def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(stated), encoding="utf-8")
     backbone = load_backbone("own", str(tmp_path / "open_clip_model.safetensors"))
     assert backbone.model.visual.transformer.resblocks[0].attn.num_heads == 2
-    assert activation_of(backbone) == "QuickGELU"
+    assert (activation_of(backbone), backbone.note) == ("QuickGELU", None)
     assert (backbone.image_mean, backbone.image_std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 

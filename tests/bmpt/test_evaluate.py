@@ -1,14 +1,25 @@
-"""Every clip of a list is scored exactly once at any number of GPUs, where the usual samplers drop or repeat some."""
+"""Every clip is scored once at any number of GPUs, where usual samplers drop or repeat some; and no NaN is ranked."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler, DistributedSampler, SubsetRandomSampler
 
+from bmpt.config import TrainConfig
+from bmpt.engine.run import run_evaluation
+from shards.errors import ConfigError
 from shards.plan import Place, eval_plan
+from shards.reader import open_pool
+from tests.bmpt.conftest import MakeConfig
+from tests.bmpt.runs import damage_a_sample, folder_of
+from tests.bmpt.tiny import ALONE
+from tests.pools import make_pool
 from tests.shared_data import shared_data
 
 GPUS = 8
@@ -57,3 +68,22 @@ def test_the_seed_systems_drop_or_repeat_clips_of_hmdb_at_8_gpus(hmdb_clips: int
 @pytest.mark.parametrize("block_size", [1, 2, 16, 64, 200, 2000])
 def test_we_score_every_clip_of_hmdb_once_at_8_gpus(hmdb_clips: int, block_size: int, num_workers: int) -> None:
     assert Counter(scored_by_us(hmdb_clips, block_size, num_workers)) == Counter(range(hmdb_clips))
+
+
+def test_scores_that_are_not_finite_are_ranked_as_no_class(
+    finished: TrainConfig, config: MakeConfig, tmp_path: Path
+) -> None:
+    make_pool(tmp_path / "pool", samples_per_class=5)
+    damage_a_sample(tmp_path / "pool", "few_shot/val", 0)  # an empty place is no sample whose scores are wrong
+    whole, broken = folder_of(finished) / "prompts.safetensors", tmp_path / "prompts.safetensors"
+    with safe_open(whole, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(whole)
+    tensors["vision_LPE"][0, 0, 0] = float("nan")
+    save_file(tensors, broken, metadata)
+    settings = config(data={"pool": str(tmp_path / "pool")})
+    key = open_pool(tmp_path / "pool").manifest("few_shot/val").row(1)["key"]
+    with pytest.raises(ConfigError, match=rf"^few_shot/val: the scores of {key} are not finite \(11 of 12 samples\)"):
+        run_evaluation(settings, ALONE, checkpoint=broken)
+    assert not list(folder_of(settings).rglob("*.parquet"))
+    assert not (folder_of(settings) / "results.json").exists()

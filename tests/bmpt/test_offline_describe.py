@@ -136,12 +136,13 @@ def test_malformed_answers_are_counted_named_and_left_out_and_asked_again_on_req
         "texts.json: texts of 2 of 3 classes (3 answers of tiny-vlm, 0 kept from before, 1 malformed, 0 refused)"
     )
     assert out[1] == "  no texts: walk: not JSON: '1. Walking. 2. Going.'"
+    assert out[2].endswith("malformed ones are kept and not asked for again but with --retry-malformed")
     assert list(json.loads((classes.parent / "texts.json").read_text())) == CLASSES[:2]
     chat.decide = answer_well
     assert run(*arguments(chat, classes)) == 1
     assert len(chat.asked) == 3, "the answer is kept"
-    assert run(*arguments(chat, classes, "--retry-malformed")) == 0
-    assert len(chat.asked) == 4
+    assert run(*arguments(chat, classes, "--retry-malformed", "--max-tokens", "4096")) == 0
+    assert [asked.body["max_tokens"] for asked in chat.asked] == [*[chat.asked[0].body["max_tokens"]] * 3, 4096]
     assert list(json.loads((classes.parent / "texts.json").read_text())) == CLASSES
 
 
@@ -160,6 +161,7 @@ def test_a_negative_or_paraphrase_that_is_the_class_itself_is_malformed(chat: Ch
         ('["a b", "c  d\\n"]', ("a b", "c d")),
         ('  ["a", "b"]\n', ("a", "b")),
         ('```json\n["a", "b"]\n```', ("a", "b")),
+        ('<think>\nshort ones: ["x", "y"]\n</think>\n\n["a", "b"]', ("a", "b")),
     ],
 )
 def test_an_array_of_strings_is_read_alone_or_fenced(text: str, expected: tuple[str, ...]) -> None:
@@ -172,6 +174,7 @@ def test_an_array_of_strings_is_read_alone_or_fenced(text: str, expected: tuple[
         ("", "not JSON: ''"),
         ('Sure! ["a", "b"]', "not JSON"),
         ('["a", "b"', "not JSON"),
+        ('<think> of ["a", "b"]', "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"a": "b"}', "not an array of strings"),
         ('["a", 2]', "not an array of strings"),

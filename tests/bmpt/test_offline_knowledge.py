@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -200,6 +201,10 @@ def test_nonsense_is_counted_and_a_clip_without_a_triple_is_named_and_left_out(
         "32 frames: 32 answers of tiny-vlm, 0 kept from before, 4 malformed, 0 refused; "
         "1 lines that are no triple left out"
     )
+    assert re.fullmatch(
+        rf"  malformed: {re.escape(key)}#\d+: no line `Entity: X relation: Y Entity: Z`: '.*'", lines[2]
+    )
+    assert lines[3].endswith("malformed ones are kept and not asked for again but with --retry-malformed")
     with pytest.raises(ConfigError, match=rf"1 of 8 samples have no knowledge text \(the first: {key}\)"):
         read_knowledge(out, keys_of(toy_pool), load_tiny(clip))
     chat.decide = lambda number, asked: Say("Entity: person relation: walks Entity: street")
@@ -293,7 +298,7 @@ def test_a_line_of_the_form_is_a_triple(line: str, triple: str) -> None:
     ],
 )
 def test_text_without_such_a_line_is_malformed(text: str) -> None:
-    with pytest.raises(MalformedError, match="no triple"):
+    with pytest.raises(MalformedError, match="no line `Entity: X relation: Y Entity: Z`"):
         parse_triples(Reply(text))
 
 

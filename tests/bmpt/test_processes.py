@@ -124,6 +124,17 @@ def test_what_the_main_rank_cannot_write_ends_all_ranks_with_one_line(
     assert (len(losses_of(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0) == steps
 
 
+def test_a_run_that_diverges_ends_all_ranks_at_one_step_with_one_line(folder: Path, clip: Path, toy_pool: Path) -> None:
+    path = write_config(folder, clip, toy_pool, run="diverged", train={"lr": 1e30})
+    ended = run_ranks(2, "train", str(path))
+    assert [rank.returncode for rank in ended] == [2, 2], [rank.stderr for rank in ended]
+    (said,) = error_lines(ended)
+    assert said.startswith("error: training diverged: the loss of step 2 is nan, at lr=")
+    assert "; lower train.lr and train.lr_prompts and start over with --fresh" in said
+    assert [row["loss"] is None for row in metrics_of(folder / "diverged")] == [False, True]
+    assert not any((folder / "diverged" / name).exists() for name in ("state.pt", "prompts.safetensors"))
+
+
 def test_a_folder_that_the_main_rank_cannot_take_ends_all_ranks_with_one_line(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:

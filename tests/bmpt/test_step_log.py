@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -68,6 +69,21 @@ def test_steps_that_a_resumed_run_does_again_are_forgotten_in_both(tmp_path: Pat
     assert scalars_of(tmp_path)["train/speed"] == [(1, 0), (2, 0), (3, 0), (4, 3), (5, 3), (6, 3), (7, 3)]
     assert scalars_of(tmp_path).keys() == {"train/loss", "train/speed"}
     assert log.failed == {"a": "why 1", "b": "why 4"}
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_null_in_the_log_and_itself_in_tensorboard(tmp_path: Path, loss: float) -> None:
+    log = StepLog(tmp_path, step=0, tensorboard=True)
+    log.write(row(1))
+    log.write(row(2, loss=loss))
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[1]) == row(2, loss=None)
+    assert "NaN" not in lines[1]
+    assert "Infinity" not in lines[1]
+    assert scalars_of(tmp_path)["train/loss"][1] == (2, pytest.approx(loss, nan_ok=True))
+    StepLog(tmp_path, step=2, tensorboard=False)
+    assert metrics_of(tmp_path) == [row(1), row(2, loss=None)]
 
 
 KILLED_AFTER_A_FLUSH = """

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 
 from bmpt.clip import Backbone
 from bmpt.methods.base import Method
 from bmpt.towers import encode_frames, encode_text_tokens, encode_texts, insert_slots, take_eot
 from tests.bmpt.tiny import (
     JOINT_WIDTH,
+    SPEC,
     TEXT_WIDTH,
     VISION_TOKENS,
     VISION_WIDTH,
@@ -21,6 +24,7 @@ from tests.bmpt.tiny import (
     load_tiny,
     method_on,
     random_frames,
+    write_clip,
 )
 
 SOT, EOT = 49406, 49407
@@ -213,6 +217,27 @@ def video_feature(backbone: Backbone, images: torch.Tensor, **how: Any) -> torch
     """The mean CLS of one clip."""
     with torch.no_grad():
         return encode_frames(backbone.model, images, num_frames=len(images), **how)[:, 0].mean(dim=0)
+
+
+def largest_allocation(backbone: Backbone, frames: torch.Tensor) -> int:
+    """Bytes of the largest tensor of a space-time pass without a gradient, those inside torch's kernels included."""
+    with torch.no_grad(), profile(profile_memory=True) as profiled:
+        encode_frames(backbone.model, frames, num_frames=len(frames), space_time_blocks=(0, 1, 2, 3))
+    return max(event.self_cpu_memory_usage for event in profiled.events())
+
+
+def test_scoring_writes_no_attention_weights_out(tmp_path: Path) -> None:
+    # torch's native path, which writes them, is for towers in evaluation with an even number of heads
+    spec = {**SPEC, "vision_cfg": {**SPEC["vision_cfg"], "head_width": 12}}
+    backbone = load_tiny(write_clip(tmp_path / "even.safetensors", spec=spec))
+    backbone.model.eval()
+    num_heads = backbone.model.visual.transformer.resblocks[0].attn.num_heads
+    frames = random_frames(16, 3, 32, 32)
+    weights_bytes = num_heads * (16 * VISION_TOKENS) ** 2 * 4
+    assert num_heads == 4
+    assert largest_allocation(backbone, frames) < weights_bytes / 4
+    with sdpa_kernel(SDPBackend.MATH):
+        assert largest_allocation(backbone, frames) >= weights_bytes, "what is measured shows them"
 
 
 @pytest.mark.parametrize("has_prompts", [False, True])

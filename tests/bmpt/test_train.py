@@ -12,13 +12,17 @@ import torch
 import torch.nn.functional as F
 
 from bmpt.augment import normalize
-from bmpt.classes import class_texts
+from bmpt.classes import class_sentences
 from bmpt.clip import hash_weights
 from bmpt.config import TrainConfig, load_config
+from bmpt.engine.optim import lr_share
 from bmpt.engine.progress import ProgressBars
 from bmpt.engine.run import run_evaluation
 from bmpt.engine.train import Trainer, steps_of
-from bmpt.methods import build_method
+from bmpt.methods import METHODS, build_method
+from bmpt.methods.base import Features, Method
+from bmpt.methods.vifi_clip import VifiClip
+from bmpt.methods.zero_shot import ZeroShot
 from bmpt.task import open_task
 from shards.errors import ConfigError, StorageError
 from shards.loader import ClipSettings, MicroBatch, build_train_loader
@@ -121,7 +125,8 @@ def test_every_step_is_logged_once_with_its_rate_and_clips(finished: TrainConfig
     rows = metrics_of(folder_of(finished))
     assert [(row["step"], row["epoch"]) for row in rows] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     assert {row["valid_clips"] for row in rows} == {4}
-    assert rows[0]["lr"] > rows[3]["lr"] > 0
+    shares = [lr_share(step, num_steps=4, warmup_steps=0) for step in range(4)]
+    assert [row["lr"] for row in rows] == pytest.approx([finished.train.lr * share for share in shares])
 
 
 def test_the_config_in_the_run_folder_is_the_one_that_ran(finished: TrainConfig) -> None:
@@ -257,7 +262,8 @@ def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(config: MakeConf
     good = batch.clips.weights_B > 0
     frames = normalize(batch.clips.frames_BVTCHW[good], backbone.image_mean, backbone.image_std)
     with torch.no_grad():
-        logits = cosine_logits(method, frames, method.prepare_texts(class_texts(manifest.info.classes, settings.text)))
+        texts = class_sentences(manifest.info.classes, settings.text).at(0)
+        logits = cosine_logits(method, frames, method.prepare_texts(texts))
     assert int(good.sum()) == 7
     expected = F.cross_entropy(logits, batch.clips.labels_B[good]).item()
     assert losses_of(folder_of(settings))[0][1] == pytest.approx(expected, rel=1e-4)
@@ -398,3 +404,61 @@ def test_warm_up_counts_in_epochs(config: MakeConfig) -> None:
     rates = [row["lr"] for row in metrics_of(folder_of(settings))]
     assert rates.index(max(rates)) == 2
     assert rates[0] == pytest.approx(max(rates) / 3)
+
+
+def test_a_run_that_diverges_ends_with_the_step_in_the_log_and_the_state_of_before(config: MakeConfig) -> None:
+    settings = config(train={"epochs": 3, "lr": 1e30})
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"save_every_steps": 1})})
+    with pytest.raises(ConfigError, match=r"the loss of step 2 is nan, at lr=.* and train\.precision=fp32; lower"):
+        run(settings)
+    first, second = metrics_of(folder_of(settings))
+    assert (first["step"], second["step"], second["loss"]) == (1, 2, None)
+    assert first["loss"] > 0
+    assert "NaN" not in (folder_of(settings) / "metrics.jsonl").read_text()
+    assert torch.load(folder_of(settings) / "state.pt", weights_only=True)["step"] == 1
+    assert not (folder_of(settings) / "results.json").exists()
+
+
+class Large(Method):
+    """For whose clips no GPU has the memory."""
+
+    def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class LargeVifiClip(Large, VifiClip):
+    pass
+
+
+class LargeTogether(LargeVifiClip):
+    compares_clips = True
+
+
+class LargeZeroShot(Large, ZeroShot):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "said"),
+    [
+        (LargeVifiClip, 1, "4 clips at once; raise train.accumulation, it is 1"),
+        (LargeVifiClip, 2, "2 clips at once; raise train.accumulation, it is 2"),
+        (LargeVifiClip, 4, "1 clips at once; lower data.frames"),
+        (LargeTogether, 1, "4 clips at once; vifi_clip compares them: lower data.batch_size or start more ranks"),
+    ],
+)
+def test_clips_for_which_the_gpu_has_no_memory_are_counted_with_the_cure(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kind: type[Method], accumulation: int, said: str
+) -> None:
+    monkeypatch.setitem(METHODS, "vifi_clip", kind)
+    settings = config(method={"name": "vifi_clip", "exchange": "none"}, train={"accumulation": accumulation})
+    with pytest.raises(ConfigError, match=f"^the GPU has no memory for {said}$"):
+        run(settings)
+
+
+def test_clips_to_score_for_which_the_gpu_has_no_memory_are_counted_with_the_cure(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "zero_shot", LargeZeroShot)
+    with pytest.raises(ConfigError, match=r"^the GPU has no memory for 5 clips at once; lower eval\.batch_size"):
+        run_evaluation(config(method={"name": "zero_shot"}), ALONE, checkpoint=None)
