@@ -73,15 +73,20 @@ class ImportedCheckpoint:
     report: ImportReport
 
 
+def check_asked(file: Path, system: str) -> None:
+    """Raises: ConfigError for what no loading of a base model can help."""
+    if system not in SYSTEMS:
+        raise ConfigError(f"--system {system}: is none of {', '.join(SYSTEMS)}")
+    if not file.is_file():
+        raise ConfigError(f"{file}: no such checkpoint; give the published .pth or .pt file")
+
+
 def import_checkpoint(file: Path, system: str, base: Backbone) -> ImportedCheckpoint:
     """Read a checkpoint of `vifi_clip`, `bdc_clip`, `bmpt` or `bike` (.pth, .pt) that was tuned from `base`.
 
     Raises: ConfigError for another system or base, FormatError for a file that cannot be read safely or has keys
     that nothing explains."""
-    if system not in SYSTEMS:
-        raise ConfigError(f"--system {system}: is none of {', '.join(SYSTEMS)}")
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such checkpoint; give the published .pth or .pt file")
+    check_asked(file, system)
     loaded = read_torch_file(file)
     state, left_out = _state_of(file, system, loaded)
     weights = base.model.state_dict()

@@ -148,11 +148,14 @@ def import_checkpoint(
 ) -> None:
     """Take over a published checkpoint: every key explained or the command fails; nothing in the file is executed."""
     from bmpt.checkpoint_import import import_checkpoint as read_published
-    from bmpt.checkpoint_import import import_text, join_attributes, write_import
+    from bmpt.checkpoint_import import check_asked, import_text, join_attributes, write_import
     from bmpt.clip import load_backbone
     from bmpt.config import ModelSettings
     from preprocess.protocols.lists import read_class_file
 
+    for file in (checkpoint, attributes_head):
+        if file is not None:
+            check_asked(file, system)
     base = load_backbone(model, pretrained)
     imported = read_published(checkpoint, system, base)
     if attributes_head is not None:

@@ -161,7 +161,7 @@ class TrainSettings(Settings):
     lr_adapters: float | None = Field(None, gt=0, allow_inf_nan=False, description="bdc_clip: norms and projections")
     lr_head: float | None = Field(None, gt=0, allow_inf_nan=False, description="classifier, temporal transformer")
     betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW; BIKE 0.9, 0.999")
-    eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP 1e-6")
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP as released 1e-6")
     weight_decay: float = Field(
         0.001, ge=0, allow_inf_nan=False, description="of all matrices that train; prompts, gains and biases have none"
     )
