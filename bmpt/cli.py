@@ -147,8 +147,8 @@ def import_checkpoint(
     as_json: JsonOption = False,
 ) -> None:
     """Take over a published checkpoint: every key explained or the command fails; nothing in the file is executed."""
-    from bmpt.checkpoint_import import import_checkpoint as read_published
     from bmpt.checkpoint_import import check_asked, import_text, join_attributes, write_import
+    from bmpt.checkpoint_import import import_checkpoint as read_published
     from bmpt.clip import load_backbone
     from bmpt.config import ModelSettings
     from preprocess.protocols.lists import read_class_file
