@@ -34,6 +34,7 @@ _NO_CHECKPOINT = (
     "no checkpoint of a method: it has the attributes head without the video branch that it is scored with; "
     "import that file with this one as --attributes-head"
 )
+_OF_VIDEO = "the video branch's is taken"
 _NAMES_IN_ERROR = 8
 
 
@@ -149,6 +150,8 @@ def join_attributes(video: ImportedCheckpoint, file: Path, base: Backbone) -> Im
     report = dataclasses.replace(
         video.report,
         heads=[*video.report.heads, *attributes.report.heads],
+        dropped={**video.report.dropped, **{f"{file.name}: {key}": _OF_VIDEO for key in attributes.report.mapped}},
+        left_out=[*video.report.left_out, *(f"{file.name}: {name}" for name in attributes.report.left_out)],
         attributes_file=attributes.report.file,
         attributes_sha256=attributes.report.sha256,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bmpt.offline.commands import attributes, describe, knowledge
-from shards.commands import EXIT_FINDINGS, JsonOption, PoolPath, print_report, run_app
+from shards.commands import EXIT_FINDINGS, JsonOption, PoolPath, print_report, run_app, warn
 
 if TYPE_CHECKING:
     from bmpt.loader_bench import LoaderBenchmark
@@ -157,6 +157,7 @@ def import_checkpoint(
         if file is not None:
             check_asked(file, system)
     base = load_backbone(model, pretrained)
+    warn(base.note)
     imported = read_published(checkpoint, system, base)
     if attributes_head is not None:
         imported = join_attributes(imported, attributes_head, base)

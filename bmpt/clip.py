@@ -279,6 +279,11 @@ def _check_is_plain_vit(model: Any, name: str) -> None:
         and getattr(model, "attn_mask", None) is not None
         and not getattr(visual, "final_ln_after_pool", False)
         and isinstance(getattr(visual, "proj", None), nn.Parameter)
+        and all(  # others have layers between or within, which nothing would miss here
+            type(block) is import_open_clip().transformer.ResidualAttentionBlock
+            for tower in (model, model.visual)
+            for block in tower.transformer.resblocks
+        )
     )
     if not is_plain:
         raise _not_plain(name)

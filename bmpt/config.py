@@ -120,13 +120,13 @@ class MethodSettings(Settings):
         None,
         description="visual blocks that attend over all frames; default [3, 7, 11] for bmpt and bdc_clip, none else",
     )
-    temporal_position: Literal["none", "learned"] = Field(
-        "none", description="learned: an embedding a frame, without which a clip equals its reverse"
+    temporal_position: Literal["none", "learned", "causal"] = Field(
+        "none",
+        description="learned: an embedding a frame, without which a clip equals its reverse; causal: sets `causal`",
     )
     causal: bool = Field(
         False,
-        description="space-time blocks see earlier frames alone: order without a parameter; the same as "
-        "`temporal_position: causal`",
+        description="space-time blocks see earlier frames alone: order without a parameter",
     )
     negative_weight: float = Field(1.0, ge=0, description="bmpt: of the margin loss on negatives")
     knowledge_weight: float = Field(1.0, ge=0, description="bmpt: of the loss on knowledge texts")
@@ -146,9 +146,11 @@ class MethodSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _causal_is_a_position(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("temporal_position") == "causal":
-            return {**values, "temporal_position": "none", "causal": True}
-        return values
+        if not isinstance(values, dict) or values.get("temporal_position") != "causal":
+            return values
+        if values.get("causal") is False:
+            raise ValueError("temporal_position=causal and causal=false exclude each other; leave one of them out")
+        return {**values, "temporal_position": "none", "causal": True}
 
 
 class TrainSettings(Settings):

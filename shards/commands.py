@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 EXIT_FINDINGS, EXIT_MISTAKE, EXIT_SIGINT = 1, 2, 130
-_SECONDS_TO_SAY_IT = 5.0
+_SECONDS_TO_SAY_IT, _SECONDS_A_RANK = 5.0, 1.0
 # the class of wrong options; typer carries its own copy of click and does not name it
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -54,6 +54,12 @@ def print_report(report: DataclassInstance, text: str, *, as_json: bool) -> None
     print(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else text)
 
 
+def warn(sentence: str | None) -> None:
+    """What a person should know of a command that goes on, on stderr; nothing for None."""
+    if sentence is not None:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
 def show_duration(seconds: float) -> str:
     """`4.2 s`, `3 min 38 s`, `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -65,10 +71,10 @@ def show_duration(seconds: float) -> str:
 def _complain(sentence: str) -> None:
     """One line on stderr, never through rich, which wraps at 80 columns.
 
-    Mistakes are mostly met by all ranks, and torchrun ends all as soon as one exits: the others leave the first the
-    time to say it, and then say with their number what it may not have met."""
+    Mistakes are mostly met by all ranks, and torchrun ends all as soon as one exits: the others leave those before them
+    on the node the time to say it, and then say with their number what these may not have met."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        time.sleep(_SECONDS_TO_SAY_IT)
+        time.sleep(_SECONDS_TO_SAY_IT + _SECONDS_A_RANK * int(os.environ.get("LOCAL_RANK", "0")))
         sentence = f"rank {rank}: {sentence}"
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

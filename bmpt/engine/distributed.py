@@ -47,9 +47,10 @@ def choose_device(local_rank: int = 0) -> torch.device:
     """Take the GPU of a rank of this node, the CPU where there is none; float32 is then float32 on either.
 
     Raises: ConfigError for a rank without a GPU beside ranks that have one."""
-    # cuDNN computes convolutions, here the patch embedding, in TF32 unless told otherwise: with its mantissa of 10 bits
-    # cosine logits move by 3e-4 to 1e-3 of the largest (emulated on a CPU)
+    # cuDNN computes convolutions, here the patch embedding, in TF32 unless told otherwise, and an environment variable
+    # may ask for it in products: with the first, cosine logits move by 3e-4 to 1e-3 of the largest (emulated on a CPU)
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 0:
         return torch.device("cpu")
@@ -62,7 +63,9 @@ def choose_device(local_rank: int = 0) -> torch.device:
 def check_has_gpu(local_rank: int, num_gpus: int) -> None:
     """Raises: ConfigError for more ranks on a node than it has GPUs."""
     if local_rank >= num_gpus:
-        raise ConfigError(f"rank {local_rank} of this node finds {num_gpus} GPUs; set --nproc-per-node {num_gpus}")
+        raise ConfigError(
+            f"this node has {num_gpus} GPUs, none for its rank {local_rank}; set --nproc-per-node {num_gpus}"
+        )
 
 
 @contextmanager

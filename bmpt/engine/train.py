@@ -133,7 +133,8 @@ class Trainer:
                 share=self.world.size / max(1, whole.num_valid),
             )
         if whole.num_valid > 0:
-            self.scaler.step(self.optimizer)
+            with saying_memory(num_clips, "AdamW keeps two values a weight: tune less (method.tune)"):
+                self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -168,9 +169,10 @@ class Trainer:
         if self._log is not None:
             self._log.write(row)
         train = self.config.train
+        rates = [f"train.{key}={value:g}" for key, value in train if key.startswith("lr") and value is not None]
         raise ConfigError(
-            f"training diverged: the loss of step {row['step']} is {row['loss']}, at lr={row['lr']:.3g} and "
-            f"train.precision={train.precision}; lower train.lr and train.lr_prompts"
+            f"training diverged: the loss of step {row['step']} is {row['loss']}, "
+            f"at train.precision={train.precision}; lower {', '.join(rates)}"
             f"{', or set train.precision=bf16,' if train.precision == 'fp16' else ''} and start over with --fresh"
         )
 

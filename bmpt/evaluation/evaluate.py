@@ -87,7 +87,7 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
             rule.count(share_failures([] if clips is None else clips.failures, world))
             if clips is None:
                 continue
-            with saying_memory(len(clips.keys), "lower eval.batch_size, eval.clips or eval.crops"):
+            with saying_memory(len(clips.keys), "lower eval.batch_size"):
                 frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
                 scores_BK = method.score(
                     frames,

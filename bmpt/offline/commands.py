@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shards.commands import EXIT_FINDINGS, JsonOption, PoolPath, print_report
+from shards.commands import EXIT_FINDINGS, JsonOption, PoolPath, print_report, warn
 
 if TYPE_CHECKING:
     from bmpt.clip import Backbone
@@ -169,7 +168,7 @@ def knowledge(
     backbone = _load_clip(clip_model, pretrained)
     with ProgressBars(enabled=True) as bars:
         done = describe_clips(opened, samples, asking, backbone, out, progress=partial(bars.update, "frames"))
-    _warn(done.warning)
+    warn(done.warning)
     print_report(done, knowledge_text(done), as_json=as_json)
     if not done.is_complete:
         raise typer.Exit(EXIT_FINDINGS)
@@ -211,7 +210,7 @@ def attributes(
         else:
             assert import_ is not None
             done = import_attributes(import_, samples, backbone, out, top=top, progress=bars.update)
-    _warn(done.warning)
+    warn(done.warning)
     print_report(done, attributes_text(done), as_json=as_json)
     if not done.is_complete:
         raise typer.Exit(EXIT_FINDINGS)
@@ -229,10 +228,6 @@ def _load_clip(name: str, pretrained: str) -> Backbone:
     from bmpt.engine.distributed import choose_device
 
     backbone = load_backbone(name, pretrained)
+    warn(backbone.note)
     backbone.model.to(choose_device())
     return backbone
-
-
-def _warn(sentence: str | None) -> None:
-    if sentence is not None:
-        print(f"warning: {sentence}", file=sys.stderr)

@@ -56,9 +56,6 @@ class Endpoint:
     timeout_seconds: float = 120.0
 
 
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-
-
 @dataclass(frozen=True)
 class Reply:
     """text: as the model wrote it; finish_reason: `stop`, or `length` for an answer that was cut; None if not stated"""
@@ -70,8 +67,11 @@ class Reply:
 
     @property
     def said(self) -> str:
-        """The text without what a reasoning model thinks aloud before it."""
-        return _THOUGHT.sub("", self.text)
+        """What stands behind the thoughts of a reasoning model; nothing if they do not end.
+
+        Some servers put the opening `<think>` into the prompt and send its end alone."""
+        _, end, answer = self.text.rpartition("</think>")
+        return "" if not end and answer.lstrip().startswith("<think>") else answer
 
 
 def parse_endpoint(

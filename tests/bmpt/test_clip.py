@@ -217,6 +217,16 @@ def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path:
     assert (backbone.image_mean, backbone.image_std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_blocks_with_layers_of_their_own_are_refused(tmp_path: Path, tower: str) -> None:
+    changes = {tower: {"qk_norm": True} if tower == "vision" else {"scale_heads": True}}
+    spec = spec_with(**changes)
+    save_file(build_clip(spec).state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": spec}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"model\.name=own: only CLIP's own ViT form is supported"):
+        load_backbone("own", str(tmp_path / "open_clip_model.safetensors"))
+
+
 def test_a_logit_scale_with_an_axis_is_taken_without_it(tmp_path: Path) -> None:
     state = dict(openai_like().state_dict())
     scale = state["logit_scale"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from bmpt.config import MethodSettings, TrainConfig, identity, load_config
 from shards.config import merge, parse_override, read_yaml_with_base, to_yaml
@@ -219,5 +220,7 @@ def test_how_a_step_is_cut_decides_the_numbers_of_some(method: dict[str, Any], d
 def test_causal_is_a_temporal_position_too() -> None:
     settings = MethodSettings.model_validate({"temporal_position": "causal"})
     assert (settings.temporal_position, settings.causal) == ("none", True)
+    with pytest.raises(ValidationError, match="temporal_position=causal and causal=false exclude each other"):
+        MethodSettings.model_validate({"temporal_position": "causal", "causal": False})
     both = MethodSettings.model_validate({"temporal_position": "learned", "causal": True})
     assert (both.temporal_position, both.causal) == ("learned", True)

@@ -162,6 +162,7 @@ def test_a_negative_or_paraphrase_that_is_the_class_itself_is_malformed(chat: Ch
         ('  ["a", "b"]\n', ("a", "b")),
         ('```json\n["a", "b"]\n```', ("a", "b")),
         ('<think>\nshort ones: ["x", "y"]\n</think>\n\n["a", "b"]', ("a", "b")),
+        ('["x", "y"] are too short.\n</think>\n["a", "b"]', ("a", "b")),
     ],
 )
 def test_an_array_of_strings_is_read_alone_or_fenced(text: str, expected: tuple[str, ...]) -> None:

@@ -129,8 +129,9 @@ def test_a_run_that_diverges_ends_all_ranks_at_one_step_with_one_line(folder: Pa
     ended = run_ranks(2, "train", str(path))
     assert [rank.returncode for rank in ended] == [2, 2], [rank.stderr for rank in ended]
     (said,) = error_lines(ended)
-    assert said.startswith("error: training diverged: the loss of step 2 is nan, at lr=")
-    assert "; lower train.lr and train.lr_prompts and start over with --fresh" in said
+    assert said.startswith("error: training diverged: the loss of step 2 is nan, at train.precision=fp32; lower ")
+    assert "train.lr=1e+30" in said
+    assert said.endswith(" and start over with --fresh")
     assert [row["loss"] is None for row in metrics_of(folder / "diverged")] == [False, True]
     assert not any((folder / "diverged" / name).exists() for name in ("state.pt", "prompts.safetensors"))
 
@@ -154,13 +155,16 @@ def test_a_mistake_is_one_line_of_one_rank_and_ends_all(folder: Path, clip: Path
     assert said == ["error: data.batch_size is 1, but there are 2 ranks; give each at least one clip"]
 
 
-def test_what_one_rank_alone_meets_is_said_with_its_number(folder: Path, clip: Path, toy_pool: Path) -> None:
+def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
+    folder: Path, clip: Path, toy_pool: Path
+) -> None:
     (folder / "node0").mkdir()
     (folder / "node0" / "pool").symlink_to(toy_pool)
-    (folder / "node1").mkdir()
+    for rank in (1, 2):
+        (folder / f"node{rank}").mkdir()
     path = write_config(folder, clip, Path("pool"), run="one-node-has-no-pool")
     start = f'cd "{folder}/node$RANK" && exec "{sys.executable}" -m bmpt train "{path}"'
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "--no-python")
     done = subprocess.run(
         [*launcher, "bash", "-c", start], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )
