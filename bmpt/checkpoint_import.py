@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,18 +177,22 @@ def write_import(
             base = backbone_from_state(base.name, tensors.clip, base.architecture, where=imported.report.file)
             model = ModelSettings(name=model.name, pretrained=str(out / CLIP_FILE))
         checkpoint = _as_checkpoint(imported.report, converted, base, model, classes)
-    write_file(out / CLIP_FILE, save(tensors.clip, weights_metadata(base.architecture, **{REPORT_KEY: report})))
-    files = [CLIP_FILE]
     others = {f"prompts.{key}": value for key, value in tensors.prompts.items()}
     others |= {f"heads.{key}": value for key, value in (tensors.heads | tensors.attributes).items()}
-    if others:
-        write_file(out / TENSORS_FILE, save(others, {REPORT_KEY: json.dumps(report, sort_keys=True)}))
-        files.append(TENSORS_FILE)
-    if checkpoint is not None:
-        method, config, provenance = checkpoint
-        save_checkpoint(out / CHECKPOINT_FILE, method, base, config, step=0, provenance=provenance)
-        files.append(CHECKPOINT_FILE)
-    return dataclasses.replace(imported.report, files=tuple(str(out / name) for name in files))
+    files = [out / CLIP_FILE]
+    with ExitStack() as unfinished:  # all files or none
+        for name in (CLIP_FILE, TENSORS_FILE, CHECKPOINT_FILE):
+            unfinished.callback((out / name).unlink, missing_ok=True)
+        write_file(out / CLIP_FILE, save(tensors.clip, weights_metadata(base.architecture, **{REPORT_KEY: report})))
+        if others:
+            write_file(out / TENSORS_FILE, save(others, {REPORT_KEY: json.dumps(report, sort_keys=True)}))
+            files.append(out / TENSORS_FILE)
+        if checkpoint is not None:
+            method, config, provenance = checkpoint
+            save_checkpoint(out / CHECKPOINT_FILE, method, base, config, step=0, provenance=provenance)
+            files.append(out / CHECKPOINT_FILE)
+        unfinished.pop_all()
+    return dataclasses.replace(imported.report, files=tuple(str(file) for file in files))
 
 
 def import_text(report: ImportReport) -> str:

@@ -36,7 +36,7 @@ from bmpt.methods.base import Method
 from bmpt.methods.bmpt import Bmpt
 from bmpt.weights import hash_weights
 from shards.commands import run_app
-from shards.errors import BmptError, ConfigError, FormatError
+from shards.errors import BmptError, ConfigError, FormatError, StorageError
 from tests.bmpt import naive_originals as naive
 from tests.bmpt import published_files
 from tests.bmpt.conftest import MakeConfig
@@ -348,6 +348,17 @@ def test_another_number_of_classes_is_refused(tmp_path: Path, base: Backbone, tu
     imported = import_checkpoint(file, "bdc_clip", base)
     with pytest.raises(ConfigError, match=r"best\.pth: its classifier has 5 classes, --classes names 2"):
         write_import(imported, base, ModelSettings(name="tiny"), tmp_path / "out", classes=["walk", "run"])
+
+
+@pytest.mark.parametrize("name", ["clip.safetensors", "tensors.safetensors", "checkpoint.safetensors"])
+def test_an_import_that_cannot_write_a_file_leaves_none(
+    tmp_path: Path, base: Backbone, tuned: Backbone, name: str
+) -> None:
+    file = write(tmp_path / "best.pth", training_file(published_files.bdc_state(tuned)))
+    (tmp_path / "out" / f".{name}.part").mkdir(parents=True)
+    with pytest.raises(StorageError, match=rf"{name}: cannot be written"):
+        write_import(import_checkpoint(file, "bdc_clip", base), base, ModelSettings(name="tiny"), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f".{name}.part"]
 
 
 def test_importing_leaves_the_base_as_it_is(imported_to: Callable[[str], Path], base: Backbone) -> None:
