@@ -38,7 +38,6 @@ from shards.hashing import hash_file
 _RETRIES = 10  # of a task whose node or Ray process is gone; one video that loses eleven is no accident
 _TASKS_PER_CPU = 2  # one waits where it will run: 5 to 10 % less time than with 1, for videos of 25 ms
 _CONNECT_SECONDS, _CLUSTER_SECONDS = 5.0, 30.0  # for a TCP connection, and for a cluster to take a driver
-_CANCEL_SECONDS = 3.0  # for the tasks of a build that is ended; 0.2 s here
 _PACKAGES = ("preprocess", "shards")
 _ROOT = Path(__file__).resolve().parents[1]
 _JOIN = """
@@ -74,7 +73,7 @@ class RayPool(WorkerPool):
         self._num_tasks = num_tasks
         self._libraries = library_versions(options.encoding.decoder, options.hwaccel)
         self._num_in_flight = 0
-        self._running: dict[Future[_Answer], tuple[int, SourceVideo, Any]] = {}
+        self._running: dict[Future[_Answer], tuple[int, SourceVideo]] = {}
         self._opened = contextlib.ExitStack()
         self._task: Any = None
 
@@ -98,13 +97,9 @@ class RayPool(WorkerPool):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import ray
-
-        for _, _, reference in self._running.values():  # else Ray may say on stderr whom it could not tell of the end
-            ray.cancel(reference, force=True)
-        wait(self._running, timeout=_CANCEL_SECONDS)
-        self._running = {}
-        self._opened.close()
+        self._running = {}  # not cancelled: Ray 2.60 aborts this process if a task answers while it is cancelled
+        with _without_stderr():
+            self._opened.close()
 
     def _count_tasks(self) -> int:
         """How many are sent: as many as asked for in a cluster of others, else what keeps all CPUs busy."""
@@ -125,14 +120,14 @@ class RayPool(WorkerPool):
                 return
             position = source.popleft()
             reference = self._task.remote(self._options, videos[position])
-            self._running[reference.future()] = position, videos[position], reference
+            self._running[reference.future()] = position, videos[position]
             if source is alone:
                 return
 
     def _collect(self) -> Iterator[tuple[int, Decoded | str]]:
         # not ray.wait(), which makes every exit code 1 when a signal ends the process
         for task in wait(self._running, return_when=FIRST_COMPLETED).done:
-            position, video, _ = self._running.pop(task)
+            position, video = self._running.pop(task)
             yield position, self._receive_from_node(task, video)
 
     def _receive_from_node(self, task: Future[_Answer], video: SourceVideo) -> Decoded | str:
@@ -268,6 +263,19 @@ def _copy_code(folder: Path) -> None:
     for package in _PACKAGES:
         shutil.copytree(_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pyproject.toml").write_text(f'version = "{library_versions()["bmpt"]}"\n', encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Ray's own threads write there, past Python, whom they could not tell of the end."""
+    stderr = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 @contextlib.contextmanager
