@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,11 +106,8 @@ def describe_clips(
             progress=progress,
         )
     parsed = _parse_all(found.replies)
-    lines_of: dict[str, list[str]] = {}
-    for row, frames in zip(rows, frames_of, strict=True):
-        lines = [line for name in frames if name in parsed.triples for line in parsed.triples[name]]
-        if lines:
-            lines_of[row["key"]] = lines
+    lines_of = {row["key"]: parsed.lines(frames) for row, frames in zip(rows, frames_of, strict=True)}
+    lines_of = {key: lines for key, lines in lines_of.items() if lines}
     if lines_of:
         features = encode_knowledge(backbone, lines_of)
         described = [
@@ -193,6 +190,10 @@ class _Parsed:
     triples: dict[str, list[str]]
     malformed: dict[str, str]
     num_other_lines: int
+
+    def lines(self, names: Iterable[str]) -> list[str]:
+        """The triples of some questions, in their order."""
+        return [line for name in names for line in self.triples.get(name, ())]
 
 
 def _parse_all(replies: Mapping[str, Reply]) -> _Parsed:
