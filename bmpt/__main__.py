@@ -1,5 +1,5 @@
 """`python -m bmpt`, as torchrun starts it."""
 
-from bmpt.cli import main
+from bmpt.cli.app import main
 
 main()

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shards.config import Settings, load_settings
-from shards.extents import BYTES_PER_SECOND, LATENCY_SECONDS
-from shards.fetch import ReadSettings
+from shards.fetching.extents import BYTES_PER_SECOND, LATENCY_SECONDS
+from shards.fetching.frames import ReadSettings
 
 # how bytes come here, not which
 _READING = ("cache", "cache_bytes", "requests_in_flight", "latency_seconds", "bytes_per_second", "max_failures")

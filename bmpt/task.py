@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from bmpt.classes import ClassSentences, class_sentences, cut_warning, negative_sentences
-from bmpt.clip import Backbone, load_backbone
+from bmpt.checkpoints.wise_ft import base_weights
+from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.config import TextSettings, TrainConfig
-from bmpt.engine.distributed import World
 from bmpt.methods import build_method, method_kind
 from bmpt.methods.base import COSINE, ClassTexts, Method
 from bmpt.offline.attributes import read_attributes
-from bmpt.offline.knowledge_file import read_knowledge
-from bmpt.wise_ft import base_weights
+from bmpt.runtime.distributed import World
+from bmpt.texts.class_texts import ClassSentences, class_sentences, cut_warning, negative_sentences
+from bmpt.texts.knowledge_file import read_knowledge
 from shards.errors import ConfigError
 from shards.loader import ClipSettings, build_eval_loader, build_train_loader, select
 from shards.reader import Manifest, Pool, open_pool

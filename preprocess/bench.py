@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.pipeline import run_build
-from preprocess.pixels import FrameEncoder
-from preprocess.readers import read_video, set_up_logging
+from preprocess.coordinator.pipeline import run_build
+from preprocess.decode.pixels import FrameEncoder
+from preprocess.decode.pyav_reader import read_video, set_up_logging
 from preprocess.settings import make_build_settings
 from preprocess.sources.naming import VIDEO_EXTENSIONS
 from shards.errors import ConfigError
-from shards.schema import Encoding
+from shards.format.schema import Encoding
 
 # short side at most 256, even sizes
 _SHORT_SIDE = "scale='if(gt(iw,ih),-2,min(256,trunc(iw/2)*2))':'if(gt(iw,ih),min(256,trunc(ih/2)*2),-2)'"

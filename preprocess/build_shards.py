@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from shards.commands import run_app
+from shards.cli import run_app
 
 EXIT_FINDINGS, EXIT_SIGTERM = 1, 143
 _GO_ON = "run the same command again, it goes on where it stopped"
@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> 
 
 def _run(settings: Any, *, dry_run: bool) -> Any:
     """Build or plan, and print the report."""
-    from preprocess import console, pipeline
+    from preprocess import console
+    from preprocess.coordinator import pipeline
 
     if dry_run:
         report = pipeline.dry_run(settings)

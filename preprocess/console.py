@@ -7,10 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from preprocess.estimate import Estimate
-from preprocess.report import BuildReport
-from shards.commands import show_duration
-from shards.pool_report import manifest_lines
+from preprocess.coordinator.estimate import Estimate
+from preprocess.coordinator.report import BuildReport
+from shards.cli import show_duration
+from shards.maintenance.pool_report import manifest_lines
 
 _LINE_EVERY_SECONDS = 10.0
 _MAX_FAILED_LINES = 20

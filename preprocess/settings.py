@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shards.config import Settings, build_settings, merge, parse_override
 from shards.errors import ConfigError
-from shards.schema import Encoding
+from shards.format.schema import Encoding
 
 _ADJUSTABLE = ("frames_per_clip", "short_side_px", "jpeg_quality", "videos_per_shard", "decoder")
 

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from bmpt.clip import OPENAI_MEAN, OPENAI_STD, SPEC_METADATA_KEY, TEMPORAL_KEY, build_clip, import_open_clip
+from bmpt.clip.backbone import OPENAI_MEAN, OPENAI_STD, SPEC_METADATA_KEY, TEMPORAL_KEY, build_clip, import_open_clip
+from bmpt.clip.towers import encode_frames, encode_texts, insert_slots
 from bmpt.demo.render import FADED, MOTIONS, PLAIN, PLAIN_DARK, Clip, Look, render_clip
-from bmpt.towers import encode_frames, encode_texts, insert_slots
 
 NUM_FRAMES = 8
 SPACE_TIME_BLOCKS = (1, 3)

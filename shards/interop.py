@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shards.errors import ConfigError
+from shards.format.schema import SAMPLE_FACTS, SAMPLES_SCHEMA
 from shards.reader import Pool
-from shards.schema import SAMPLE_FACTS, SAMPLES_SCHEMA
-from shards.storage import Store, open_store
+from shards.storage.open import Store, open_store
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -44,7 +44,7 @@ def hf_features(pool: Pool) -> Features:
 
 
 def register_openers(worker_id: int = 0) -> None:
-    """Let stock webdataset open the addresses of SCHEMES by `shards.storage`, in this process and its forks.
+    """Let stock webdataset open the addresses of SCHEMES by `shards.storage.open`, in this process and its forks.
 
     Workers of a DataLoader that are spawned inherit nothing: give it this function as `worker_init_fn`, which is
     called with the worker's number. Workers that are forked must not follow after this process has opened a pool or

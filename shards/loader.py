@@ -16,17 +16,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.batch_buffers import BatchBuffers
-from shards.batches import ClipBatch, ClipSettings, MicroBatch
 from shards.errors import ConfigError, StorageError
-from shards.fetch import ReadSettings, make_reader
-from shards.orders import OrderKind, make_order
-from shards.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
+from shards.fetching.frames import ReadSettings, make_reader
+from shards.format.schema import STORED_VERDICTS, fingerprint
 from shards.reader import Manifest, Pool
-from shards.schema import STORED_VERDICTS, fingerprint
-from shards.shared_memory import share_manifest
-from shards.storage import LocalStore
-from shards.stream import PlanStage, StreamState, make_pipeline
+from shards.sampling.orders import OrderKind, make_order
+from shards.sampling.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
+from shards.storage.open import LocalStore
+from shards.stream.batch_buffers import BatchBuffers
+from shards.stream.batches import ClipBatch, ClipSettings, MicroBatch
+from shards.stream.pipeline import PlanStage, StreamState, make_pipeline
+from shards.stream.shared_memory import share_manifest
 
 MAX_FAILURES_IN_A_ROW = 32
 GROUP_SHARDS = 16
@@ -161,7 +161,7 @@ def build_train_loader(
     Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none,
     with the environment of when this process started its first; epochs: of the run, so that nothing is read ahead over
     its end, None for no end;
-    order, group_shards: see `shards.orders`; reading: of pools in object storage; max_failures_in_a_row: of this rank,
+    order, group_shards: see `shards.sampling.orders`; reading: of pools in object storage; max_failures_in_a_row: of this rank,
     None where the caller counts over all ranks.
     Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
     stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be read."""
@@ -316,7 +316,7 @@ def _in_processes(pipeline: Any, num_workers: int) -> Any:
 
     # Not fork: the object store's runtime and CUDA do not survive it. The server imports torch once for all workers.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "webdataset", "shards.stream"])
+    context.set_forkserver_preload(["torch", "webdataset", "shards.stream.pipeline"])
     return DataLoader(
         pipeline,
         batch_size=None,

@@ -12,9 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from shards import jpeg
 from shards.errors import ConfigError, FormatError, SampleError, StorageError
-from shards.schema import (
+from shards.format import jpeg
+from shards.format.parquet import read_parquet
+from shards.format.schema import (
     MANIFEST_SCHEMA,
     POOL_CARD,
     SAMPLES,
@@ -24,8 +25,7 @@ from shards.schema import (
     manifest_info,
     parse_card,
 )
-from shards.storage import Store, open_store
-from shards.tables import read_parquet
+from shards.storage.open import Store, open_store
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.jpeg import Image, encode_rgb
-from shards.reader import Pool, open_pool
-from shards.schema import (
+from shards.format.jpeg import Image, encode_rgb
+from shards.format.schema import (
     FORMAT_VERSION,
     MANIFEST_SCHEMA,
     POOL_CARD,
@@ -28,7 +27,8 @@ from shards.schema import (
     manifest_table,
     pool_id,
 )
-from shards.writer import ShardWriter, encode_sample
+from shards.format.writer import ShardWriter, encode_sample
+from shards.reader import Pool, open_pool
 
 DATASET = "toy"
 SHOTS = 2

@@ -13,12 +13,12 @@ from typing import Any
 from bmpt.config import load_config
 from bmpt.demo.render import FADED, MOTIONS
 from bmpt.demo.videos import write_lists, write_videos
-from bmpt.engine.distributed import World, start_world
-from bmpt.engine.progress import ProgressBars
-from bmpt.engine.run import run_evaluation, run_training
 from bmpt.evaluation.evaluate import HM_PARTS
 from bmpt.evaluation.report import show_percent
+from bmpt.run import run_evaluation, run_training
+from bmpt.runtime.distributed import World, start_world
 from shards.errors import ConfigError, StorageError
+from shards.progress import ProgressBars
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "experiments" / "demo"
 ROWS = (

@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from bmpt.engine.distributed import World, sum_over_ranks
-from bmpt.engine.failures import all_failures
-from shards.batches import MicroBatch
-from shards.fetch import ReadStats
-from shards.orders import IndexArray
-from shards.plan import rank_slice
+from bmpt.runtime.distributed import World, sum_over_ranks
+from bmpt.runtime.failures import all_failures
+from shards.fetching.frames import ReadStats
+from shards.sampling.orders import IndexArray
+from shards.sampling.plan import rank_slice
+from shards.stream.batches import MicroBatch
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bmpt.engine.distributed import World
 from bmpt.methods.base import ClassTexts, Features, Method, Targets, TrainingLoss
-from bmpt.methods.gather import RowGather
-from shards.plan import rank_slice
+from bmpt.methods.components.gather import RowGather
+from bmpt.runtime.distributed import World
+from shards.sampling.plan import rank_slice
 
 Autocast = Callable[[], AbstractContextManager[object]]
 ClipsAndTargets = tuple[torch.Tensor, Targets]

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bmpt.engine.checkpoint import write_file
-from bmpt.engine.run_folder import METRICS, TENSORBOARD
+from bmpt.checkpoints.checkpoint import write_file
+from bmpt.runtime.run_folder import METRICS, TENSORBOARD
 from shards.errors import StorageError
 
 if TYPE_CHECKING:

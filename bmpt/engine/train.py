@@ -13,22 +13,22 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from bmpt.augment import normalize
-from bmpt.engine import run_folder
-from bmpt.engine.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
-from bmpt.engine.distributed import errors_of_main, from_main, saying_memory, sum_over_ranks
-from bmpt.engine.failures import failure_limit, name_failures
+from bmpt.checkpoints.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
+from bmpt.clip.normalize import normalize
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
-from bmpt.engine.progress import ProgressBars
 from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_dropout
 from bmpt.engine.step_log import StepLog
 from bmpt.methods.base import Targets
+from bmpt.runtime import run_folder
+from bmpt.runtime.distributed import errors_of_main, from_main, saying_memory, sum_over_ranks
+from bmpt.runtime.failures import failure_limit, name_failures
 from bmpt.task import Task, rows_of
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
-from shards.orders import make_order
-from shards.stream import StreamState
+from shards.progress import ProgressBars
+from shards.sampling.orders import make_order
+from shards.stream.pipeline import StreamState
 
 
 class Trainer:

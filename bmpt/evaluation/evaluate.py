@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bmpt.augment import normalize
-from bmpt.engine import run_folder
-from bmpt.engine.checkpoint import CheckpointInfo, config_sha256, write_file
-from bmpt.engine.distributed import errors_of_main, gather_to_main, saying_memory
-from bmpt.engine.failures import failure_limit, name_failures, share_failures
-from bmpt.evaluation.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
+from bmpt.checkpoints.checkpoint import CheckpointInfo, config_sha256, write_file
+from bmpt.checkpoints.wise_ft import apply_wise_ft
+from bmpt.clip.normalize import normalize
 from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
+from bmpt.runtime import run_folder
+from bmpt.runtime.distributed import errors_of_main, gather_to_main, saying_memory
+from bmpt.runtime.failures import failure_limit, name_failures, share_failures
+from bmpt.runtime.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.task import Split, Task, rows_of
-from bmpt.wise_ft import apply_wise_ft
 from shards.errors import ConfigError
 from shards.loader import FailureRule, build_eval_loader
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
 from bmpt.config import MethodSettings
 from bmpt.methods.base import Method
 from bmpt.methods.bdc_clip import BdcClip

@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from bmpt.classes import ClassSentences
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
+from bmpt.clip.precision import cosines, unit, widen
+from bmpt.clip.towers import FrameWalk, Prompts, encode_texts, walked
 from bmpt.config import MethodSettings
-from bmpt.losses import cross_entropy_sum
-from bmpt.methods.fusion import mean_over_sentences
-from bmpt.precision import cosines, unit, widen
-from bmpt.towers import FrameWalk, Prompts, encode_texts, walked
+from bmpt.methods.components.fusion import mean_over_sentences
+from bmpt.methods.components.losses import cross_entropy_sum
+from bmpt.texts.class_texts import ClassSentences
 from shards.errors import ConfigError
 
 Group = Literal["backbone", "prompts", "exchange", "adapters", "head"]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
+from bmpt.clip.precision import unit
+from bmpt.clip.towers import encode_text_tokens, take_eot
 from bmpt.config import MethodSettings
 from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method
-from bmpt.methods.bdc import BdcHeads
-from bmpt.methods.fusion import fuse_probabilities
-from bmpt.precision import unit
-from bmpt.towers import encode_text_tokens, take_eot
+from bmpt.methods.components.bdc import BdcHeads
+from bmpt.methods.components.fusion import fuse_probabilities
 
 COVARIANCE, CLASSIFIER = "covariance", "classifier"
 

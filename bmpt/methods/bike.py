@@ -13,17 +13,17 @@ from functools import partial
 
 import torch
 
-from bmpt.classes import ClassSentences
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
+from bmpt.clip.precision import widen
+from bmpt.clip.towers import cut_to_longest, encode_text_tokens, take_eot
 from bmpt.config import MethodSettings
-from bmpt.losses import matching_sum
 from bmpt.methods.base import ATTRIBUTES, COSINE, ClassTexts, Features, Group, Method, Targets
-from bmpt.methods.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, AttributeHead
-from bmpt.methods.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
-from bmpt.methods.fusion import fuse_probabilities
-from bmpt.methods.gather import row_gather
-from bmpt.precision import widen
-from bmpt.towers import cut_to_longest, encode_text_tokens, take_eot
+from bmpt.methods.components.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, AttributeHead
+from bmpt.methods.components.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
+from bmpt.methods.components.fusion import fuse_probabilities
+from bmpt.methods.components.gather import row_gather
+from bmpt.methods.components.losses import matching_sum
+from bmpt.texts.class_texts import ClassSentences
 from shards.errors import ConfigError
 
 FRAMES, WORDS, IS_WORD = "frames", "words", "is_word"

@@ -2,7 +2,7 @@
 
 `exchange: bidirectional` (default): text prompts stand in slots of their own between SOT and caption, and layers
 exchange halves of their prompts. `exchange: batch_gated`: likewise, but features exchange, see
-`bmpt/methods/batch_gated.py`. `exchange: none` is the released behaviour: no exchange, and from block 1 on text
+`bmpt/methods/components/batch_gated.py`. `exchange: none` is the released behaviour: no exchange, and from block 1 on text
 prompts overwrite the first caption tokens."""
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import torch
 
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
+from bmpt.clip.precision import unit, widen
+from bmpt.clip.towers import Prompts, TextWalk, cut_to_longest
 from bmpt.config import MethodSettings
-from bmpt.losses import cross_entropy_sum, knowledge_logits, negative_margin_sum
 from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method, Targets
-from bmpt.methods.batch_gated import BatchGatedExchange
-from bmpt.methods.fusion import mean_over_sentences
-from bmpt.methods.prompted import check_depth, slot_texts
-from bmpt.methods.prompts import Exchange, check_exchange, new_prompts
-from bmpt.precision import unit, widen
-from bmpt.towers import Prompts, TextWalk, cut_to_longest
+from bmpt.methods.components.batch_gated import BatchGatedExchange
+from bmpt.methods.components.fusion import mean_over_sentences
+from bmpt.methods.components.losses import cross_entropy_sum, knowledge_logits, negative_margin_sum
+from bmpt.methods.components.prompted import check_depth, slot_texts
+from bmpt.methods.components.prompts import Exchange, check_exchange, new_prompts
 from shards.errors import ConfigError
 
 NEGATIVE = "negative"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
+from bmpt.clip.towers import Prompts
 from bmpt.config import MethodSettings
 from bmpt.methods.base import Group, Method
-from bmpt.methods.prompted import check_depth, slot_texts
-from bmpt.methods.prompts import new_prompts
-from bmpt.towers import Prompts
+from bmpt.methods.components.prompted import check_depth, slot_texts
+from bmpt.methods.components.prompts import new_prompts
 from shards.errors import ConfigError
 
 _TOWERS = {"image": ("clip.visual.",), "text": ("clip.transformer.", "clip.ln_final.", "clip.text_projection")}

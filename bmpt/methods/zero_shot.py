@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
 from bmpt.config import MethodSettings
 from bmpt.methods.base import Method
 from shards.errors import ConfigError

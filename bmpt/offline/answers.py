@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from bmpt.offline.chat import Pace, Question, ask_all
 from bmpt.offline.endpoint import Client, Endpoint, EndpointError, Reply
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
-from shards.storage import open_store
-from shards.tables import read_parquet
+from shards.format.parquet import read_parquet
+from shards.storage.open import open_store
 
 ANSWERS_SCHEMA = pa.schema(
     [

@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from bmpt.augment import normalize
-from bmpt.classes import cut_warning, readable
-from bmpt.clip import Backbone
-from bmpt.evaluation.metrics import top_classes
-from bmpt.methods.bike_attributes import NUM_ATTRIBUTES, attribute_text
-from bmpt.methods.bike_video import mean_frame_cosines
-from bmpt.offline.text_features import (
+from bmpt.clip.backbone import Backbone
+from bmpt.clip.normalize import normalize
+from bmpt.clip.towers import encode_frames
+from bmpt.methods.components.bike_attributes import NUM_ATTRIBUTES, attribute_text
+from bmpt.methods.components.bike_video import mean_frame_cosines
+from bmpt.runtime.metrics import top_classes
+from bmpt.texts.class_texts import cut_warning, readable
+from bmpt.texts.text_features import (
     FEATURES_FIELD,
     FeatureRow,
     FileKind,
@@ -33,10 +34,9 @@ from bmpt.offline.text_features import (
     read_features,
     write_features,
 )
-from bmpt.towers import encode_frames
 from shards.errors import ConfigError, FormatError
+from shards.format.names import is_utf8
 from shards.loader import ClipBatch, ClipSettings, build_eval_loader
-from shards.names import is_utf8
 from shards.reader import Manifest, Pool
 
 NUM_FRAMES = 8

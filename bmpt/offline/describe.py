@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from bmpt.classes import readable
 from bmpt.offline.answers import (
     HOW_TO_ASK_AGAIN,
     AnswerBook,
@@ -25,10 +24,11 @@ from bmpt.offline.answers import (
 )
 from bmpt.offline.chat import Question
 from bmpt.offline.endpoint import Reply
+from bmpt.texts.class_texts import readable
 from shards.errors import ConfigError
-from shards.names import fold_name, is_utf8
+from shards.format.names import fold_name, is_utf8
 from shards.reader import open_pool
-from shards.storage import open_store
+from shards.storage.open import open_store
 
 Kind = Literal["texts", "negatives", "paraphrases"]
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
-from bmpt.classes import cut_warning
-from bmpt.clip import Backbone
+from bmpt.clip.backbone import Backbone
 from bmpt.offline.answers import HOW_TO_ASK_AGAIN, AnswerBook, Asking, MalformedError, collect, prompt_version
 from bmpt.offline.chat import Messages, Question
 from bmpt.offline.endpoint import Reply
-from bmpt.offline.knowledge_file import KnowledgeRow, write_knowledge
-from bmpt.offline.text_features import FloatArray, check_target, encode_unit_texts
+from bmpt.texts.class_texts import cut_warning
+from bmpt.texts.knowledge_file import KnowledgeRow, write_knowledge
+from bmpt.texts.text_features import FloatArray, check_target, encode_unit_texts
 from shards.errors import ConfigError
 from shards.reader import Manifest, Pool, read_frame_bytes
 

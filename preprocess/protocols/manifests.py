@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocess.protocols.records import ManifestPlan, ProtocolPlan
-from shards.pool_report import ManifestReport, report_manifest
-from shards.schema import MANIFEST_SCHEMA, STORED_VERDICTS, ManifestInfo, fingerprint, manifest_table
-from shards.storage import Store
+from shards.format.schema import MANIFEST_SCHEMA, STORED_VERDICTS, ManifestInfo, fingerprint, manifest_table
+from shards.maintenance.pool_report import ManifestReport, report_manifest
+from shards.storage.open import Store
 
 _FROM_PLAN = ("label", "class_name")
 

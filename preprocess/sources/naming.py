@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from shards.names import fold_name
+from shards.format.names import fold_name
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v", ".mpg")
 PATH_KEYED = ("folder", "demo")  # their keys are paths: file names may repeat from class to class

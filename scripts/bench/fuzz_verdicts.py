@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the packages and
 
 import numpy as np
 
-from preprocess.readers import set_up_logging
+from preprocess.decode.pyav_reader import set_up_logging
 from tests.preprocess.fuzz import (
     FEWEST_SINGLE_FLIPS,
     MIN_SHARE_OF_SINGLE_FLIPS,

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bmpt.loader_bench import Side, measure, our_stream
-from shards.fetch import ReadSettings
+from bmpt.bench.loader import Side, measure, our_stream
+from shards.fetching.frames import ReadSettings
 from shards.reader import open_pool
 from tests.object_store import run_object_server
 from tests.process_memory import children_of

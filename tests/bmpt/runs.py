@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from bmpt.config import TrainConfig
-from bmpt.engine.run import RunOutcome, run_training
+from bmpt.run import RunOutcome, run_training
 from shards.reader import open_pool
 from tests.bmpt.tiny import ALONE, losses_of, metrics_of
 from tests.process_memory import children_of

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from bmpt.cli import app
+from bmpt.checkpoints.checkpoint import save_checkpoint
+from bmpt.cli.app import app
 from bmpt.config import TrainConfig
-from bmpt.engine.checkpoint import save_checkpoint
 from bmpt.methods import build_method
-from bmpt.offline.knowledge_file import KnowledgeRow, write_knowledge
-from shards.commands import run_app
+from bmpt.texts.knowledge_file import KnowledgeRow, write_knowledge
+from shards.cli import run_app
 from shards.reader import open_pool
-from tests.bmpt import published_files
+from tests.bmpt.checkpoints import published_files
 from tests.bmpt.runs import error_lines, run_ranks
 from tests.bmpt.tiny import JOINT_WIDTH, SPEC, load_tiny, make_config, write_clip, write_config
 

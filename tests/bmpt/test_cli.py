@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from bmpt.cli import app
-from shards.commands import run_app
+from bmpt.cli.app import app
+from shards.cli import run_app
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.tiny import VISION_WIDTH, random_frames, write_clip, write_config
 from tests.pools import make_pool
@@ -55,7 +55,7 @@ def yaml_of(tmp_path: Path, clip: Path, toy_pool: Path) -> Any:
 )
 def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys; from bmpt.cli import app; from shards.commands import run_app; "
+        "import sys; from bmpt.cli.app import app; from shards.cli import run_app; "
         "code = run_app(app, sys.argv[1:], prog_name='bmpt'); "
         "heavy = {'torch', 'pyarrow', 'pydantic', 'numpy', 'webdataset', 'av', 'open_clip', 'yaml', 'obstore'}; "
         "print(code, *sorted(heavy & set(sys.modules)), file=sys.stderr)"

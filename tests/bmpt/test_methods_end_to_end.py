@@ -13,20 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bmpt.augment import normalize
-from bmpt.classes import class_sentences
-from bmpt.cli import app
+from bmpt.checkpoints.export import load_model
+from bmpt.cli.app import app
+from bmpt.clip.normalize import normalize
 from bmpt.config import TrainConfig, load_config
-from bmpt.engine.run import run_evaluation
-from bmpt.export import load_model
 from bmpt.methods.base import Method
 from bmpt.offline.attributes import read_attributes
-from shards.commands import run_app
+from bmpt.run import run_evaluation
+from bmpt.texts.class_texts import class_sentences
+from shards.cli import run_app
 from shards.loader import ClipSettings, build_eval_loader
 from shards.reader import open_pool
-from tests.bmpt import published_files
+from tests.bmpt.checkpoints import published_files
 from tests.bmpt.conftest import MakeConfig
-from tests.bmpt.method_ranks import stop_after_a_step
+from tests.bmpt.methods.method_ranks import stop_after_a_step
 from tests.bmpt.runs import assert_same_run, folder_of, results_of, run, torchrun
 from tests.bmpt.tiny import ALONE, JOINT_WIDTH, load_tiny, losses_of, make_config, write_config
 
@@ -144,7 +144,7 @@ def two_ranks(folder: Path, clip: Path, toy_pool: Path, texts: dict[str, Any], a
             jobs += [(str(path), str(checkpoint) if what == "scored" else "train")]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     # some fifty runs
-    done = torchrun(2, str(folder / "jobs.json"), module="tests.bmpt.method_ranks", timeout_seconds=400)
+    done = torchrun(2, str(folder / "jobs.json"), module="tests.bmpt.methods.method_ranks", timeout_seconds=400)
     assert done.returncode == 0, done.stderr
     return made
 

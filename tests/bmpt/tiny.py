@@ -11,11 +11,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from bmpt.clip import SPEC_METADATA_KEY, TEMPORAL_KEY, Backbone, build_clip, load_backbone
+from bmpt.clip.backbone import SPEC_METADATA_KEY, TEMPORAL_KEY, Backbone, build_clip, load_backbone
 from bmpt.config import MethodSettings, TrainConfig, load_config
-from bmpt.engine.distributed import World
 from bmpt.methods import build_method
 from bmpt.methods.base import COSINE, ClassTexts, Method
+from bmpt.runtime.distributed import World
 from shards.config import merge
 
 SPEC: dict[str, Any] = {

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from bmpt.clip import BUNDLED
+from bmpt.clip.backbone import BUNDLED
 from bmpt.config import TrainConfig
 from bmpt.demo.render import MOTIONS, PLAIN
 from bmpt.demo.run import run_demo
 from bmpt.demo.videos import CODECS, DemoVideo, write_video
-from bmpt.engine.distributed import start_world
-from bmpt.engine.run import run_evaluation
+from bmpt.run import run_evaluation
+from bmpt.runtime.distributed import start_world
 from preprocess.build_shards import main as build_main
-from preprocess.pipeline import run_build
+from preprocess.coordinator.pipeline import run_build
 from preprocess.settings import make_build_settings
 from shards.reader import open_pool
 

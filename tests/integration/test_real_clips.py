@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from bmpt.config import TrainConfig
-from bmpt.engine.distributed import start_world
-from bmpt.engine.run import run_training
-from preprocess.pipeline import run_build
+from bmpt.run import run_training
+from bmpt.runtime.distributed import start_world
+from preprocess.coordinator.pipeline import run_build
 from preprocess.settings import make_build_settings
-from shards.jpeg import decode
+from shards.format.jpeg import decode
 from shards.reader import Pool, open_pool
 from tests.shared_data import shared_data
 
@@ -140,7 +140,7 @@ def small_random_clip(path: Path) -> Path:
     """Write a CLIP with random weights in the shape of the demo's."""
     from safetensors.torch import save_file
 
-    from bmpt.clip import SPEC_METADATA_KEY, build_clip
+    from bmpt.clip.backbone import SPEC_METADATA_KEY, build_clip
 
     spec = {
         "embed_dim": 32,

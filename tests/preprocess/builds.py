@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from preprocess.pipeline import run_build
-from preprocess.report import BuildReport
+from preprocess.coordinator.pipeline import run_build
+from preprocess.coordinator.report import BuildReport
 from preprocess.settings import make_build_settings
 from tests.preprocess.tiny_videos import make_video
 

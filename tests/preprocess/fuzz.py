@@ -12,11 +12,11 @@ import av
 import av.logging
 import numpy as np
 
-from preprocess.decoders import ERR_DETECT, PacketDecoder
-from preprocess.pixels import FrameEncoder
-from preprocess.readers import read_video
-from preprocess.verdicts import Verdict
-from shards.schema import Encoding
+from preprocess.decode.decoders import ERR_DETECT, PacketDecoder
+from preprocess.decode.pixels import FrameEncoder
+from preprocess.decode.pyav_reader import read_video
+from preprocess.decode.verdicts import Verdict
+from shards.format.schema import Encoding
 
 HEADER_BYTES = 4096  # flips fall behind it; in small files behind a tenth
 _ENCODING = Encoding(frames_per_clip=1)  # the verdict is asked, not the frames

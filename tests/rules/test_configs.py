@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bmpt.config import load_config
-from bmpt.engine.run_folder import CONFIG
+from bmpt.runtime.run_folder import CONFIG
 from shards.config import read_yaml_with_base
 from tests.rules.sources import ROOT
 

@@ -49,7 +49,7 @@ def test_preprocess_imports_shards_alone() -> None:
 
 def test_bmpt_imports_preprocess_in_its_commands_alone_and_only_inside_a_function() -> None:
     found = places("bmpt", "preprocess", "tests")
-    assert {file for file, _ in found} == {"bmpt/cli.py", "bmpt/offline/commands.py"}
+    assert {file for file, _ in found} == {"bmpt/cli/app.py", "bmpt/cli/texts.py"}
     assert [entry for _, entry in found if entry.is_at_top] == []
 
 
@@ -57,7 +57,7 @@ def test_preprocess_never_imports_a_model_library() -> None:
     assert places("preprocess", "torch", "torchvision", "open_clip", "safetensors") == []
 
 
-PEERS = "bmpt/loader_bench.py"  # runs what others do beside ours
+PEERS = "bmpt/bench/loader.py"  # runs what others do beside ours
 
 
 def test_bmpt_never_opens_a_raw_video_to_train() -> None:
@@ -87,7 +87,7 @@ INTEROP = "shards/interop.py"  # teaches others' libraries our addresses and col
 
 def test_webdataset_is_imported_only_by_the_writer_the_stream_and_interop_inside_functions() -> None:
     found = [(file, entry) for package in PACKAGES for file, entry in places(package, "webdataset", "wids")]
-    assert {file for file, _ in found} == {"shards/writer.py", "shards/stream.py", INTEROP, PEERS}
+    assert {file for file, _ in found} == {"shards/format/writer.py", "shards/stream/pipeline.py", INTEROP, PEERS}
     assert [file for file, entry in found if entry.is_at_top] == []
 
 
@@ -104,10 +104,10 @@ def test_torch_is_not_imported_by_a_file_of_shards_as_it_is_imported() -> None:
 @pytest.mark.parametrize("library", ["simplejpeg", "turbojpeg", "PIL", "cv2", "imageio"])
 def test_only_one_file_names_a_jpeg_library(library: str) -> None:
     named = {file for package in PACKAGES for file, _ in places(package, library)}
-    assert named <= {"shards/jpeg.py", PEERS}
+    assert named <= {"shards/format/jpeg.py", PEERS}
     assert PEERS not in named or library == "PIL"
     if library == "simplejpeg":
-        assert named == {"shards/jpeg.py"}
+        assert named == {"shards/format/jpeg.py"}
 
 
 def test_torchvision_is_not_imported_at_the_top_of_any_file() -> None:

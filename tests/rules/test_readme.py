@@ -12,7 +12,7 @@ import pytest
 import typer
 import typer.main
 
-from bmpt.cli import app
+from bmpt.cli.app import app
 from preprocess.build_shards import build
 from tests.shared_data import shared_data
 

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from shards.clip_sampling import center_indices
-from shards.crops import center_crop, resized
 from shards.errors import ConfigError, FormatError, StorageError
+from shards.format.writer import ShardWriter, encode_sample
 from shards.loader import (
     ClipBatch,
     ClipSettings,
@@ -27,9 +26,10 @@ from shards.loader import (
     build_train_loader,
     select,
 )
-from shards.orders import permute
 from shards.reader import Manifest, Pool, read_frames
-from shards.writer import ShardWriter, encode_sample
+from shards.sampling.clip_sampling import center_indices
+from shards.sampling.crops import center_crop, resized
+from shards.sampling.orders import permute
 from tests.pools import make_pool, smooth_frames
 
 CLIP = ClipSettings(frames=4, size_px=32)
@@ -265,7 +265,7 @@ def test_frames_of_different_sizes_leave_an_empty_place(tmp_path: Path) -> None:
 
 def _append_larger_sample(folder: Path) -> dict[str, Any]:
     """Write a shard with one sample whose frames grow; returns where it lies."""
-    from shards.jpeg import encode_rgb
+    from shards.format.jpeg import encode_rgb
 
     rng = np.random.default_rng(0)
     frames = [

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image as PillowImage
 
 from shards.errors import ConfigError, FormatError, SampleError
-from shards.jpeg import decode, encode_rgb
+from shards.format.jpeg import decode, encode_rgb
+from shards.format.schema import STORED_VERDICTS
 from shards.reader import Pool, open_pool, read_frame_bytes, read_frames
-from shards.schema import STORED_VERDICTS
 from tests.pools import make_pool, smooth_frames
 
 

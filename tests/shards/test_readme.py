@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.schema import MANIFEST_SCHEMA, SAMPLES_SCHEMA, ManifestInfo
+from shards.format.schema import MANIFEST_SCHEMA, SAMPLES_SCHEMA, ManifestInfo
 from tests.pools import make_pool
 
 README = (Path(__file__).parents[2] / "shards" / "README.md").read_text(encoding="utf-8")

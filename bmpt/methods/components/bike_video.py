@@ -1,0 +1,97 @@
+"""BIKE's video branch: a temporal transformer over frame features, and how they meet the class texts.
+
+Source: Wu et al. 2023. Shapes: B clips, T frames, K classes, S text tokens, D joint width."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bmpt.clip.precision import in_float32
+from bmpt.methods.components.prompts import QuickGELU
+
+INIT_STD = 0.02
+SPOTTING_TEMPERATURE = 0.01
+
+
+class TemporalTransformer(nn.Module):
+    """Pre-norm blocks over the frames of a clip and a residual around all of them (`sim_header: Transf`).
+
+    Without it (`sim_header: None`) the frame features are used as they are. The names of its parameters are the
+    release's."""
+
+    def __init__(self, width: int, *, num_heads: int, num_layers: int = 6, max_frames: int = 77) -> None:
+        """Draw the blocks. The release has text width / 64 heads, 6 layers, and as many frames as text positions."""
+        super().__init__()
+        self.frame_position_embeddings = nn.Embedding(max_frames, width)
+        blocks = nn.Sequential(*(_TemporalBlock(width, num_heads) for _ in range(num_layers)))
+        self.transformer = nn.Sequential(OrderedDict(resblocks=blocks))
+        self.apply(init_linear)
+
+    def forward(self, frames_BTD: torch.Tensor) -> torch.Tensor:
+        """Frame features [B, T, D] that know their place and each other."""
+        positions_TD = self.frame_position_embeddings.weight[: frames_BTD.shape[1]]
+        return self.transformer(frames_BTD + positions_TD).to(frames_BTD.dtype) + frames_BTD
+
+
+class _TemporalBlock(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=1e-12)
+        self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        self.ln_2 = nn.LayerNorm(width, eps=1e-12)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                c_fc=nn.Linear(width, 4 * width),
+                gelu=QuickGELU(),
+                c_proj=nn.Linear(4 * width, width),
+            )
+        )
+
+    def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+        normed = self.ln_1(tokens_BTD)
+        tokens_BTD = tokens_BTD + self.attn(normed, normed, normed, need_weights=False)[0]
+        return tokens_BTD + self.mlp(self.ln_2(tokens_BTD))
+
+
+def init_linear(module: nn.Module) -> None:
+    """BIKE's start of linear and embedding layers: N(0, 0.02^2), biases 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@in_float32
+def mean_frame_cosines(frames_BTD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
+    """Cosines [B, K] of the mean of un-normalised frames and the classes (`interaction: DP`)."""
+    return F.normalize(frames_BTD.mean(dim=1), dim=-1) @ F.normalize(classes_KD, dim=-1).T
+
+
+@in_float32
+def spotted_cosines(
+    frames_BTD: torch.Tensor, classes_KD: torch.Tensor, words_KSD: torch.Tensor, is_word_KS: torch.Tensor
+) -> torch.Tensor:
+    """Video concept spotting (`interaction: VCS`): class cosines [B, K] of frames weighted by the class's words.
+
+    Each word spreads a weight of 1 over the frames by its similarity to them; a frame weighs the mean over the words
+    of `is_word_KS` [K, S], see `word_mask`. The weighted frame is not made unit again, so a cosine is a mean of the
+    frames' cosines. Inputs need not be unit. Costs B * K * S * T weights."""
+    frames_BTD, classes_KD = F.normalize(frames_BTD, dim=-1), F.normalize(classes_KD, dim=-1)
+    similarity_BKST = torch.einsum("ksd,btd->bkst", F.normalize(words_KSD, dim=-1), frames_BTD)
+    weights_BKST = torch.softmax(similarity_BKST / SPOTTING_TEMPERATURE, dim=-1)
+    share_KS = is_word_KS.to(frames_BTD.dtype) / is_word_KS.sum(dim=-1, keepdim=True)
+    saliency_BKT = torch.einsum("bkst,ks->bkt", weights_BKST, share_KS)
+    return (saliency_BKT * torch.einsum("btd,kd->bkt", frames_BTD, classes_KD)).sum(dim=-1)
+
+
+def word_mask(ids_KS: torch.Tensor, *, counts_padding: bool = False) -> torch.Tensor:
+    """Which positions of class texts are words, bool [K, S]: SOT to EOT.
+
+    counts_padding: all positions, as the release does, whose padding then outweighs the words of a short text"""
+    if counts_padding:
+        return torch.ones_like(ids_KS, dtype=torch.bool)
+    return torch.arange(ids_KS.shape[1], device=ids_KS.device) <= ids_KS.argmax(dim=-1, keepdim=True)

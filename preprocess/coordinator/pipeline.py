@@ -1,0 +1,195 @@
+"""run_build(): raw videos -> a pool. Plans first (mistakes cost seconds), then decodes, then closes.
+
+This process coordinates and alone writes tars; workers decode. Whatever kills a run, the same command goes on where
+it stopped, and the pool is byte for byte that of an undisturbed run."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+
+import pyarrow as pa
+
+from preprocess.coordinator.closing import close_pool, read_parts, write_part
+from preprocess.coordinator.estimate import estimate_build, videos_left
+from preprocess.coordinator.job import Job, Progress, open_job
+from preprocess.coordinator.overlaps import find_duplicates, find_overlaps, warn_of
+from preprocess.coordinator.report import BuildReport, PlannedManifest, failed_videos
+from preprocess.coordinator.resume import Work, plan_layout, plan_work
+from preprocess.coordinator.retry import check_classes, check_sources, drop_recovered
+from preprocess.coordinator.workspace import Workspace
+from preprocess.planning import ShardPlan
+from preprocess.records.expected import SourceCheck, count_different
+from preprocess.records.rows import sample_facts
+from preprocess.records.state import PoolState, load_state, tar_name
+from preprocess.records.tables import ShardRows, join_tables, rows_table
+from preprocess.settings import BuildSettings
+from preprocess.workers.child import Decoded
+from shards.format.schema import count_samples
+from shards.format.writer import encode_sample
+
+
+def run_build(settings: BuildSettings, *, progress: Progress = lambda done, total: None) -> BuildReport:
+    """Build, continue, extend or close a pool; a finished one is only checked.
+
+    Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an error."""
+    started = time.monotonic()
+    job = open_job(settings, progress)
+    with job.workspace.lock(settings):
+        state = load_state(job.store, settings)
+        check_classes(job, state)
+        layout = plan_layout(state, job.source.videos, settings)
+        if settings.merge:
+            return _close(job, state, read_parts(job.store, layout, state), 0, started)
+        num_decoded = 0
+        if settings.retry_failed:
+            num_decoded = drop_recovered(job, state)
+            state = load_state(job.store, settings)
+        else:
+            check_sources(job, state)
+        work = plan_work(job.workspace, state, layout, job.videos, settings)
+        num_decoded += work.num_to_decode
+        shards = write_shards(job, state, work)
+        if settings.part is None:
+            return _close(job, state, shards, num_decoded, started)
+        return _end_part(job, state, layout, shards, num_decoded, started)
+
+
+def dry_run(settings: BuildSettings) -> BuildReport:
+    """Say what a build would do and estimate what it takes, from about two seconds of decoding; nothing is written."""
+    started = time.monotonic()
+    job = open_job(settings, lambda done, total: None)
+    state = load_state(job.store, settings)
+    layout = plan_layout(state, job.source.videos, settings)
+    videos, num_open = videos_left(job, state, layout)
+    return BuildReport(
+        kind="dry run",
+        dataset=settings.dataset,
+        out=job.settings.out,
+        pool_id=state.card.pool_id if state.card else None,
+        counts={"videos": len(job.source.videos), "missing": len(job.protocols.missing)},
+        planned=[PlannedManifest(plan.path, plan.expected, len(plan.rows)) for plan in job.protocols.manifests],
+        warnings=_warnings(job, state),
+        num_shards=len(layout),
+        num_to_decode=len(videos),
+        estimate=estimate_build(job, videos, num_shards=num_open, planning_seconds=time.monotonic() - started),
+        seconds=time.monotonic() - started,
+    )
+
+
+def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
+    """Decode what is left and write the open shards in order; their bytes do not depend on the workers."""
+    if not work.open:
+        return work.standing
+    job.begin_writing(state, rewritten=[plan.name for plan, _ in work.open if plan.name in state.broken])
+    todo = [job.videos[key] for plan, num_done in work.open for key in plan.keys[num_done:]]
+    total = sum(len(shard.plan.keys) for shard in work.standing) + sum(len(plan.keys) for plan, _ in work.open)
+    done = itertools.count(total - len(todo))
+    job.progress(next(done), total)
+    finished = list(work.standing)
+    with job.workspace as workspace, job.workers() as pool, closing(pool.decode(todo)) as decoded:
+        for plan, num_done in work.open:
+            answers = itertools.islice(decoded, len(plan.keys) - num_done)
+            shard = _write_shard(workspace, plan, answers, lambda: job.progress(next(done), total))
+            workspace.keep(shard)
+            finished.append(shard)
+    return sorted(finished, key=lambda shard: shard.plan.index)
+
+
+def _write_shard(
+    workspace: Workspace, plan: ShardPlan, answers: Iterable[Decoded], tick: Callable[[], None]
+) -> ShardRows:
+    """Append the videos that are left to one shard and finish it."""
+    writer = workspace.writer(plan.name)
+    try:
+        for answer in answers:
+            row = answer.row
+            sample = encode_sample(row["key"], answer.frames, sample_facts(row)) if answer.frames else None
+            writer.append(row, sample)
+            tick()
+        entry = writer.finish()
+    finally:
+        writer.close()
+    return ShardRows(plan, rows_table(writer.rows), entry)
+
+
+def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded: int, started: float) -> BuildReport:
+    card, samples, manifests = close_pool(job, state, shards, has_new_bytes=num_decoded > 0)
+    duplicates = find_duplicates(samples)
+    overlaps = find_overlaps(job.protocols.manifests, duplicates)
+    return BuildReport(
+        kind="build",
+        dataset=job.settings.dataset,
+        out=job.settings.out,
+        pool_id=card.pool_id,
+        counts=card.counts,
+        manifests=manifests,
+        num_audited=job.protocols.num_audited,
+        num_not_audited=job.protocols.num_not_audited,
+        failed=failed_videos(samples),
+        duplicates=duplicates,
+        overlaps=overlaps,
+        expected_sources=_compare_sources(job, samples),
+        warnings=[*_warnings(job, state), *warn_of(duplicates, overlaps)],
+        num_shards=len(card.shards),
+        num_decoded=num_decoded,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _end_part(
+    job: Job,
+    state: PoolState,
+    layout: Sequence[ShardPlan],
+    shards: Sequence[ShardRows],
+    num_decoded: int,
+    started: float,
+) -> BuildReport:
+    """Write the file of a part, also of one without shards: `--merge` asks for all of them."""
+    if any(plan.name not in state.whole for plan in layout):
+        write_part(job, shards)
+    samples = join_tables(shards, rows_table([]))
+    return BuildReport(
+        kind="part",
+        dataset=job.settings.dataset,
+        out=job.settings.out,
+        pool_id=None,
+        counts=count_samples(samples),
+        failed=failed_videos(samples),
+        duplicates=find_duplicates(samples),
+        expected_sources=_compare_sources(job, samples),
+        warnings=_warnings(job, state),
+        num_shards=len(shards),
+        num_decoded=num_decoded,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _compare_sources(job: Job, samples: pa.Table) -> SourceCheck | None:
+    if job.settings.expect_sources is None:
+        return None
+    expected = {key: video.expected for key, video in job.videos.items() if video.expected is not None}
+    return count_different(samples, expected)
+
+
+def _warnings(job: Job, state: PoolState) -> list[str]:
+    """What a person should know although it is no error."""
+    warnings = list(job.protocols.warnings)
+    if job.protocols.missing:
+        warnings.append(
+            f"{len(job.protocols.missing)} videos that lists or annotation files name are not below "
+            f"{job.settings.videos}; they are rows with the verdict missing (the first: {job.protocols.missing[0].key})"
+        )
+    gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
+    if gone:
+        warnings.append(f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})")
+    warnings += [
+        f"{tar_name(name)} was missing or cut short, or its rewriting was broken off; it was built again"
+        for name in sorted(state.broken)
+    ]
+    split = [f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version]
+    if split:
+        warnings.append(f"library versions changed between builds of this pool: {'; '.join(split)}")
+    return warnings

@@ -1,0 +1,278 @@
+"""Methods through the seam that training and scoring use: the originals' logits, losses, gradients, order of frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bmpt.config import MethodSettings, TrainConfig
+from bmpt.methods import METHODS, build_method
+from bmpt.methods.base import COSINE, Method, Targets, TrainingLoss
+from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip
+from bmpt.methods.bike import Bike
+from bmpt.methods.bmpt import NEGATIVE
+from bmpt.texts.class_texts import ClassSentences, class_sentences
+from shards.config import load_settings
+from shards.errors import ConfigError
+from tests.bmpt.parity import naive_originals as naive
+from tests.bmpt.parity.test_parity import (
+    assert_close,
+    backbone,
+    bdc_state,
+    read,
+    reference,
+    space_time_blocks,
+    stored_passes,
+    vifi_clip_of_the_release,
+)
+from tests.bmpt.runs import ROOT
+from tests.bmpt.tiny import METHOD, load_tiny, random_frames, settings_of
+
+__all__ = ["backbone", "reference"]  # fixtures
+CLASSES = ("walk", "run", "jump")
+TUNES = {"zero_shot": "prompts", "vifi_clip": "all", "bdc_clip": "all", "bmpt": "prompts", "bike": "image"}
+
+
+def sentences(num_sentences: int = 1) -> ClassSentences:
+    texts = tuple(tuple(f"a person {'slowly ' * p}going to {name}" for p in range(num_sentences)) for name in CLASSES)
+    return ClassSentences(CLASSES, texts)
+
+
+def method_of(clip: Path, name: str, *, num_frames: int = 4, **changes: Any) -> Method:
+    settings = settings_of({**METHOD, "reduced_width": 6, "temporal_layers": 2}, name=name, **changes)
+    return build_method(load_tiny(clip), settings, num_frames=num_frames, seed=0, classes=CLASSES)
+
+
+def targets(labels: list[int], weights: list[float] | None = None, **more: Any) -> Targets:
+    weights_B = torch.tensor(weights or [1.0] * len(labels))
+    return Targets(torch.tensor(labels), weights_B, **more)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
+def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(clip: Path, name: str) -> None:
+    method = method_of(clip, name, tune=TUNES[name], temporal_position="learned")
+    method.train()
+    if name == "bmpt":
+        with torch.no_grad():
+            for parameter_name, parameter in method.named_parameters():
+                if "gate" in parameter_name:
+                    parameter.fill_(0.5)
+    texts = method.prepare_classes(sentences())
+    loss = TrainingLoss(method)(random_frames(3, 1, 4, 3, 32, 32), texts, targets([0, 1, 2]))
+    assert loss.shape == ()
+    loss.backward()
+    moved = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved <= method.trained_groups().keys()
+    still = method.trained_groups().keys() - moved
+    # a key's bias moves no softmax; what has no part in a loss of frame-wise means
+    assert all("in_proj_bias" in name or "scale" in name for name in still), still
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_empty_place_adds_nothing_to_the_loss(clip: Path, name: str) -> None:
+    method = method_of(clip, name, tune=TUNES[name])
+    method.train()
+    texts, loss = method.prepare_classes(sentences()), TrainingLoss(method)
+    frames = random_frames(3, 1, 4, 3, 32, 32)
+    with torch.no_grad():
+        alone = loss(frames[:2], texts, targets([0, 1]))
+        beside = loss(frames, texts, targets([0, 1, 2], [1.0, 1.0, 0.0]))
+    torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_method_scores_clips_of_any_number_of_views(clip: Path, name: str, dtype: torch.dtype) -> None:
+    method = method_of(clip, name, tune=TUNES[name]).eval()
+    texts = method.prepare_classes(sentences())
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        scores_BK = method.scores(method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)), method.class_features(texts))
+    assert scores_BK.shape == (2, 3)
+    assert scores_BK.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_with_its_weights_in_bfloat16(clip: Path, name: str) -> None:
+    method = method_of(clip, name, tune=TUNES[name]).to(torch.bfloat16)
+    texts, frames = method.prepare_classes(sentences()), random_frames(2, 1, 4, 3, 32, 32).bfloat16()
+    with torch.no_grad():
+        assert method.eval().score(frames, texts, torch.ones(2)).isfinite().all()
+    assert TrainingLoss(method.train())(frames, texts, targets([0, 1])).isfinite()
+
+
+def test_the_attributes_branch_runs_with_its_weights_in_bfloat16(clip: Path) -> None:
+    method = method_of(clip, "bike", tune="image", attributes=True).to(torch.bfloat16)
+    texts, frames = method.prepare_classes(sentences()), random_frames(2, 1, 4, 3, 32, 32).bfloat16()
+    attributes_BD = random_frames(2, 16)
+    with torch.no_grad():
+        scores = method.eval().score(frames, texts, torch.ones(2), attributes_BD=attributes_BD)
+    assert scores.isfinite().all()
+    assert TrainingLoss(method.train())(frames, texts, targets([0, 1], attributes_BD=attributes_BD)).isfinite()
+
+
+@torch.no_grad()
+def test_scoring_averages_unit_features_over_sentences_and_training_draws_one(clip: Path) -> None:
+    method = method_of(clip, "zero_shot").eval()
+    texts = method.prepare_classes(sentences(3))
+    each = torch.stack([method.encode_sentence(texts, index)[COSINE] for index in range(3)])
+    expected = torch.nn.functional.normalize(each.mean(dim=0), dim=-1)
+    torch.testing.assert_close(method.class_features(texts)[COSINE], expected)
+    drawn = method.encode_sentence(texts.drawn(torch.tensor([2, 0, 1])))[COSINE]
+    torch.testing.assert_close(drawn, torch.stack([each[2, 0], each[0, 1], each[1, 2]]))
+
+
+def test_negatives_and_knowledge_add_to_bmpts_loss_and_short_negatives_stay_apart(clip: Path) -> None:
+    """As released, prompts overwrite the words of short negatives, and all of them become one vector."""
+    method = method_of(clip, "bmpt", text_tokens=4)
+    method.train()
+    negatives = ClassSentences(CLASSES, (("sit",), ("stand",), ("lie",)))
+    texts = method.prepare_classes(sentences(), negatives)
+    features = method.encode_sentence(texts)
+    distances = torch.cdist(features[NEGATIVE], features[NEGATIVE]) + torch.eye(3)
+    assert distances.min() > 1e-3
+    frames = random_frames(3, 1, 4, 3, 32, 32)
+    plain = TrainingLoss(method)(frames, method.prepare_classes(sentences()), targets([0, 1, 2]))
+    pushed = TrainingLoss(method)(frames, texts, targets([0, 1, 2]))
+    knowledge_BD = torch.nn.functional.normalize(torch.randn(3, features[COSINE].shape[1]), dim=-1)
+    both = TrainingLoss(method)(frames, texts, targets([0, 1, 2], knowledge_BD=knowledge_BD))
+    assert plain < pushed < both
+    released = method_of(clip, "bmpt", text_tokens=4, exchange="none")
+    with pytest.raises(ConfigError, match="overwrites the first 4 caption tokens"):
+        released.prepare_classes(sentences(), negatives)
+
+
+@pytest.mark.parametrize(("name", "changes"), [("bmpt", {"causal": True}), ("bdc_clip", {"causal": True})])
+@torch.no_grad()
+def test_with_a_causal_mask_a_clip_and_its_reverse_differ_and_without_they_do_not(
+    clip: Path, name: str, changes: dict[str, Any]
+) -> None:
+    frames = random_frames(1, 1, 4, 3, 32, 32)
+    for more, differs in ((changes, True), ({}, False)):
+        method = method_of(clip, name, tune=TUNES[name], **more).eval()
+        there, back = (method.encode_clips(order)[COSINE] for order in (frames, frames.flip(2)))
+        assert ((there - back).abs().max() > 1e-3) == differs
+
+
+def test_a_causal_mask_without_blocks_to_act_in_is_refused(clip: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method\.causal=true: acts in blocks that see all frames"):
+        method_of(clip, "vifi_clip", tune="all", causal=True, space_time_blocks=())
+
+
+@torch.no_grad()
+def test_the_classifier_of_bdc_clip_has_no_say_about_other_classes(clip: Path) -> None:
+    method = method_of(clip, "bdc_clip", tune="all").eval()
+    clips = method.encode_clips(random_frames(2, 1, 4, 3, 32, 32))
+    own = method.class_features(method.prepare_classes(sentences()))
+    assert set(method.logits(clips, own)) == {COSINE, COVARIANCE, CLASSIFIER}
+    others = ClassSentences(("sit", "stand"), (("sit",), ("stand",)))
+    of_others = method.class_features(method.prepare_classes(others))
+    assert set(method.logits(clips, of_others)) == {COSINE, COVARIANCE}
+    assert method.scores(clips, of_others).shape == (2, 2)
+
+
+def test_bike_takes_one_text_a_class(clip: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method\.name=bike: takes one text a class, got 2"):
+        method_of(clip, "bike", tune="image").prepare_classes(sentences(2))
+
+
+def llm_sentences(meta: dict[str, Any]) -> ClassSentences:
+    return ClassSentences(tuple(meta["classes"]), tuple(tuple(meta["llm"][name]) for name in meta["classes"]))
+
+
+@torch.no_grad()
+def test_bdc_clip_through_the_seam_gives_the_originals_logits(reference: Path, backbone: Any) -> None:
+    tensors, meta = read(reference / "bdc.safetensors")
+    state = bdc_state(tensors)
+    sized: dict[str, Any] = {
+        "reduced_width": len(state["vision_reduce.weight"]),
+        "space_time_blocks": space_time_blocks(backbone),
+    }
+    settings = MethodSettings(name="bdc_clip", tune="all", floors_scale=True, **sized)
+    method = build_method(backbone, settings, num_frames=meta["T"], seed=0, classes=meta["classes"])
+    assert isinstance(method, BdcClip)
+    method.heads.load_state_dict(state)
+    texts = method.prepare_classes(llm_sentences(meta))
+    for name, indices in stored_passes(tensors, meta).items():
+        method.train(name != "eval")
+        classes = method.class_features(texts) if name == "eval" else method.encode_sentence(texts, *indices)
+        logits = method.logits(method.encode_clips(tensors["images"].unsqueeze(1)), classes)
+        for kind, theirs in ((COSINE, "cos"), (CLASSIFIER, "cls"), (COVARIANCE, "bdc")):
+            assert_close(logits[kind][:, 0], tensors[f"{name}.logits_{theirs}"])
+
+
+@pytest.mark.parametrize("interaction", ["DP", "VCS"])
+@pytest.mark.parametrize("header", ["None", "Transf"])
+@torch.no_grad()
+def test_bike_through_the_seam_gives_the_originals_logits(
+    reference: Path, backbone: Any, header: str, interaction: str
+) -> None:
+    tensors, meta = read(reference / "bike.safetensors")
+    temporal = naive.below(tensors, "param.")
+    layers = 0 if header == "None" else len(naive.blocks(temporal))
+    settings = MethodSettings.model_validate(
+        {
+            **{"name": "bike", "tune": "image", "interaction": interaction},
+            **{"temporal_layers": layers, "counts_padding": True},
+        }
+    )
+    method = build_method(backbone, settings, num_frames=meta["T"], seed=0, classes=meta["classes"])
+    assert isinstance(method, Bike)
+    if method.temporal is not None:
+        method.temporal.load_state_dict(temporal)
+    names = tuple(meta["classes"])
+    texts = method.prepare_classes(ClassSentences(names, tuple((f"This is a video about {name}",) for name in names)))
+    clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
+    assert_close(
+        method.logits(clips, method.class_features(texts))[COSINE][:, 0], tensors[f"{header}.{interaction}.logits"]
+    )
+
+
+@torch.no_grad()
+def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(reference: Path, backbone: Any) -> None:
+    tensors, meta = read(reference / "vifi.safetensors")
+    method = vifi_clip_of_the_release(backbone, tensors, meta)
+    text = load_settings(TrainConfig, ROOT / "configs" / "methods" / "vifi_clip_prompts.yaml", ["data.pool=none"]).text
+    names = ["ApplyEyeMakeup", "brush_hair"]
+    assert method.prepare_texts(class_sentences(names, text).at(0)).equal(
+        method.prepare_texts(["ApplyEyeMakeup.", "brush hair."])
+    )
+    texts = method.prepare_classes(class_sentences(meta["classes"], text))
+    clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
+    assert_close(method.scores(clips, method.class_features(texts)), tensors["ivlp.logits"])
+
+
+@torch.no_grad()
+def test_under_autocast_logits_of_features_are_those_of_float32(clip: Path) -> None:
+    """bfloat16 has 256 steps between 0.5 and 1: many cosines would be equal."""
+    method = method_of(clip, "zero_shot").eval()
+    clips = {COSINE: torch.nn.functional.normalize(random_frames(16, 1, 16), dim=-1)}
+    classes = {COSINE: torch.nn.functional.normalize(random_frames(101, 16, seed=1), dim=-1)}
+    expected = method.scores(clips, classes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(method.scores(clips, classes), expected, rtol=1e-6, atol=1e-6)
+        texts = method.prepare_classes(sentences())
+        assert method.encode_sentence(texts)[COSINE].norm(dim=-1).sub(1).abs().max() < 1e-6
+
+
+def test_words_behind_the_last_eot_are_not_computed_unless_they_count(clip: Path) -> None:
+    masked, unmasked = (method_of(clip, "bike", tune="image", counts_padding=flag) for flag in (False, True))
+    assert masked.prepare_classes(sentences()).ids_KPS.shape[-1] < 20
+    assert unmasked.prepare_classes(sentences()).ids_KPS.shape[-1] == 77
+
+
+def test_a_classifier_of_other_classes_is_said_to_take_no_part(clip: Path) -> None:
+    method = method_of(clip, "bdc_clip", tune="all")
+    texts = method.prepare_classes(sentences())
+    assert method.note_on(texts) is None
+    said = method.note_on(texts.rows(slice(0, 2)))
+    assert said is not None
+    assert "trained on 3 classes that are not these 2" in said
+
+
+def test_start_words_of_no_prompts_are_refused(clip: Path) -> None:
+    for changes in ({"tune": "all"}, {"tune": "prompts", "text_depth": 0}):
+        with pytest.raises(ConfigError, match=r"method\.start_words='a photo of a': .*there are none"):
+            method_of(clip, "vifi_clip", start_words="a photo of a", **changes)

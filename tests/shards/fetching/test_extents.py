@@ -1,0 +1,126 @@
+"""What is fetched together: everything that is needed, next to nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.fetching.extents import MAX_WASTE, RequestCost, group_bytes, plan_extents, plan_retention
+from shards.fetching.frames import merge_ranges
+from shards.format.schema import ManifestInfo
+from shards.reader import Manifest
+
+
+def manifest_of(places: list[tuple[int, int, int]]) -> Manifest:
+    """Rows of (shard, offset, size)."""
+    table = pa.table(
+        {
+            "shard": [f"shards/toy-{shard:06d}.tar" for shard, _, _ in places],
+            "offset": pa.array([offset for _, offset, _ in places], pa.int64()),
+            "size": pa.array([size for _, _, size in places], pa.int64()),
+            "sha256": [hashlib.sha256(repr(place).encode()).hexdigest() for place in places],
+        }
+    )
+    return Manifest(ManifestInfo.model_construct(), table)
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> list[tuple[int, int, int]]:
+    """Some samples of shards in which they lie one behind the other, in any order."""
+    places = []
+    for shard in range(draw(st.integers(1, 4))):
+        end = 0
+        for size in draw(st.lists(st.integers(1, 5000), min_size=1, max_size=30)):
+            places.append((shard, end, size))
+            end += size
+    chosen = draw(st.lists(st.sampled_from(places), min_size=1, unique=True))
+    return draw(st.permutations(chosen))
+
+
+@given(places=selections(), latency=st.floats(0, 1), rate=st.floats(1, 20_000))
+@settings(max_examples=150)
+def test_extents_hold_every_sample_once_and_waste_little(
+    places: list[tuple[int, int, int]], latency: float, rate: float
+) -> None:
+    extents = plan_extents(manifest_of(places), RequestCost(latency, rate))
+    for row, (shard, offset, size) in enumerate(places):
+        extent = extents.of_row[row]
+        assert extents.shard[extent] == f"shards/toy-{shard:06d}.tar"
+        assert extents.start[extent] <= offset
+        assert offset + size <= extents.stop[extent]
+    needed = sum(size for _, _, size in places)
+    assert needed <= extents.total_bytes <= (1 + MAX_WASTE) * needed
+    for one in range(len(extents)):  # none overlaps the next one of its shard
+        for other in range(one + 1, len(extents)):
+            if extents.shard[one] == extents.shard[other]:
+                assert extents.stop[one] <= extents.start[other]
+
+
+def test_a_dense_selection_takes_few_requests_and_a_sparse_one_only_its_samples() -> None:
+    dense = [(0, 1000 * number, 1000) for number in range(256)]
+    cost = RequestCost(latency_seconds=0.1, bytes_per_second=640_000)
+    assert len(plan_extents(manifest_of(dense), cost)) == 4
+    sparse = plan_extents(manifest_of(dense[::8]), cost)
+    assert (len(sparse), sparse.total_bytes) == (32, 32_000)
+    assert len(plan_extents(manifest_of(dense), RequestCost(0.0, 1e9))) == 256
+
+
+def test_rows_of_an_extent_are_by_place() -> None:
+    extents = plan_extents(manifest_of([(1, 0, 5), (0, 5, 5), (0, 0, 5)]), RequestCost(1.0, 100))
+    assert [extents.rows_of(number).tolist() for number in range(len(extents))] == [[2, 1], [0]]
+    assert extents.of_row.dtype == np.int64
+    assert len(plan_extents(manifest_of([]), RequestCost())) == 0
+
+
+def test_the_content_of_an_extent_is_that_of_its_samples_alone() -> None:
+    one = plan_extents(manifest_of([(0, 0, 5), (0, 5, 5), (1, 0, 9)]), RequestCost(1.0, 100))
+    other = plan_extents(manifest_of([(2, 7, 3), (0, 5, 5), (0, 0, 5)]), RequestCost(1.0, 100))
+    fewer = plan_extents(manifest_of([(0, 0, 5)]), RequestCost(1.0, 100))
+    assert one.content[0] == other.content[0]
+    assert len({one.content[0].tobytes(), one.content[1].tobytes(), fewer.content[0].tobytes()}) == 3
+
+
+@given(places=selections(), room=st.integers(0, 100_000), group=st.none() | st.integers(1, 4))
+@settings(max_examples=150)
+def test_what_a_cache_keeps_and_lets_pass_fits_into_it(
+    places: list[tuple[int, int, int]], room: int, group: int | None
+) -> None:
+    extents = plan_extents(manifest_of(places), RequestCost(0.1, 20_000))
+    retention = plan_retention(extents, room, group_shards=group)
+    kept = int(extents.sizes[retention.kept].sum())
+    assert kept + retention.passing_bytes <= room
+    if extents.total_bytes <= room:
+        assert retention.keeps_all
+        assert retention.passing_bytes == 0
+    elif group is not None and 2 * group_bytes(extents, group) <= room:
+        assert retention.passing_bytes == 2 * group_bytes(extents, group)
+    else:
+        assert retention.passing_bytes == 0
+    assert all(kept + retention.passing_bytes + size > room for size in extents.sizes[~retention.kept])
+    again = plan_retention(plan_extents(manifest_of(places[::-1]), RequestCost(0.1, 20_000)), room, group_shards=group)
+    assert np.array_equal(again.kept, retention.kept)  # the order of a list changes nothing
+
+
+def test_the_largest_group_is_that_of_the_largest_shards() -> None:
+    extents = plan_extents(manifest_of([(0, 0, 5), (0, 90, 5), (1, 0, 8), (2, 0, 20)]), RequestCost(0.0, 1.0))
+    assert [group_bytes(extents, count) for count in (1, 2, 3, 9)] == [20, 30, 38, 38]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20), gap=st.integers(0, 60)
+)
+def test_ranges_are_joined_over_gaps_that_are_small_enough(sizes: list[tuple[int, int]], gap: int) -> None:
+    places, end = [], 0
+    for before, size in sizes:
+        places.append((end + before, size))
+        end += before + size
+    spans = merge_ranges(places, gap)
+    assert [place for _, _, members in spans for place in members] == places
+    for start, stop, members in spans:
+        assert (start, stop) == (members[0][0], sum(members[-1]))
+    assert all(later[0] - earlier[1] > gap for earlier, later in pairwise(spans))

@@ -1,0 +1,58 @@
+"""What two pools have in common and what not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shards.maintenance.diff import diff_pools, diff_text
+from tests.pools import make_pool
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("a") / "pool"
+    make_pool(path)
+    return path
+
+
+def test_a_pool_equals_itself(pool: Path) -> None:
+    found = diff_pools(pool, pool)
+    assert found.is_equal
+    assert diff_text(found) == "equal in content, the same pool_id"
+
+
+def test_another_layout_is_said_and_is_no_difference_in_content(pool: Path, tmp_path: Path) -> None:
+    make_pool(tmp_path / "b", samples_per_shard=4)
+    found = diff_pools(pool, tmp_path / "b")
+    assert found.is_equal
+    assert found.num_elsewhere > 0
+    assert diff_text(found).startswith(
+        f"layout: {found.num_elsewhere} samples of the same bytes lie at another place\n"
+    )
+
+
+def test_other_samples_classes_bytes_and_manifests_are_counted_and_named(pool: Path, tmp_path: Path) -> None:
+    make_pool(tmp_path / "b", classes=3, seed=1)
+    (tmp_path / "b" / "manifests" / "few_shot" / "train_k2.parquet").unlink()
+    card = json.loads((tmp_path / "b" / "pool.json").read_text())
+    card["encoding"]["jpeg_quality"] = 95
+    (tmp_path / "b" / "pool.json").write_text(json.dumps(card))
+    found = diff_pools(pool, tmp_path / "b")
+    assert not found.is_equal
+    assert found.fields == {"encoding.jpeg_quality": [90, 95]}
+    assert {name: keys.count for name, keys in found.keys.items()} == {
+        "only_in_a": 3,
+        "only_in_b": 0,
+        "other_bytes": 9,
+        "other_verdict": 0,
+    }
+    assert found.classes == {"only_in_a": ["Class03"], "only_in_b": []}
+    assert found.manifests["only_in_a"] == ["few_shot/train_k2"]
+    assert "few_shot/val" in found.manifests["other_fingerprint"]
+    text = diff_text(found)
+    assert "samples only in A: 3 (Class03/Class03_00, Class03/Class03_01, Class03/Class03_02)" in text
+    assert "samples with other bytes: 9 (Class00/Class00_00, " in text
+    assert text.endswith("different in content, another pool_id")

@@ -1,0 +1,285 @@
+"""Batches from object storage are those from a folder, whatever the server does."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.errors import StorageError
+from shards.fetching.frames import ReadSettings, ReadStats, make_reader
+from shards.loader import ClipSettings, MicroBatch, TrainLoader, build_eval_loader, build_train_loader
+from shards.reader import Pool, open_pool
+from shards.storage.open import LocalStore
+from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
+from tests.object_store import ObjectServer
+
+TRAIN = "base_to_novel/val_novel"  # 12 samples of 5 shards
+CLIP = ClipSettings(frames=4, size_px=32)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def remote(pool: Pool, s3: ObjectServer) -> Pool:
+    """The pool of these tests in a bucket."""
+    assert isinstance(pool.store, LocalStore)
+    return open_pool(s3.upload(pool.store.root, "stream"))
+
+
+@pytest.fixture
+def proxy(s3: ObjectServer, remote: Pool, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    with run_fault_proxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def train_loader(pool: Pool, reading: ReadSettings | None = None, num_workers: int = 0) -> TrainLoader:
+    return build_train_loader(
+        pool,
+        pool.manifest(TRAIN),
+        CLIP,
+        batch_size=4,
+        accumulation=1,
+        num_workers=num_workers,
+        seed=3,
+        reading=reading,
+    )
+
+
+def assert_same(found: list[MicroBatch], expected: list[MicroBatch]) -> None:
+    assert len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert one.clips.keys == other.clips.keys
+        assert one.clips.failures == [None] * 4
+        assert torch.equal(one.clips.frames_BVTCHW, other.clips.frames_BVTCHW)
+
+
+def total(batches: list[MicroBatch]) -> ReadStats:
+    stats = ReadStats()
+    for batch in batches:
+        stats.add(batch.reads)
+    return stats
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_batches_are_those_of_a_folder(pool: Pool, remote: Pool, tmp_path: Path, cached: bool) -> None:
+    loader = train_loader(remote, ReadSettings(cache=tmp_path / "cache" if cached else None, requests_in_flight=5))
+    local = train_loader(pool)
+    for epoch in range(2):
+        batches = list(loader)
+        assert_same(batches, list(local))
+        stats = total(batches)
+        assert (stats.requests == 0) == (cached and epoch == 1)
+        assert stats.hits + stats.misses == (12 if cached else 0)
+
+
+_WITH_WORKERS = """
+import sys
+from pathlib import Path
+from shards.fetching.frames import ReadSettings
+from shards.reader import open_pool
+from tests.shards.stream.test_s3 import assert_same, total, train_loader
+cache = Path(sys.argv[2]) if sys.argv[2] else None
+loader = train_loader(open_pool("s3://stream/pool"), ReadSettings(cache=cache), num_workers=2)
+local = train_loader(open_pool(sys.argv[1]))
+for _ in range(2):
+    batches = list(loader)
+    assert_same(batches, list(local))
+    print(total(batches).requests)
+"""
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_batches_of_two_workers_are_those_of_a_folder(pool: Pool, remote: Pool, tmp_path: Path, cached: bool) -> None:
+    """In a process of its own: workers have the environment that was set when the first one was started."""
+    arguments = [str(pool.store.uri("")), str(tmp_path / "cache") if cached else ""]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_WORKERS, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = map(int, done.stdout.split())
+    if cached:  # a worker that is ahead may ask for a piece in the second epoch before another one does in the first
+        reader = make_reader(remote.store, remote.manifest(TRAIN), ReadSettings(cache=tmp_path))
+        assert reader.extents is not None
+        assert first + second == len(reader.extents)
+    else:
+        assert (first, second) == (12, 12)
+
+
+def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(remote: Pool, tmp_path: Path) -> None:
+    manifest = remote.manifest(TRAIN)
+    reader = make_reader(remote.store, manifest, ReadSettings(cache=tmp_path / "cache"))
+    assert reader.extents is not None
+    stats = total(list(train_loader(remote, ReadSettings(cache=tmp_path / "cache"))))
+    needed = sum(manifest.table["size"].to_pylist())
+    assert stats.bytes == reader.extents.total_bytes
+    assert stats.requests == len(reader.extents)
+    assert needed <= stats.bytes <= 1.05 * needed
+
+
+def test_only_the_frames_of_a_step_are_fetched_where_that_is_cheaper(remote: Pool) -> None:
+    nothing_lies_between = ReadSettings(latency_seconds=0.0)
+    exact = total(list(train_loader(remote, nothing_lies_between)))
+    along = total(list(train_loader(remote, ReadSettings(latency_seconds=1.0))))
+    assert along.requests == 12
+    assert exact.requests > along.requests
+    assert exact.bytes < along.bytes
+
+
+def test_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) -> None:
+    reading = ReadSettings(cache=tmp_path / "cache")
+    list(train_loader(remote, reading))
+    loader = build_eval_loader(remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading)
+    assert [len(clips.keys) for clips in loader] == [5, 5, 2]
+    shutil.rmtree(tmp_path / "cache")
+    assert [clips.failures for clips in loader] == [[None] * 5, [None] * 5, [None] * 2]
+
+
+def test_a_piece_that_the_disk_has_changed_is_fetched_again(pool: Pool, remote: Pool, tmp_path: Path) -> None:
+    reading = ReadSettings(cache=tmp_path / "cache")
+    list(train_loader(remote, reading))
+    for path in (tmp_path / "cache").glob("pieces/*/*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert_same(list(train_loader(remote, reading)), list(train_loader(pool)))
+    again = train_loader(remote, reading)
+    assert_same(list(again), list(train_loader(pool)))
+
+
+FAULTS = {
+    "500": Fault(status=500),
+    "503": Fault(status=503),
+    "reset in the body": Fault(body_share=0.5),
+    "latency": Fault(delay_seconds=0.1),
+    "stall": Fault(body_share=0.5, stall_seconds=600),
+}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_passes_costs_time_and_no_sample(
+    pool: Pool, remote: Pool, proxy: FaultProxy, tmp_path: Path, name: str, cached: bool
+) -> None:
+    proxy.decide = lambda number, method, path: FAULTS[name] if method == "GET" and number % 3 == 0 else None
+    other = open_pool("s3://stream/pool?timeout_seconds=1")
+    reading = ReadSettings(cache=tmp_path / "cache" if cached else None)
+    started = time.monotonic()
+    assert_same(list(train_loader(other, reading)), list(train_loader(pool)))
+    assert time.monotonic() - started < 60  # a stall is given up after a second each time
+
+
+@pytest.mark.parametrize("seconds", [4, pytest.param(90, marks=pytest.mark.long)])
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(body_share=0.5)])
+def test_an_outage_is_waited_for(pool: Pool, remote: Pool, proxy: FaultProxy, fault: Fault, seconds: int) -> None:
+    other = open_pool("s3://stream/pool")
+    loader = train_loader(other)
+    end = time.monotonic() + seconds
+    proxy.decide = lambda number, method, path: fault if time.monotonic() < end else None
+    assert_same(list(loader), list(train_loader(pool)))
+    assert time.monotonic() > end
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_object_that_always_stalls_is_an_empty_place_with_its_name(
+    remote: Pool, proxy: FaultProxy, tmp_path: Path, cached: bool
+) -> None:
+    other = open_pool("s3://stream/pool?timeout_seconds=0.5&retry_seconds=1")
+    loader = train_loader(other, ReadSettings(cache=tmp_path / "cache" if cached else None))
+    victim = other.manifest(TRAIN).row(0)["shard"]
+    proxy.decide = lambda number, method, path: (
+        Fault(body_share=0.5, stall_seconds=600) if method == "GET" and path.endswith(victim) else None
+    )
+    failures = [failure for batch in loader for failure in batch.clips.failures if failure is not None]
+    assert failures
+    assert all(
+        failure.startswith(f"s3://stream/pool/{victim}: cannot be read: its bytes stop half-way")
+        for failure in failures
+    )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_body_that_is_too_short_is_an_empty_place_and_never_a_wrong_sample(
+    remote: Pool, proxy: FaultProxy, tmp_path: Path, cached: bool
+) -> None:
+    other = open_pool("s3://stream/pool")
+    loader = train_loader(other, ReadSettings(cache=tmp_path / "cache" if cached else None))
+    victim = other.manifest(TRAIN).row(0)["shard"]
+    proxy.decide = lambda number, method, path: (
+        Fault(body_share=0.7, is_short=True) if method == "GET" and path.endswith(victim) else None
+    )
+    failures = [failure for batch in loader for failure in batch.clips.failures if failure is not None]
+    assert failures
+    assert all(f"s3://stream/pool/{victim}: holds " in failure for failure in failures)
+
+
+def test_an_object_that_changes_under_the_reader_is_never_taken_for_the_old_one(
+    remote: Pool, s3: ObjectServer, tmp_path: Path
+) -> None:
+    loader = train_loader(remote, ReadSettings(cache=tmp_path / "cache"))
+    client = s3.client("stream", "pool")
+    for name in [entry["path"] for batch in client.list("shards") for entry in batch]:
+        client.put(name, bytes(reversed(bytes(client.get(name).bytes()))))
+    with pytest.raises(
+        StorageError, match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*CRC"
+    ):
+        list(loader)
+    assert list((tmp_path / "cache").glob("pieces/*/*")) == []
+
+
+def test_a_server_that_goes_away_ends_the_run_with_its_name(remote: Pool, proxy: FaultProxy) -> None:
+    other = open_pool("s3://stream/pool")
+    loader = train_loader(other)
+    proxy.decide = lambda number, method, path: Fault(status=404) if "/shards/" in path else None
+    with pytest.raises(StorageError, match=r"samples in a row could not be read; the last: s3://stream/pool/shards/"):
+        list(loader)
+
+
+def test_requests_are_in_flight_together(remote: Pool, proxy: FaultProxy) -> None:
+    other = open_pool("s3://stream/pool")
+    loader = train_loader(other, ReadSettings(requests_in_flight=12))
+    proxy.decide = lambda number, method, path: Fault(delay_seconds=0.5)
+    started = time.monotonic()
+    batches = list(loader)
+    assert total(batches).seconds > 12 * 0.5 > 2 * (time.monotonic() - started)
+
+
+def test_a_profile_that_cannot_be_read_is_an_empty_place_and_ends_the_run_as_any_failure_does(
+    remote: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loader = build_train_loader(
+        pickle.loads(pickle.dumps(remote)),  # without a client, as in a worker
+        remote.manifest(TRAIN),
+        CLIP,
+        batch_size=4,
+        accumulation=1,
+        num_workers=0,
+        seed=3,
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "keys").write_text("half")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(
+        StorageError,
+        match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*/keys: is not an INI",
+    ):
+        list(loader)
+
+
+def test_a_stream_that_is_closed_does_not_wait_for_requests_that_run(proxy: FaultProxy, remote: Pool) -> None:
+    """Ctrl-C and a run that has failed, in an outage."""
+    loader = train_loader(remote, ReadSettings(requests_in_flight=2))
+    asked = len(proxy.requests)
+    proxy.decide = lambda number, method, path: Fault(delay_seconds=60.0) if number > asked + 5 else None
+    batches = iter(loader)
+    next(batches)  # of 4 samples; two more are on their way
+    begun = time.monotonic()
+    batches.close()  # type: ignore[attr-defined]
+    del batches, loader
+    assert time.monotonic() - begun < 20
