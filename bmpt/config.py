@@ -1,6 +1,8 @@
-"""The settings of `bmpt train` and `bmpt eval`: one frozen model a section, every key with its meaning.
+"""The settings of `bmpt train` and `bmpt eval`: one frozen model a section, every key with its
+meaning.
 
-Keys that others call are fixed (shards/README.md and README.md name them); a YAML may have one `base:`."""
+Keys that others call are fixed (shards/README.md and README.md name them); a YAML may have one
+`base:`."""
 
 from __future__ import annotations
 
@@ -15,16 +17,31 @@ from shards.fetching.extents import BYTES_PER_SECOND, LATENCY_SECONDS
 from shards.fetching.frames import ReadSettings
 
 # how bytes come here, not which
-_READING = ("cache", "cache_bytes", "requests_in_flight", "latency_seconds", "bytes_per_second", "max_failures")
+_READING = (
+    "cache",
+    "cache_bytes",
+    "requests_in_flight",
+    "latency_seconds",
+    "bytes_per_second",
+    "max_failures",
+)
 
 
 class RunSettings(Settings):
     """Where a run lies and how a process computes."""
 
     dir: str | None = Field(None, description="run folder; default runs/<config stem>")
-    threads: int = Field(1, ge=1, description="CPU threads a process; the same for every topology, so that sums agree")
-    save_every_steps: int | None = Field(None, ge=1, description="state.pt within an epoch too; always at its end")
-    tensorboard: bool = Field(True, description="write the numbers of metrics.jsonl to <run.dir>/tensorboard too")
+    threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads a process; the same for every topology, so that sums agree",
+    )
+    save_every_steps: int | None = Field(
+        None, ge=1, description="state.pt within an epoch too; always at its end"
+    )
+    tensorboard: bool = Field(
+        True, description="write the numbers of metrics.jsonl to <run.dir>/tensorboard too"
+    )
 
 
 class DataSettings(Settings):
@@ -34,25 +51,49 @@ class DataSettings(Settings):
     train: str | None = Field(None, description="manifest, for example few_shot/train_k2")
     val: str | None = Field(None, description="manifest; the default of eval.manifests")
     frames: int = Field(8, ge=1, description="T, frames a clip")
-    batch_size: int = Field(64, ge=1, description="clips of one optimiser step over all ranks and micro-batches")
-    num_workers: int = Field(0, ge=0, description="loader processes a rank; 0 decodes in the training process")
-    order: Literal["global", "grouped"] = Field("global", description="what is permuted: all samples, or shards first")
+    batch_size: int = Field(
+        64, ge=1, description="clips of one optimiser step over all ranks and micro-batches"
+    )
+    num_workers: int = Field(
+        0, ge=0, description="loader processes a rank; 0 decodes in the training process"
+    )
+    order: Literal["global", "grouped"] = Field(
+        "global", description="what is permuted: all samples, or shards first"
+    )
     group_shards: int = Field(16, ge=1, description="shards that a grouped order mixes at a time")
-    cache: Path | None = Field(None, description="folder for what is read of a remote pool, shared by a node's ranks")
+    cache: Path | None = Field(
+        None, description="folder for what is read of a remote pool, shared by a node's ranks"
+    )
     cache_bytes: int = Field(50_000_000_000, ge=0, description="hard cap of that folder")
-    requests_in_flight: int = Field(16, ge=1, description="samples that a loader process asks object storage for")
+    requests_in_flight: int = Field(
+        16, ge=1, description="samples that a loader process asks object storage for"
+    )
     latency_seconds: float = Field(
-        LATENCY_SECONDS, ge=0, allow_inf_nan=False, description="of a request; `bmpt plan --measure` gives yours"
+        LATENCY_SECONDS,
+        ge=0,
+        allow_inf_nan=False,
+        description="of a request; `bmpt plan --measure` gives yours",
     )
     bytes_per_second: float = Field(
-        BYTES_PER_SECOND, gt=0, allow_inf_nan=False, description="of one connection; decides with it what is read along"
+        BYTES_PER_SECOND,
+        gt=0,
+        allow_inf_nan=False,
+        description="of one connection; decides with it what is read along",
     )
-    max_failures: int = Field(32, ge=1, description="samples in a row that cannot be read and end the run")
+    max_failures: int = Field(
+        32, ge=1, description="samples in a row that cannot be read and end the run"
+    )
     verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
-    sampling: Literal["even", "vifi"] = Field("even", description="segment bounds; vifi drops a tail of n mod T frames")
+    sampling: Literal["even", "vifi"] = Field(
+        "even", description="segment bounds; vifi drops a tail of n mod T frames"
+    )
     crop: Literal["multi_scale", "center", "whole"] = "multi_scale"
-    scaled_decode: bool = Field(False, description="faster for small frames, and not the same pixels: see README")
-    flip: bool = Field(True, description="mirror half of the training clips; wrong where direction is the class")
+    scaled_decode: bool = Field(
+        False, description="faster for small frames, and not the same pixels: see README"
+    )
+    flip: bool = Field(
+        True, description="mirror half of the training clips; wrong where direction is the class"
+    )
 
     @property
     def reading(self) -> ReadSettings:
@@ -69,7 +110,9 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """The CLIP backbone."""
 
-    name: str = Field("ViT-B-16", description="open_clip architecture; a free name if the file carries its own")
+    name: str = Field(
+        "ViT-B-16", description="open_clip architecture; a free name if the file carries its own"
+    )
     pretrained: str = Field("openai", description="open_clip tag, a weight file, or `random`")
 
 
@@ -83,39 +126,66 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # one may stand fo
 class TextSettings(Settings):
     """How a class name becomes a class text."""
 
-    template: str = Field("a video of a person {}.", description="`{}` is the class name; `{}` alone is the bare name")
-    raw_names: bool = Field(False, description="keep CamelCase and `_` as the label file spells them")
-    templates: Names = Field((), description="several instead of one: drawn in training, averaged in scoring")
-    sentences: Path | None = Field(None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)")
-    paraphrases: Path | None = Field(
-        None, description="lines `class -> same action in other words`, which templates then name instead of the class"
+    template: str = Field(
+        "a video of a person {}.", description="`{}` is the class name; `{}` alone is the bare name"
     )
-    negatives: Path | None = Field(None, description="lines `class -> look-alike action`, for bmpt's margin loss")
-    knowledge: Path | None = Field(None, description="knowledge.parquet of the training list (bmpt)")
+    raw_names: bool = Field(
+        False, description="keep CamelCase and `_` as the label file spells them"
+    )
+    templates: Names = Field(
+        (), description="several instead of one: drawn in training, averaged in scoring"
+    )
+    sentences: Path | None = Field(
+        None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)"
+    )
+    paraphrases: Path | None = Field(
+        None,
+        description="lines `class -> same action in other words`, which templates then name instead of the class",
+    )
+    negatives: Path | None = Field(
+        None, description="lines `class -> look-alike action`, for bmpt's margin loss"
+    )
+    knowledge: Path | None = Field(
+        None, description="knowledge.parquet of the training list (bmpt)"
+    )
     attributes: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = Field(
-        (), description="attributes.parquet of all lists, trained and scored, for method.attributes (bike)"
+        (),
+        description="attributes.parquet of all lists, trained and scored, for method.attributes (bike)",
     )
 
 
 class MethodSettings(Settings):
     """What is put onto the backbone and what of it trains."""
 
-    name: str = Field("bmpt", description="one of bmpt/methods: zero_shot, vifi_clip, bdc_clip, bmpt, bike")
+    name: str = Field(
+        "bmpt", description="one of bmpt/methods: zero_shot, vifi_clip, bdc_clip, bmpt, bike"
+    )
     tune: Annotated[
         Literal["prompts", "all", "both", "image", "text"],
         AfterValidator(lambda tune: "all" if tune == "both" else tune),
-    ] = Field("prompts", description="what is new alone, or weights too: all (both is the same) or those of one tower")
-    vision_depth: int = Field(12, ge=0, description="visual blocks with own prompt tokens, the first counted")
+    ] = Field(
+        "prompts",
+        description="what is new alone, or weights too: all (both is the same) or those of one tower",
+    )
+    vision_depth: int = Field(
+        12, ge=0, description="visual blocks with own prompt tokens, the first counted"
+    )
     vision_tokens: int = Field(8, ge=1)
-    text_depth: int = Field(12, ge=0, description="text blocks with own prompt tokens, the first counted")
+    text_depth: int = Field(
+        12, ge=0, description="text blocks with own prompt tokens, the first counted"
+    )
     text_tokens: int = Field(8, ge=1)
-    start_words: str | None = Field(None, description="vifi_clip: words that the text tokens start from")
+    start_words: str | None = Field(
+        None, description="vifi_clip: words that the text tokens start from"
+    )
     exchange: Literal["none", "bidirectional", "batch_gated"] = Field(
         "bidirectional",
         description="bmpt: none as released; bidirectional between prompts; batch_gated between features, where class "
         "features depend on the clips computed with them",
     )
-    exchange_width: int = Field(256, ge=1, description="hidden width of the exchange's two-layer maps")
+    exchange_width: int = Field(
+        256, ge=1, description="hidden width of the exchange's two-layer maps"
+    )
     space_time_blocks: tuple[int, ...] | None = Field(
         None,
         description="visual blocks that attend over all frames; default [3, 7, 11] for bmpt and bdc_clip, none else",
@@ -130,17 +200,30 @@ class MethodSettings(Settings):
     )
     negative_weight: float = Field(1.0, ge=0, description="bmpt: of the margin loss on negatives")
     knowledge_weight: float = Field(1.0, ge=0, description="bmpt: of the loss on knowledge texts")
-    reduced_width: int = Field(192, ge=1, description="bdc_clip: channels whose covariance is taken")
+    reduced_width: int = Field(
+        192, ge=1, description="bdc_clip: channels whose covariance is taken"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="bdc_clip: before the classifier")
     coefficients: tuple[float, float, float] = Field(
-        (0.2, 0.3, 0.5), description="bdc_clip: of the probabilities of cosine, classifier and covariance"
+        (0.2, 0.3, 0.5),
+        description="bdc_clip: of the probabilities of cosine, classifier and covariance",
     )
-    scale_divisor: float = Field(5.0, gt=0, description="bdc_clip: of the covariance logits' scale in scoring")
+    scale_divisor: float = Field(
+        5.0, gt=0, description="bdc_clip: of the covariance logits' scale in scoring"
+    )
     floors_scale: bool = Field(False, description="bdc_clip: floor that quotient, as released")
-    interaction: Literal["DP", "VCS"] = Field("VCS", description="bike: mean of frames, or frames that words pick")
-    temporal_layers: int = Field(6, ge=0, description="bike: layers of its temporal transformer, 0 for none")
-    counts_padding: bool = Field(False, description="bike: VCS averages over padding too, as released")
-    attributes: bool = Field(False, description="bike: the attributes branch too, read from text.attributes")
+    interaction: Literal["DP", "VCS"] = Field(
+        "VCS", description="bike: mean of frames, or frames that words pick"
+    )
+    temporal_layers: int = Field(
+        6, ge=0, description="bike: layers of its temporal transformer, 0 for none"
+    )
+    counts_padding: bool = Field(
+        False, description="bike: VCS averages over padding too, as released"
+    )
+    attributes: bool = Field(
+        False, description="bike: the attributes branch too, read from text.attributes"
+    )
     dual_softmax: bool = Field(False, description="bike: its DS loss instead of NCE")
 
     @model_validator(mode="before")
@@ -149,7 +232,9 @@ class MethodSettings(Settings):
         if not isinstance(values, dict) or values.get("temporal_position") != "causal":
             return values
         if values.get("causal") is False:
-            raise ValueError("temporal_position=causal and causal=false exclude each other; leave one of them out")
+            raise ValueError(
+                "temporal_position=causal and causal=false exclude each other; leave one of them out"
+            )
         return {**values, "temporal_position": "none", "causal": True}
 
 
@@ -160,16 +245,27 @@ class TrainSettings(Settings):
     lr: float = Field(8e-6, gt=0, allow_inf_nan=False)
     lr_prompts: float | None = Field(None, gt=0, allow_inf_nan=False)
     lr_exchange: float | None = Field(None, gt=0, allow_inf_nan=False)
-    lr_adapters: float | None = Field(None, gt=0, allow_inf_nan=False, description="bdc_clip: norms and projections")
-    lr_head: float | None = Field(None, gt=0, allow_inf_nan=False, description="classifier, temporal transformer")
+    lr_adapters: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="bdc_clip: norms and projections"
+    )
+    lr_head: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="classifier, temporal transformer"
+    )
     betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW; BIKE 0.9, 0.999")
-    eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP as released 1e-6")
+    eps: float = Field(
+        1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP as released 1e-6"
+    )
     weight_decay: float = Field(
-        0.001, ge=0, allow_inf_nan=False, description="of all matrices that train; prompts, gains and biases have none"
+        0.001,
+        ge=0,
+        allow_inf_nan=False,
+        description="of all matrices that train; prompts, gains and biases have none",
     )
     warmup_epochs: float = Field(1, ge=0, allow_inf_nan=False)
     accumulation: int = Field(1, ge=1, description="micro-batches of one optimiser step")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; fp16 needs a GPU")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="autocast type; fp16 needs a GPU"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
@@ -177,7 +273,9 @@ class EvalSettings(Settings):
     """What is scored."""
 
     manifests: Names = Field((), description="manifests to score; default data.val")
-    batch_size: int = Field(16, ge=1, description="rows of one fixed block; the same at any number of ranks")
+    batch_size: int = Field(
+        16, ge=1, description="rows of one fixed block; the same at any number of ranks"
+    )
     wise_ft: float | None = Field(
         None,
         ge=0,
@@ -203,7 +301,8 @@ class TrainConfig(Settings):
 
     @property
     def depends_on_spread(self) -> bool:
-        """Whether numbers depend on which clips of a step are computed at once, and on the ranks."""
+        """Whether numbers depend on which clips of a step are computed at once, and on the
+        ranks."""
         method = self.method
         return (method.name == "bmpt" and method.exchange == "batch_gated") or (
             method.name == "bdc_clip" and method.dropout > 0
@@ -216,9 +315,11 @@ class TrainConfig(Settings):
 
 
 def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
-    """What makes two configs one run: not the folder, the threads, or how a step is spread over workers.
+    """What makes two configs one run: not the folder, the threads, or how a step is spread over
+    workers.
 
-    with_places: where pool and weights lie; without, since both have hashes of their own, results are the same
+    with_places: where pool and weights lie; without, since both have hashes of their own, results
+        are the same
     bytes wherever they are computed."""
     spread: Any = {"run": True, "data": {"num_workers", *_READING}}
     if not config.depends_on_spread:
@@ -233,4 +334,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     config = load_settings(TrainConfig, path, overrides)
     if config.run.dir is not None:
         return config
-    return config.model_copy(update={"run": config.run.model_copy(update={"dir": f"runs/{path.stem}"})})
+    return config.model_copy(
+        update={"run": config.run.model_copy(update={"dir": f"runs/{path.stem}"})}
+    )

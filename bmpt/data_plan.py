@@ -19,14 +19,17 @@ from shards.storage.open import open_store
 from shards.stream.traffic import ReadPlan, plan_scoring, plan_text, plan_training
 
 _BATCH_SIZE = 64
-_MANIFEST = re.compile(r"(?:(?P<pool>.+)/)?manifests/(?P<name>[\w-]+/[\w-]+)\.parquet(?P<options>\?.*)?")
+_MANIFEST = re.compile(
+    r"(?:(?P<pool>.+)/)?manifests/(?P<name>[\w-]+/[\w-]+)\.parquet(?P<options>\?.*)?"
+)
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """What a run reads.
 
-    latency_seconds, bytes_per_second: of a request, as the plans reckon; is_measured: just now, not a setting
+    latency_seconds, bytes_per_second: of a request, as the plans reckon; is_measured: just now, not
+        a setting
     bytes, requests, seconds: of all plans; seconds is None for a folder"""
 
     plans: list[ReadPlan]
@@ -39,15 +42,21 @@ class RunPlan:
 
 
 def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool = False) -> RunPlan:
-    """Plan a config file or a manifest, `POOL/manifests/PROTOCOL/NAME.parquet` and the options of the pool's address.
+    """Plan a config file or a manifest, `POOL/manifests/PROTOCOL/NAME.parquet` and the options of
+    the pool's address.
 
-    A manifest is planned with the defaults of a config, but for one epoch and batches of at most all its samples: a
-    training list as training, any other as scoring. measure: first measure what a request costs.
+    A manifest is planned with the defaults of a config, but for one epoch and batches of at most
+    all its samples: a training list as training, any other as scoring. measure: first measure what
+        a request costs.
     Raises: ConfigError, FormatError, StorageError."""
     is_url = "://" in address
-    shown = open_store(address).uri("") if is_url else address  # refuses credentials before any message has them
+    shown = (
+        open_store(address).uri("") if is_url else address
+    )  # refuses credentials before any message has them
     if found := _MANIFEST.fullmatch(address):
-        config, pool = _config_of_manifest(f"{found['pool'] or '.'}{found['options'] or ''}", found["name"], overrides)
+        config, pool = _config_of_manifest(
+            f"{found['pool'] or '.'}{found['options'] or ''}", found["name"], overrides
+        )
     elif not (is_url or address.endswith(".parquet")) and (
         address.endswith((".yaml", ".yml")) or Path(address).is_file()
     ):
@@ -59,7 +68,10 @@ def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool =
         )
     if measure:
         cost = measure_request_cost(pool)
-        measured = {"latency_seconds": cost.latency_seconds, "bytes_per_second": cost.bytes_per_second}
+        measured = {
+            "latency_seconds": cost.latency_seconds,
+            "bytes_per_second": cost.bytes_per_second,
+        }
         config = config.model_copy(update={"data": config.data.model_copy(update=measured)})
     plans = plan_run(config, pool)
     seconds = [plan.seconds for plan in plans if plan.seconds is not None]
@@ -90,7 +102,8 @@ def run_plan_text(plan: RunPlan) -> str:
 
 
 def plan_run(config: TrainConfig, pool: Pool) -> list[ReadPlan]:
-    """Plan the training, if there is one, and the scoring of each manifest; under torchrun for all of its ranks.
+    """Plan the training, if there is one, and the scoring of each manifest; under torchrun for all
+    of its ranks.
 
     Raises: ConfigError, FormatError, StorageError."""
     data = config.data
@@ -125,11 +138,15 @@ def plan_run(config: TrainConfig, pool: Pool) -> list[ReadPlan]:
         )
     for name in config.scored_manifests:
         manifest = select(pool.manifest(name), data.verdicts)
-        plans.append(plan_scoring(pool.store, manifest, clip, data.reading, num_processes=num_processes))
+        plans.append(
+            plan_scoring(pool.store, manifest, clip, data.reading, num_processes=num_processes)
+        )
     return plans
 
 
-def _config_of_manifest(address: str, name: str, overrides: Sequence[str]) -> tuple[TrainConfig, Pool]:
+def _config_of_manifest(
+    address: str, name: str, overrides: Sequence[str]
+) -> tuple[TrainConfig, Pool]:
     pool = open_pool(address)
     manifest = pool.manifest(name)
     use = "train" if manifest.info.split == "train" else "val"

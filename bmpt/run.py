@@ -13,7 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from bmpt.checkpoints.checkpoint import CheckpointInfo, config_sha256, load_checkpoint, read_trained_classes
+from bmpt.checkpoints.checkpoint import (
+    CheckpointInfo,
+    config_sha256,
+    load_checkpoint,
+    read_trained_classes,
+)
 from bmpt.config import TrainConfig
 from bmpt.engine.train import Trainer
 from bmpt.evaluation.evaluate import evaluate
@@ -34,9 +39,11 @@ class RunOutcome:
 
 
 def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> RunOutcome:
-    """Train, go on from state.pt if the folder has one, then score; a finished run is read, not redone.
+    """Train, go on from state.pt if the folder has one, then score; a finished run is read, not
+    redone.
 
-    Raises: ConfigError, FormatError, StorageError: each names the file or key, the value and the cure."""
+    Raises: ConfigError, FormatError, StorageError: each names the file or key, the value and the
+        cure."""
     task = open_task(config, world, trains=True)
     folder = Path(str(config.run.dir))
     with _holding(config, world, fresh=fresh):
@@ -77,19 +84,29 @@ def run_evaluation(
                 file=sys.stderr,
             )
         with ProgressBars(enabled=world.is_main) as bars:
-            return RunOutcome(folder, evaluate(task, folder=folder, checkpoint=info, progress=bars.update))
+            return RunOutcome(
+                folder, evaluate(task, folder=folder, checkpoint=info, progress=bars.update)
+            )
 
 
 def _check_classes(checkpoint: Path, trained: Sequence[str], task: Task) -> None:
-    """Raises: ConfigError for a checkpoint of other classes than those of `data.train`, where the pool has that."""
+    """Raises: ConfigError for a checkpoint of other classes than those of `data.train`, where the
+    pool has that."""
     name = task.config.data.train
     if not trained or name is None or not task.pool.has_manifest(name):
         return
     classes = task.pool.manifest(name).info.classes
     if tuple(classes) == tuple(trained):
         return
-    first = next((at for at, pair in enumerate(zip(trained, classes, strict=False)) if pair[0] != pair[1]), None)
-    where = "" if first is None else f": class {first} is {trained[first]!r} there, {classes[first]!r} here"
+    first = next(
+        (at for at, pair in enumerate(zip(trained, classes, strict=False)) if pair[0] != pair[1]),
+        None,
+    )
+    where = (
+        ""
+        if first is None
+        else f": class {first} is {trained[first]!r} there, {classes[first]!r} here"
+    )
     raise ConfigError(
         f"{checkpoint}: was trained on {len(trained)} classes, data.train={name} has {len(classes)}{where}; give the "
         "config that it was trained with, or set data.train=null to score other lists with it"
@@ -97,7 +114,9 @@ def _check_classes(checkpoint: Path, trained: Sequence[str], task: Task) -> None
 
 
 @contextmanager
-def _holding(config: TrainConfig, world: World, *, fresh: bool = False, scores_only: bool = False) -> Iterator[None]:
+def _holding(
+    config: TrainConfig, world: World, *, fresh: bool = False, scores_only: bool = False
+) -> Iterator[None]:
     """Hold the run folder on the main rank, see `run_folder.hold`, whose errors all ranks raise."""
     with ExitStack() as held:
         with errors_of_main(world):
@@ -115,20 +134,28 @@ def _train_and_score(task: Task, folder: Path) -> RunOutcome:
             stop.ends_at_once = True
             with errors_of_main(task.world):
                 checkpoint = trainer.save_checkpoint()
-            return RunOutcome(folder, evaluate(task, folder=folder, checkpoint=checkpoint, progress=bars.update))
+            return RunOutcome(
+                folder, evaluate(task, folder=folder, checkpoint=checkpoint, progress=bars.update)
+            )
 
 
 def _finished_results(folder: Path, task: Task) -> dict[str, Any] | None:
-    """The results of this config, this pool and the checkpoint that lies there, if the run is through."""
+    """The results of this config, this pool and the checkpoint that lies there, if the run is
+    through."""
     checkpoint = folder / run_folder.CHECKPOINT
     if not checkpoint.exists():
         return None
-    info = CheckpointInfo(checkpoint.name, hashlib.sha256(checkpoint.read_bytes()).hexdigest(), step=0)
+    info = CheckpointInfo(
+        checkpoint.name, hashlib.sha256(checkpoint.read_bytes()).hexdigest(), step=0
+    )
     return _results_of(folder, task, info)
 
 
-def _results_of(folder: Path, task: Task, checkpoint: CheckpointInfo | None) -> dict[str, Any] | None:
-    """results.json, if it comes from this config, pool, base weights and checkpoint; None if it does not."""
+def _results_of(
+    folder: Path, task: Task, checkpoint: CheckpointInfo | None
+) -> dict[str, Any] | None:
+    """results.json, if it comes from this config, pool, base weights and checkpoint; None if it
+    does not."""
     try:
         results = json.loads((folder / run_folder.RESULTS).read_text(encoding="utf-8"))
         found = (results["config_sha256"], results["pool_id"], results["model"]["weights_sha256"])
@@ -138,7 +165,11 @@ def _results_of(folder: Path, task: Task, checkpoint: CheckpointInfo | None) -> 
         return None
     ours = (config_sha256(task.config), task.pool.card.pool_id, task.backbone.weights_sha256)
     is_ours = found == ours and text_files == task.text_files
-    return results if is_ours and stored == (checkpoint.sha256 if checkpoint is not None else None) else None
+    return (
+        results
+        if is_ours and stored == (checkpoint.sha256 if checkpoint is not None else None)
+        else None
+    )
 
 
 class _StoppedError(Exception):

@@ -1,4 +1,5 @@
-"""A config with everything that it names opened and checked: mistakes show before a run folder is made."""
+"""A config with everything that it names opened and checked: mistakes show before a run folder is
+made."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from shards.reader import Manifest, Pool, open_pool
 class Split:
     """A manifest as the config selects it, and its class texts.
 
-    knowledge_ND, attributes_ND: features of the knowledge texts and of the attribute sentences of its samples, on the
+    knowledge_ND, attributes_ND: features of the knowledge texts and of the attribute sentences of
+        its samples, on the
     CPU; None without"""
 
     manifest: Manifest
@@ -37,7 +39,9 @@ class Split:
     attributes_ND: torch.Tensor | None = None
 
 
-def rows_of(features_ND: torch.Tensor | None, positions_B: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+def rows_of(
+    features_ND: torch.Tensor | None, positions_B: torch.Tensor, device: torch.device
+) -> torch.Tensor | None:
     """Features of some samples [B, D] on the device, None of none."""
     return None if features_ND is None else features_ND[positions_B].to(device)
 
@@ -79,8 +83,11 @@ class Task:
         return torch.autocast(self.world.device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classes: Sequence[str] = ()) -> Task:
-    """Open pool, manifests, backbone and method. Raises: ConfigError, FormatError, StorageError in one line.
+def open_task(
+    config: TrainConfig, world: World, *, trains: bool, trained_classes: Sequence[str] = ()
+) -> Task:
+    """Open pool, manifests, backbone and method. Raises: ConfigError, FormatError, StorageError in
+    one line.
 
     trained_classes: of the checkpoint that is scored"""
     if config.train.precision == "fp16" and world.device.type != "cuda":
@@ -99,18 +106,26 @@ def open_task(config: TrainConfig, world: World, *, trains: bool, trained_classe
     if trains and config.data.train is not None:
         trained_classes = manifests[config.data.train].info.classes
     method = build_method(
-        backbone, config.method, num_frames=config.data.frames, seed=config.seed, classes=trained_classes
+        backbone,
+        config.method,
+        num_frames=config.data.frames,
+        seed=config.seed,
+        classes=trained_classes,
     )
     if trains and method.compares_clips:
         _check_clips_together(config)
     if trains and not method.trained_groups():
-        raise ConfigError(f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`")
+        raise ConfigError(
+            f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`"
+        )
     _check_text_files(config, method)
     splits: dict[str, Split] = {}
     notes = _notes_on_backbone(config, backbone, method)
     for name, manifest in manifests.items():
         is_train = trains and name == config.data.train
-        splits[name], found = _open_split(config, manifest, method, backbone, world, is_train=is_train)
+        splits[name], found = _open_split(
+            config, manifest, method, backbone, world, is_train=is_train
+        )
         notes += found
     if trains and config.data.train is not None:
         notes += notes_on_training(config, manifests[config.data.train])
@@ -148,22 +163,37 @@ def _check_clips_together(config: TrainConfig) -> None:
 
 
 def _open_split(
-    config: TrainConfig, manifest: Manifest, method: Method, backbone: Backbone, world: World, *, is_train: bool
+    config: TrainConfig,
+    manifest: Manifest,
+    method: Method,
+    backbone: Backbone,
+    world: World,
+    *,
+    is_train: bool,
 ) -> tuple[Split, list[str]]:
-    """(a manifest with its texts, what a person should know of them); negatives and knowledge belong to training."""
+    """(a manifest with its texts, what a person should know of them); negatives and knowledge
+    belong to training."""
     classes, text = manifest.info.classes, config.text
     sentences = class_sentences(classes, text)
     negatives = None
     if is_train and text.negatives is not None:
         negatives = negative_sentences(
-            classes, text.negatives, sentences.num_sentences, texts=text.sentences, raw_names=text.raw_names
+            classes,
+            text.negatives,
+            sentences.num_sentences,
+            texts=text.sentences,
+            raw_names=text.raw_names,
         )
     texts = method.prepare_classes(sentences, negatives).to(world.device)
     notes = _notes_on(sentences, "class texts", method, backbone)
     if negatives is not None:
         notes += _notes_on(negatives, "negatives", method, backbone)
     keys = manifest.table["key"].to_pylist()
-    knowledge = read_knowledge(text.knowledge, keys, backbone) if is_train and text.knowledge is not None else None
+    knowledge = (
+        read_knowledge(text.knowledge, keys, backbone)
+        if is_train and text.knowledge is not None
+        else None
+    )
     attributes = read_attributes(text.attributes, keys, backbone) if text.attributes else None
     split = Split(
         manifest,
@@ -211,12 +241,15 @@ def _notes_on(texts: ClassSentences, what: str, method: Method, backbone: Backbo
 
 
 def _check_text_files(config: TrainConfig, method: Method) -> None:
-    """Raises: ConfigError for text files that the method does not read, or one that it needs and has not."""
+    """Raises: ConfigError for text files that the method does not read, or one that it needs and
+    has not."""
     name = config.method.name
     unread = [key for key in ("negatives", "knowledge", "attributes") if getattr(config.text, key)]
     unread = [f"text.{key}" for key in unread if key not in method.reads]
     if "text.attributes" in unread and name == "bike":
-        raise ConfigError("text.attributes: bike reads it with method.attributes=true; set both or none of them")
+        raise ConfigError(
+            "text.attributes: bike reads it with method.attributes=true; set both or none of them"
+        )
     if unread:
         raise ConfigError(
             f"{', '.join(unread)}: method {name} reads {'none of them' if len(unread) > 1 else 'no such file'}; leave "
@@ -235,13 +268,16 @@ def _check_text_files(config: TrainConfig, method: Method) -> None:
 
 def _hash_text_files(text: TextSettings) -> dict[str, str]:
     """What the texts are that `text` names by their paths alone. Raises: ConfigError."""
-    files = {key: getattr(text, key) for key in ("sentences", "paraphrases", "negatives", "knowledge")}
+    files = {
+        key: getattr(text, key) for key in ("sentences", "paraphrases", "negatives", "knowledge")
+    }
     files |= {f"attributes.{number}": file for number, file in enumerate(text.attributes)}
     return {key: _hash_text_file(key, file) for key, file in files.items() if file is not None}
 
 
 def _hash_text_file(key: str, file: Path) -> str:
-    """Raises: ConfigError for a file that is gone: scoring has not read what belongs to training."""
+    """Raises: ConfigError for a file that is gone: scoring has not read what belongs to
+    training."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
@@ -253,14 +289,24 @@ def _hash_text_file(key: str, file: Path) -> str:
 
 @torch.no_grad()
 def _check_texts(task: Task) -> None:
-    """Raises: ConfigError for two classes with one feature a sentence, which no training could tell apart."""
+    """Raises: ConfigError for two classes with one feature a sentence, which no training could tell
+    apart."""
     file = task.config.text.sentences or task.config.text.paraphrases
-    for name, split in {**({"data.train": task.train} if task.train else {}), **task.scored}.items():
+    for name, split in {
+        **({"data.train": task.train} if task.train else {}),
+        **task.scored,
+    }.items():
         classes = split.manifest.info.classes
-        groups_of: list[tuple[int, ...]] = [()] * len(classes)  # for each sentence, which class features are equal
+        groups_of: list[tuple[int, ...]] = [()] * len(
+            classes
+        )  # for each sentence, which class features are equal
         for index in range(split.texts.num_sentences):
-            _, groups_K = task.method.encode_sentence(split.texts, index)[COSINE].unique(dim=0, return_inverse=True)
-            groups_of = [(*groups, group) for groups, group in zip(groups_of, groups_K.tolist(), strict=True)]
+            _, groups_K = task.method.encode_sentence(split.texts, index)[COSINE].unique(
+                dim=0, return_inverse=True
+            )
+            groups_of = [
+                (*groups, group) for groups, group in zip(groups_of, groups_K.tolist(), strict=True)
+            ]
             if len(set(groups_of)) == len(classes):
                 break
         first_of: dict[tuple[int, ...], str] = {}
@@ -277,12 +323,15 @@ def _names_to_score(config: TrainConfig) -> list[str]:
     """Raises: ConfigError if there is nothing to score."""
     names = list(config.scored_manifests)
     if not names:
-        raise ConfigError("nothing to score: set eval.manifests=[base_to_novel/val_base] or data.val")
+        raise ConfigError(
+            "nothing to score: set eval.manifests=[base_to_novel/val_base] or data.val"
+        )
     return names
 
 
 def _check_loaders(task: Task) -> None:
-    """Raises: ConfigError for an empty manifest, or a batch that its samples and the ranks cannot share."""
+    """Raises: ConfigError for an empty manifest, or a batch that its samples and the ranks cannot
+    share."""
     config, world_size = task.config, task.world.size
     if task.train is not None:
         build_train_loader(
@@ -299,4 +348,6 @@ def _check_loaders(task: Task) -> None:
         )
     block_size = config.eval.batch_size
     for split in task.scored.values():
-        build_eval_loader(task.pool, split.manifest, task.clip, block_size=block_size, num_workers=0)
+        build_eval_loader(
+            task.pool, split.manifest, task.clip, block_size=block_size, num_workers=0
+        )

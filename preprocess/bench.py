@@ -1,7 +1,9 @@
-"""`bmpt bench build`: what preparing costs beside decoding alone and beside the usual FFmpeg scripts, in one run.
+"""`bmpt bench build`: what preparing costs beside decoding alone and beside the usual FFmpeg
+scripts, in one run.
 
-All sides take the same videos in turn, so that a busy machine slows them alike. In-process sides and FFmpeg
-processes are measured in CPU seconds of one core (best of a few repeats a video), builds in clips a second."""
+All sides take the same videos in turn, so that a busy machine slows them alike. In-process sides
+and FFmpeg processes are measured in CPU seconds of one core (best of a few repeats a video), builds
+in clips a second."""
 
 from __future__ import annotations
 
@@ -24,18 +26,24 @@ from shards.errors import ConfigError
 from shards.format.schema import Encoding
 
 # short side at most 256, even sizes
-_SHORT_SIDE = "scale='if(gt(iw,ih),-2,min(256,trunc(iw/2)*2))':'if(gt(iw,ih),min(256,trunc(ih/2)*2),-2)'"
+_SHORT_SIDE = (
+    "scale='if(gt(iw,ih),-2,min(256,trunc(iw/2)*2))':'if(gt(iw,ih),min(256,trunc(ih/2)*2),-2)'"
+)
 STORED_FRAMES = 32  # what the published figures of this kind of tool are stated for
 
 
 @dataclass(frozen=True)
 class BuildBenchmark:
-    """CPU seconds of all videos together, the best of `repeats` for each, and wall seconds of whole builds.
+    """CPU seconds of all videos together, the best of `repeats` for each, and wall seconds of whole
+    builds.
 
-    decode: PyAV, one thread, nothing kept; ours: the whole of `read_video` (structure, decoding, 32 frames to JPEG)
-    every_frame: one FFmpeg process a video, every frame to JPEG files; reencode: one FFmpeg process a video to
+    decode: PyAV, one thread, nothing kept; ours: the whole of `read_video` (structure, decoding, 32
+        frames to JPEG)
+    every_frame: one FFmpeg process a video, every frame to JPEG files; reencode: one FFmpeg process
+        a video to
     H.264 at short side 256, as video2dataset does
-    rate_1, rate_2: clips/s of builds with one and two workers, from the first clip written to the last"""
+    rate_1, rate_2: clips/s of builds with one and two workers, from the first clip written to the
+        last"""
 
     videos: int
     repeats: int
@@ -67,7 +75,11 @@ def bench_build(
     """Measure all videos below a folder. Raises: ConfigError if there are none.
 
     build_seconds: builds take each video as often as keeps one worker busy for about so long"""
-    files = sorted(path for path in videos.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file())
+    files = sorted(
+        path
+        for path in videos.rglob("*")
+        if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()
+    )
     if not files:
         raise ConfigError(f"{videos}: holds no video file; give a folder of videos to measure")
     set_up_logging()
@@ -85,7 +97,9 @@ def bench_build(
             for index, best in enumerate(_best_of(sides, path, repeats)):
                 seconds[index] += best
             progress(done, len(files))
-        tree = _repeat(files, Path(scratch) / "tree", copies=max(2, math.ceil(build_seconds / seconds[1])))
+        tree = _repeat(
+            files, Path(scratch) / "tree", copies=max(2, math.ceil(build_seconds / seconds[1]))
+        )
         rates = [_build_rate(tree, Path(scratch), workers) for workers in (1, 2)]
     return BuildBenchmark(len(files), repeats, os.cpu_count() or 1, *seconds, *rates)
 
@@ -134,7 +148,11 @@ def _ffmpeg(path: Path, out: str, options: dict[str, Any]) -> None:
     import ffmpeg
     import imageio_ffmpeg
 
-    stream = ffmpeg.input(f"file:{path}").output(f"file:{out}", loglevel="quiet", **options).overwrite_output()
+    stream = (
+        ffmpeg.input(f"file:{path}")
+        .output(f"file:{out}", loglevel="quiet", **options)
+        .overwrite_output()
+    )
     stream.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stderr=True)
 
 
@@ -150,7 +168,12 @@ def _repeat(files: Sequence[Path], tree: Path, *, copies: int) -> Path:
 def _build_rate(videos: Path, scratch: Path, workers: int) -> float:
     """Clips a second of a build into a new folder; its start and its closing are not counted."""
     times: list[float] = []
-    options = {"dataset": "folder", "videos": videos, "out": str(scratch / f"pool-{workers}"), "workers": workers}
+    options = {
+        "dataset": "folder",
+        "videos": videos,
+        "out": str(scratch / f"pool-{workers}"),
+        "workers": workers,
+    }
     settings = make_build_settings(options, [f"frames_per_clip={STORED_FRAMES}"])
     run_build(settings, progress=lambda done, total: times.append(time.perf_counter()))
     first_clip, last_clip = times[1], times[-1]  # times[0]: nothing is written yet

@@ -1,6 +1,7 @@
 """Build a pool: `python preprocess/build_shards.py --dataset ssv2`, the same as `bmpt build`.
 
-The one definition of the options. Runs from any folder and from a checkout that was never installed."""
+The one definition of the options. Runs from any folder and from a checkout that was never
+installed."""
 
 from __future__ import annotations
 
@@ -25,62 +26,118 @@ _GO_ON = "run the same command again, it goes on where it stopped"
 
 
 def build(
-    dataset: Annotated[str, typer.Option(help="ucf101, hmdb51, kinetics400, kinetics600, ssv2, folder or demo.")],
+    dataset: Annotated[
+        str, typer.Option(help="ucf101, hmdb51, kinetics400, kinetics600, ssv2, folder or demo.")
+    ],
     videos: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The video files.  [default: ./videos/<dataset>]")
+        Path | None,
+        typer.Option(metavar="DIR", help="The video files.  [default: ./videos/<dataset>]"),
     ] = None,
-    annotations: Annotated[Path | None, typer.Option(metavar="DIR", help="The data set's own split files.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The data set's own split files.")
+    ] = None,
     splits: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="A ViFi-CLIP, BDC-CLIP, BMPT or BIKE checkout; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="A ViFi-CLIP, BDC-CLIP, BMPT or BIKE checkout; repeatable."
+        ),
     ] = None,
-    out: Annotated[str | None, typer.Option(metavar="URI", help="The pool.  [default: ./data/<dataset>]")] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Decoding processes.  [default: all cores]")] = None,
-    part: Annotated[str | None, typer.Option(metavar="I/N", help="Write only the shards of part I of N.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="URI", help="The pool.  [default: ./data/<dataset>]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Decoding processes.  [default: all cores]")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Write only the shards of part I of N.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Make the pool of all parts.")] = False,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N keys.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Decode failed and changed videos again, rewrite their shards.")
+        bool,
+        typer.Option(
+            "--retry-failed", help="Decode failed and changed videos again, rewrite their shards."
+        ),
     ] = False,
     check_sources: Annotated[
         bool, typer.Option("--check-sources", help="Also hash the files of finished videos.")
     ] = False,
     expect_sources: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Sizes and sha256 of good files: another pool's samples.parquet, or a CSV."),
+        typer.Option(
+            metavar="FILE",
+            help="Sizes and sha256 of good files: another pool's samples.parquet, or a CSV.",
+        ),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where videos are decoded: local or ray.  [default: local]")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Where videos are decoded: local or ray.  [default: local]"
+        ),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(metavar="A", help="A running Ray cluster: auto, or host:port.  [default: a new one]")
+        str | None,
+        typer.Option(
+            metavar="A", help="A running Ray cluster: auto, or host:port.  [default: a new one]"
+        ),
     ] = None,
     decoder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="pyav, or ffmpeg: one process a video.  [default: pyav]")
+        str | None,
+        typer.Option(metavar="NAME", help="pyav, or ffmpeg: one process a video.  [default: pyav]"),
     ] = None,
     hwaccel: Annotated[
-        str | None, typer.Option(metavar="NAME", help="FFmpeg's -hwaccel, with --decoder ffmpeg: cuda, vaapi, ...")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="FFmpeg's -hwaccel, with --decoder ffmpeg: cuda, vaapi, ..."
+        ),
     ] = None,
     scratch: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Open shards of an s3:// pool.  [default: ./scratch/<dataset>]"),
+        typer.Option(
+            metavar="DIR", help="Open shards of an s3:// pool.  [default: ./scratch/<dataset>]"
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizes and time, write nothing.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="End with 1 if anything is missing or not ok.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan, sizes and time, write nothing.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with 1 if anything is missing or not ok.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. labels=official, jpeg_quality=95."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any setting, e.g. labels=official, jpeg_quality=95."
+        ),
     ] = None,
 ) -> None:
-    """Decode the videos of a data set once, into a pool of shards and the manifests of every protocol.
+    """Decode the videos of a data set once, into a pool of shards and the manifests of every
+    protocol.
 
     Interrupted, the same command goes on where it stopped; finished, it does nothing."""
     from preprocess.settings import make_build_settings
 
-    flags = {"merge": merge, "retry_failed": retry_failed, "check_sources": check_sources, "strict": strict}
+    flags = {
+        "merge": merge,
+        "retry_failed": retry_failed,
+        "check_sources": check_sources,
+        "strict": strict,
+    }
     options: dict[str, Any] = {
-        **{"dataset": dataset, "videos": videos, "annotations": annotations, "splits": splits, "out": out},
-        **{"workers": workers, "part": part, "limit": limit, "decoder": decoder, "json": json_output or None},
+        **{
+            "dataset": dataset,
+            "videos": videos,
+            "annotations": annotations,
+            "splits": splits,
+            "out": out,
+        },
+        **{
+            "workers": workers,
+            "part": part,
+            "limit": limit,
+            "decoder": decoder,
+            "json": json_output or None,
+        },
         **{"engine": engine, "ray_address": ray_address, "hwaccel": hwaccel, "scratch": scratch},
         "expect_sources": expect_sources,
         **{name: value or None for name, value in flags.items()},
@@ -93,7 +150,8 @@ def build(
 
 
 def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
-    """Run the command line and return its exit code; a mistake is one line on stderr. The name is for `--help`."""
+    """Run the command line and return its exit code; a mistake is one line on stderr. The name is
+    for `--help`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(build)
     return run_app(app, argv, prog_name=prog_name)
@@ -122,7 +180,8 @@ def _run(settings: Any, *, dry_run: bool) -> Any:
 
 @contextlib.contextmanager
 def _sigterm_ends_cleanly() -> Iterator[None]:
-    """Turn SIGTERM into an exit that ends the workers and closes the files, and says how to go on."""
+    """Turn SIGTERM into an exit that ends the workers and closes the files, and says how to go
+    on."""
 
     def end(signum: int, frame: object) -> NoReturn:
         print(f"terminated; {_GO_ON}", file=sys.stderr)

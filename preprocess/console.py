@@ -1,4 +1,5 @@
-"""What a person sees of a build: a progress bar or, where stderr is no terminal, a line now and then; the table."""
+"""What a person sees of a build: a progress bar or, where stderr is no terminal, a line now and
+then; the table."""
 
 from __future__ import annotations
 
@@ -23,7 +24,14 @@ def show_progress() -> Iterator[Callable[[int, int], None]]:
         yield _PlainProgress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class _Rate(ProgressColumn):
@@ -43,7 +51,8 @@ def show_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 class _PlainProgress:
-    """Prints `120/7000 clips, 31.5 clips/s, ETA 3 min 38 s` every ten seconds; the first and last call always."""
+    """Prints `120/7000 clips, 31.5 clips/s, ETA 3 min 38 s` every ten seconds; the first and last
+    call always."""
 
     def __init__(self) -> None:
         self._started: tuple[float, int] | None = None
@@ -64,9 +73,13 @@ class _PlainProgress:
 
 def print_report(report: BuildReport) -> None:
     """Print the closing table to stdout: plain text, so that it reads the same in a pipe."""
-    print(f"{report.kind} of {report.dataset} in {show_duration(report.seconds)}, {report.num_decoded} videos decoded")
+    print(
+        f"{report.kind} of {report.dataset} in {show_duration(report.seconds)}, {report.num_decoded} videos decoded"
+    )
     if report.kind == "dry run":
-        print(f"  would decode {report.num_to_decode} videos; the pool would have {report.num_shards} shards")
+        print(
+            f"  would decode {report.num_to_decode} videos; the pool would have {report.num_shards} shards"
+        )
     if report.estimate is not None:
         print(f"  {_estimate_text(report.estimate)}")
     for name, count in report.counts.items():
@@ -80,7 +93,9 @@ def print_report(report: BuildReport) -> None:
     if report.manifests:
         print("\n".join(manifest_lines(report.manifests, with_source=False)))
     if report.num_audited or report.num_not_audited:
-        print(f"  labels of {report.num_audited:,} list lines audited, {report.num_not_audited:,} without a source")
+        print(
+            f"  labels of {report.num_audited:,} list lines audited, {report.num_not_audited:,} without a source"
+        )
     if report.expected_sources is not None:
         check = report.expected_sources
         print(
@@ -89,18 +104,26 @@ def print_report(report: BuildReport) -> None:
         )
     if report.duplicates:
         num_videos = sum(len(group.keys) for group in report.duplicates)
-        print(f"  duplicates: {num_videos:,} videos have only {len(report.duplicates):,} different files")
+        print(
+            f"  duplicates: {num_videos:,} videos have only {len(report.duplicates):,} different files"
+        )
     for overlap in report.overlaps:
         print(f"  {overlap.val}: {len(overlap.keys):,} of its videos are in {overlap.train} too")
     for video in report.failed[:_MAX_FAILED_LINES]:
         print(f"  {video.verdict}: {video.key}: {video.reason}")
     if len(report.failed) > _MAX_FAILED_LINES:
-        print(f"  ... and {len(report.failed) - _MAX_FAILED_LINES} more; samples.parquet has all reasons")
+        print(
+            f"  ... and {len(report.failed) - _MAX_FAILED_LINES} more; samples.parquet has all reasons"
+        )
     if report.kind == "build":
         print(f"  pool_id {report.pool_id}")
-        print(f"  {report.out}: pool.json, samples.parquet, shards/ ({report.num_shards}), manifests/")
+        print(
+            f"  {report.out}: pool.json, samples.parquet, shards/ ({report.num_shards}), manifests/"
+        )
     elif report.kind == "part":
-        print(f"  {report.out}: {report.num_shards} shards of this part; `--merge` makes the pool of all parts")
+        print(
+            f"  {report.out}: {report.num_shards} shards of this part; `--merge` makes the pool of all parts"
+        )
 
 
 def print_warnings(report: BuildReport) -> None:
@@ -110,7 +133,8 @@ def print_warnings(report: BuildReport) -> None:
 
 
 def _estimate_text(estimate: Estimate) -> str:
-    """`would read 84.1 MB, write 61.3 MB, take about 12.0 s with 2 workers (from 23 videos decoded in 2.0 s)`."""
+    """`would read 84.1 MB, write 61.3 MB, take about 12.0 s with 2 workers (from 23 videos decoded
+    in 2.0 s)`."""
     text = f"would read {_size(estimate.bytes_in)}"
     if estimate.bytes_out is None or estimate.seconds is None:
         return f"{text}; no video could be decoded within {estimate.probe_seconds:.1f} s, so no more can be said"

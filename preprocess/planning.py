@@ -1,6 +1,8 @@
-"""Pure plans of a build: which shard a video goes to, which part writes a shard, which frames are kept.
+"""Pure plans of a build: which shard a video goes to, which part writes a shard, which frames are
+kept.
 
-All of it is a function of the sorted keys alone, so that every machine and every rerun comes to the same plan."""
+All of it is a function of the sorted keys alone, so that every machine and every rerun comes to the
+same plan."""
 
 from __future__ import annotations
 
@@ -30,16 +32,27 @@ def shard_name(dataset: str, index: int) -> str:
 
 
 def plan_shards(
-    keys: Collection[str], *, dataset: str, videos_per_shard: int, existing: Sequence[ShardPlan] = ()
+    keys: Collection[str],
+    *,
+    dataset: str,
+    videos_per_shard: int,
+    existing: Sequence[ShardPlan] = (),
 ) -> list[ShardPlan]:
-    """Cut the sorted keys into shards; with `existing` shards only the keys that are in none, after the last.
+    """Cut the sorted keys into shards; with `existing` shards only the keys that are in none, after
+    the last.
 
     Returns: the existing shards and the new ones, by index. Each key is in exactly one shard."""
     placed = {key for shard in existing for key in shard.keys}
     new = sort_keys(set(keys) - placed)
     first = max((shard.index for shard in existing), default=-1) + 1
-    chunks = [tuple(new[start : start + videos_per_shard]) for start in range(0, len(new), videos_per_shard)]
-    added = [ShardPlan(shard_name(dataset, index), index, chunk) for index, chunk in enumerate(chunks, first)]
+    chunks = [
+        tuple(new[start : start + videos_per_shard])
+        for start in range(0, len(new), videos_per_shard)
+    ]
+    added = [
+        ShardPlan(shard_name(dataset, index), index, chunk)
+        for index, chunk in enumerate(chunks, first)
+    ]
     return [*sorted(existing, key=lambda shard: shard.index), *added]
 
 

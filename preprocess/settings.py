@@ -19,7 +19,8 @@ _ADJUSTABLE = ("frames_per_clip", "short_side_px", "jpeg_quality", "videos_per_s
 
 
 def count_cores() -> int:
-    """The cores that this process may use; in a container or a batch job fewer than the machine has."""
+    """The cores that this process may use; in a container or a batch job fewer than the machine
+    has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -43,11 +44,17 @@ class BuildSettings(Settings):
     json_output: bool = Field(False, alias="json")
     seed: int = 0
     decoder: Literal["pyav", "ffmpeg"] = "pyav"
-    hwaccel: str | None = Field(None, pattern=r"^[a-z0-9_]+$")  # of `decoder: ffmpeg`, for example cuda
+    hwaccel: str | None = Field(
+        None, pattern=r"^[a-z0-9_]+$"
+    )  # of `decoder: ffmpeg`, for example cuda
     engine: Literal["local", "ray"] = "local"
     ray_address: str | None = None  # auto or host:port; default: a cluster of this machine alone
-    scratch: Path | None = None  # open shards of a pool in object storage; default ./scratch/<dataset>
-    timeout_seconds: float = Field(120.0, gt=0)  # for one video, in one of more than 100 MB for each 100 MB
+    scratch: Path | None = (
+        None  # open shards of a pool in object storage; default ./scratch/<dataset>
+    )
+    timeout_seconds: float = Field(
+        120.0, gt=0
+    )  # for one video, in one of more than 100 MB for each 100 MB
     encoding: Encoding = Encoding()
 
     @model_validator(mode="before")
@@ -74,7 +81,9 @@ class BuildSettings(Settings):
     @classmethod
     def _ray_address_is_one_of_a_node(cls, value: str | None) -> str | None:
         if value is not None and re.fullmatch(r"auto|[^/\s]+:\d+", value) is None:
-            raise ValueError("expected auto or host:port, for example auto on a node of the cluster")
+            raise ValueError(
+                "expected auto or host:port, for example auto on a node of the cluster"
+            )
         return value
 
     @field_validator("encoding")
@@ -92,7 +101,9 @@ class BuildSettings(Settings):
         if self.part is not None and self.retry_failed:
             raise ValueError("part and retry_failed exclude each other: merge first, then retry")
         if self.encoding.decoder != self.decoder:
-            raise ValueError(f"encoding.decoder is {self.encoding.decoder!r}, decoder is {self.decoder!r}")
+            raise ValueError(
+                f"encoding.decoder is {self.encoding.decoder!r}, decoder is {self.decoder!r}"
+            )
         if self.hwaccel is not None and self.decoder != "ffmpeg":
             raise ValueError("hwaccel needs decoder ffmpeg; PyAV decodes on the CPU")
         if self.ray_address is not None and self.engine != "ray":

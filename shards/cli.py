@@ -1,4 +1,5 @@
-"""Run a command line with this project's exit codes and one-line errors, and what several commands share."""
+"""Run a command line with this project's exit codes and one-line errors, and what several commands
+share."""
 
 from __future__ import annotations
 
@@ -23,13 +24,20 @@ _SECONDS_TO_SAY_IT, _SECONDS_A_RANK = 5.0, 1.0
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 PoolPath = Annotated[
-    str, typer.Argument(metavar="POOL", help="a finished pool: its folder or address (s3://, gs://, az://, https://)")
+    str,
+    typer.Argument(
+        metavar="POOL",
+        help="a finished pool: its folder or address (s3://, gs://, az://, https://)",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 
 
-def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
-    """Run a typer app: 0, or what it exits with; 2 for a user's mistake, in one line on stderr; 130 for Ctrl-C.
+def run_app(
+    app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None
+) -> int:
+    """Run a typer app: 0, or what it exits with; 2 for a user's mistake, in one line on stderr; 130
+    for Ctrl-C.
 
     An unexpected error keeps its traceback."""
     try:
@@ -71,8 +79,9 @@ def show_duration(seconds: float) -> str:
 def _complain(sentence: str) -> None:
     """One line on stderr, never through rich, which wraps at 80 columns.
 
-    Mistakes are mostly met by all ranks, and torchrun ends all as soon as one exits: the others leave those before them
-    on the node the time to say it, and then say with their number what these may not have met."""
+    Mistakes are mostly met by all ranks, and torchrun ends all as soon as one exits: the others
+    leave those before them on the node the time to say it, and then say with their number what
+    these may not have met."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(_SECONDS_TO_SAY_IT + _SECONDS_A_RANK * int(os.environ.get("LOCAL_RANK", "0")))

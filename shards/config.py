@@ -1,4 +1,5 @@
-"""Strict settings: pydantic models read from YAML with one `base:` parent and `--set a.b=c` on top."""
+"""Strict settings: pydantic models read from YAML with one `base:` parent and `--set a.b=c` on
+top."""
 
 from __future__ import annotations
 
@@ -22,10 +23,14 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def load_settings(model: type[SettingsT], path: Path | None, overrides: Sequence[str] = ()) -> SettingsT:
-    """Read `path` (or nothing), merge its `base:` parents below it, apply `a.b=c` overrides, validate.
+def load_settings(
+    model: type[SettingsT], path: Path | None, overrides: Sequence[str] = ()
+) -> SettingsT:
+    """Read `path` (or nothing), merge its `base:` parents below it, apply `a.b=c` overrides,
+    validate.
 
-    Raises: ConfigError naming the file, the key and the value; an unknown key names its nearest neighbour."""
+    Raises: ConfigError naming the file, the key and the value; an unknown key names its nearest
+        neighbour."""
     values = read_yaml_with_base(path) if path is not None else {}
     for override in overrides:
         values = merge(values, parse_override(override))
@@ -37,24 +42,31 @@ def build_settings(model: type[SettingsT], values: Mapping[str, Any], *, where: 
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(f"{where}: " + "; ".join(_explain(model, item) for item in error.errors())) from None
+        raise ConfigError(
+            f"{where}: " + "; ".join(_explain(model, item) for item in error.errors())
+        ) from None
 
 
 def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read one YAML mapping; its `base:` (relative to the file) is read first and overridden by it."""
+    """Read one YAML mapping; its `base:` (relative to the file) is read first and overridden by
+    it."""
     if path.resolve() in _below:
         raise ConfigError(f"{path}: its `base:` leads back to itself; remove one of the links")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; `ls configs/experiments` shows what is there") from None
+        raise ConfigError(
+            f"{path}: no such config file; `ls configs/experiments` shows what is there"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: holds a {type(values).__name__}, expected a mapping of settings")
+        raise ConfigError(
+            f"{path}: holds a {type(values).__name__}, expected a mapping of settings"
+        )
     base = values.pop("base", None)
     if base is None:
         return values
@@ -62,7 +74,8 @@ def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, 
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """Turn `a.b=c` into {"a": {"b": c}}; the value is read as YAML (`8`, `true`, `[3, 7]`, `null`, text).
+    """Turn `a.b=c` into {"a": {"b": c}}; the value is read as YAML (`8`, `true`, `[3, 7]`, `null`,
+    text).
 
     `{}` stays text, the template of a bare name: no setting is an empty mapping."""
     name, equals, value = text.partition("=")
@@ -71,7 +84,9 @@ def parse_override(text: str) -> dict[str, Any]:
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"--set {text}: the value is not YAML: {' '.join(str(error).split())}"
+        ) from None
     nested = value.strip() if nested == {} else nested
     for part in reversed(name.split(".")):
         nested = {part: nested}
@@ -79,7 +94,8 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with `above` on top; mappings merge key by key, everything else is replaced."""
+    """Return `below` with `above` on top; mappings merge key by key, everything else is
+    replaced."""
     merged = dict(below)
     for key, value in above.items():
         both_map = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -102,7 +118,9 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         return f"{name}: {said}{got}" if name else said + got
     known = _fields_at(model, path[:-1])
     near = difflib.get_close_matches(path[-1], known, n=1)
-    return f"unknown key {name}" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}")
+    return f"unknown key {name}" + (
+        f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    )
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

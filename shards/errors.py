@@ -1,8 +1,10 @@
-"""The errors a user can cause or meet; the command line prints each as one line and exits with 2."""
+"""The errors a user can cause or meet; the command line prints each as one line and exits with
+2."""
 
 
 class BmptError(Exception):
-    """A mistake or a condition that the message explains: it names the file, the value and the cure."""
+    """A mistake or a condition that the message explains: it names the file, the value and the
+    cure."""
 
 
 class ConfigError(BmptError):

@@ -1,4 +1,5 @@
-"""Pools read by other libraries: columns for Hugging Face datasets, addresses for stock webdataset."""
+"""Pools read by other libraries: columns for Hugging Face datasets, addresses for stock
+webdataset."""
 
 from __future__ import annotations
 
@@ -16,26 +17,40 @@ from shards.storage.open import Store, open_store
 if TYPE_CHECKING:
     from datasets import Features
 
-SCHEMES = ("s3", "gs", "az", "abfs", "abfss")  # webdataset reads https:// itself, signed addresses too
+SCHEMES = (
+    "s3",
+    "gs",
+    "az",
+    "abfs",
+    "abfss",
+)  # webdataset reads https:// itself, signed addresses too
 _PIECE_BYTES = 1 << 20  # tarfile asks for 10 kB at a time
 
 
 def hf_features(pool: Pool) -> Features:
     """Name the columns of a pool's tars for `datasets.load_dataset("webdataset", features=...)`.
 
-    `000.jpg`, `001.jpg`, ...: as many images as `frames_per_clip`, null behind a sample's last frame; `json`: the
-    facts of the video; `__key__`, `__url__`. Without it that library takes the columns of the first five samples:
-    it refuses them if their numbers of frames differ, and drops every later frame for which they have no column.
-    With it a sample is still left out whose name begins with `__`, a hidden file to that library: compare its count
-    of samples with the card's. Raises: ConfigError if `datasets` is not installed."""
+    `000.jpg`, `001.jpg`, ...: as many images as `frames_per_clip`, null behind a sample's last
+        frame; `json`: the
+    facts of the video; `__key__`, `__url__`. Without it that library takes the columns of the first
+    five samples: it refuses them if their numbers of frames differ, and drops every later frame for
+        which they have no column.
+    With it a sample is still left out whose name begins with `__`, a hidden file to that library:
+    compare its count of samples with the card's. Raises: ConfigError if `datasets` is not
+    installed."""
     try:
         from datasets import Features, Image, Value
     except ImportError:
-        raise ConfigError("Hugging Face datasets is not installed; run `pip install datasets`") from None
+        raise ConfigError(
+            "Hugging Face datasets is not installed; run `pip install datasets`"
+        ) from None
     facts = pa.schema([SAMPLES_SCHEMA.field(name) for name in SAMPLE_FACTS])
     return Features(
         {
-            **{f"{position:03d}.jpg": Image() for position in range(pool.card.encoding.frames_per_clip)},
+            **{
+                f"{position:03d}.jpg": Image()
+                for position in range(pool.card.encoding.frames_per_clip)
+            },
             "json": dict(Features.from_arrow_schema(facts)),
             "__key__": Value("string"),
             "__url__": Value("string"),
@@ -44,18 +59,21 @@ def hf_features(pool: Pool) -> Features:
 
 
 def register_openers(worker_id: int = 0) -> None:
-    """Let stock webdataset open the addresses of SCHEMES by `shards.storage.open`, in this process and its forks.
+    """Let stock webdataset open the addresses of SCHEMES by `shards.storage.open`, in this process
+    and its forks.
 
-    Workers of a DataLoader that are spawned inherit nothing: give it this function as `worker_init_fn`, which is
-    called with the worker's number. Workers that are forked must not follow after this process has opened a pool or
-    a shard, for the object store's threads do not survive a fork: then also `multiprocessing_context="spawn"`."""
+    Workers of a DataLoader that are spawned inherit nothing: give it this function as
+    `worker_init_fn`, which is called with the worker's number. Workers that are forked must not
+    follow after this process has opened a pool or a shard, for the object store's threads do not
+    survive a fork: then also `multiprocessing_context="spawn"`."""
     from webdataset.gopen import gopen_schemes
 
     gopen_schemes.update(dict.fromkeys(SCHEMES, _open_object))
 
 
 def _open_object(url: str, mode: str = "rb", bufsize: int = 0, **options: Any) -> io.BufferedReader:
-    """What webdataset calls, with arguments of its choice. Raises: ConfigError if it is to write, StorageError."""
+    """What webdataset calls, with arguments of its choice. Raises: ConfigError if it is to write,
+    StorageError."""
     place, mark, query = url.partition("?")
     folder, _, name = place.rpartition("/")
     store = open_store(f"{folder}{mark}{query}")
@@ -71,7 +89,9 @@ class _ObjectReader(io.RawIOBase):
 
     def __init__(self, store: Store, name: str) -> None:
         whole, rest = divmod(store.size(name), _PIECE_BYTES)
-        self._pieces: Iterator[memoryview] = store.read_pieces(name, [_PIECE_BYTES] * whole + [rest])
+        self._pieces: Iterator[memoryview] = store.read_pieces(
+            name, [_PIECE_BYTES] * whole + [rest]
+        )
         self._piece = memoryview(b"")
 
     def readable(self) -> bool:

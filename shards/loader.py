@@ -1,7 +1,9 @@
-"""Batches of clips for training and evaluation, from the stages of `stream.py`, in loader processes or in this one.
+"""Batches of clips for training and evaluation, from the stages of `stream.py`, in loader processes
+or in this one.
 
-A loader worker makes whole micro-batches and hands them over as uint8 in shared memory; this process does no
-work a sample. The batches are the same for any number of workers. `bmpt bench loader` says what a clip costs."""
+A loader worker makes whole micro-batches and hands them over as uint8 in shared memory; this
+process does no work a sample. The batches are the same for any number of workers. `bmpt bench
+loader` says what a clip costs."""
 
 from __future__ import annotations
 
@@ -49,24 +51,29 @@ __all__ = [
 
 @dataclass
 class FailureRule:
-    """Ends a run when `limit` samples in a row could not be read; None never does. in_a_row: so far"""
+    """Ends a run when `limit` samples in a row could not be read; None never does. in_a_row: so
+    far"""
 
     limit: int | None
     in_a_row: int = 0
 
     def count(self, failures: Sequence[str | None]) -> None:
-        """Take the next samples in order, None for those that were read. Raises: StorageError at the limit."""
+        """Take the next samples in order, None for those that were read. Raises: StorageError at
+        the limit."""
         for failure in failures:
             self.in_a_row = self.in_a_row + 1 if failure is not None else 0
             if self.limit is not None and self.in_a_row >= self.limit:
-                raise StorageError(f"{self.in_a_row} samples in a row could not be read; the last: {failure}")
+                raise StorageError(
+                    f"{self.in_a_row} samples in a row could not be read; the last: {failure}"
+                )
 
 
 class TrainLoader:
     """The training stream of one rank; made by `build_train_loader`.
 
-    Each `iter()` gives one epoch, the first one from the state it was built with. The workers live as long as
-    the loader and read ahead over the end of an epoch. An epoch that is broken off goes on at the next `iter()`.
+    Each `iter()` gives one epoch, the first one from the state it was built with. The workers live
+    as long as the loader and read ahead over the end of an epoch. An epoch that is broken off goes
+    on at the next `iter()`.
 
     fingerprint: of the manifest
     num_steps: optimiser steps of a whole epoch
@@ -100,7 +107,8 @@ class TrainLoader:
         return self._start.position // self._batch_size
 
     def state(self, step: int) -> StreamState:
-        """The state to save when `step` steps of the running epoch are done; after the last one, the next epoch's."""
+        """The state to save when `step` steps of the running epoch are done; after the last one,
+        the next epoch's."""
         if step >= self._end_step:
             return self._start.model_copy(update={"epoch": self.epoch + 1, "position": 0})
         done = (step - self.first_step) * self._batch_size
@@ -116,16 +124,21 @@ class TrainLoader:
 
     def _begin(self, start: StreamState) -> None:
         self._start = start
-        self._end_step = self.first_step + num_steps(self._num_samples - start.position, self._batch_size)
+        self._end_step = self.first_step + num_steps(
+            self._num_samples - start.position, self._batch_size
+        )
         self._left = (self._end_step - self.first_step) * self._accumulation
 
 
 class EvalLoader:
-    """The fixed blocks of one rank, in manifest order; made by `build_eval_loader`. Each `iter()` gives all of them.
+    """The fixed blocks of one rank, in manifest order; made by `build_eval_loader`. Each `iter()`
+    gives all of them.
 
     num_blocks: of this rank"""
 
-    def __init__(self, source: Iterable[MicroBatch], *, num_blocks: int, max_failures_in_a_row: int | None) -> None:
+    def __init__(
+        self, source: Iterable[MicroBatch], *, num_blocks: int, max_failures_in_a_row: int | None
+    ) -> None:
         self.num_blocks = num_blocks
         self._source = source
         self._max_failures_in_a_row = max_failures_in_a_row
@@ -158,15 +171,21 @@ def build_train_loader(
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
-    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers: processes, 0 for none,
-    with the environment of when this process started its first; epochs: of the run, so that nothing is read ahead over
-    its end, None for no end;
-    order, group_shards: see `shards.sampling.orders`; reading: of pools in object storage; max_failures_in_a_row: of this rank,
+    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers:
+        processes, 0 for none,
+    with the environment of when this process started its first; epochs: of the run, so that nothing
+    is read ahead over its end, None for no end;
+    order, group_shards: see `shards.sampling.orders`; reading: of pools in object storage;
+        max_failures_in_a_row: of this rank,
     None where the caller counts over all ranks.
-    Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state of another
-    stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be read."""
+    Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state
+        of another
+    stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be
+    read."""
     _require_samples(manifest)
-    check_batch(len(manifest), batch_size=batch_size, accumulation=accumulation, world_size=world_size)
+    check_batch(
+        len(manifest), batch_size=batch_size, accumulation=accumulation, world_size=world_size
+    )
     ordered = make_order(manifest.table["shard"], order, seed=seed, group_shards=group_shards)
     if state is None:
         state = StreamState(fingerprint=manifest.info.fingerprint, order=ordered.name, seed=seed)
@@ -212,7 +231,8 @@ def build_eval_loader(
     reading: ReadSettings | None = None,
     max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
 ) -> EvalLoader:
-    """Stream the evaluation blocks of one rank: over all ranks each sample once, the last block short.
+    """Stream the evaluation blocks of one rank: over all ranks each sample once, the last block
+    short.
 
     Raises: ConfigError for an empty manifest; while it runs, StorageError as in training."""
     _require_samples(manifest)
@@ -233,20 +253,26 @@ def build_eval_loader(
 
 
 def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
-    """Keep the rows with one of these verdicts (`data.verdicts`); the fingerprint is that of the rows that stay.
+    """Keep the rows with one of these verdicts (`data.verdicts`); the fingerprint is that of the
+    rows that stay.
 
     Raises: ConfigError for a verdict that no stored sample can have."""
     for verdict in verdicts:
         if verdict not in STORED_VERDICTS:
-            raise ConfigError(f"data.verdicts: {verdict!r} is not one of {', '.join(STORED_VERDICTS)}")
-    table = manifest.table.filter(pc.is_in(manifest.table["verdict"], value_set=pa.array(list(verdicts), pa.string())))
+            raise ConfigError(
+                f"data.verdicts: {verdict!r} is not one of {', '.join(STORED_VERDICTS)}"
+            )
+    table = manifest.table.filter(
+        pc.is_in(manifest.table["verdict"], value_set=pa.array(list(verdicts), pa.string()))
+    )
     rows = zip(*(table[name].to_pylist() for name in ("key", "label", "sha256")), strict=True)
     identity = fingerprint(manifest.info.path, manifest.info.classes, rows)
     return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
 
 
 class _Source:
-    """The stages in loader processes or in this one, and their batches unpacked here; iterable again and again."""
+    """The stages in loader processes or in this one, and their batches unpacked here; iterable
+    again and again."""
 
     def __init__(
         self,
@@ -268,18 +294,23 @@ class _Source:
         )
         in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
         reader = make_reader(pool.store, plan.manifest, reading, group_shards=group_shards)
-        self._packed = _in_processes(make_pipeline(plan, reader, self._buffers, in_flight=in_flight), num_workers)
+        self._packed = _in_processes(
+            make_pipeline(plan, reader, self._buffers, in_flight=in_flight), num_workers
+        )
         self._round = 0
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Raises: ConfigError in an iteration that goes on after a later one has begun: workers serve one at a time."""
+        """Raises: ConfigError in an iteration that goes on after a later one has begun: workers
+        serve one at a time."""
         self._round += 1
         this_round = self._round
         self._buffers.begin_round()  # what an iteration that was broken off has packed is nobody's
         packed = iter(self._packed)
         while True:
             if self._round != this_round:
-                raise ConfigError("this loader is being read a second time; build one loader for each reader")
+                raise ConfigError(
+                    "this loader is being read a second time; build one loader for each reader"
+                )
             batch = next(packed, None)
             if batch is None:
                 return
@@ -301,12 +332,18 @@ def _require_samples(manifest: Manifest) -> None:
 
 
 def _limit(max_failures_in_a_row: int | None, manifest: Manifest, world_size: int) -> int | None:
-    """No more than a rank's share of the manifest, so that a small one that cannot be read stops the run too."""
-    return None if max_failures_in_a_row is None else min(max_failures_in_a_row, max(1, len(manifest) // world_size))
+    """No more than a rank's share of the manifest, so that a small one that cannot be read stops
+    the run too."""
+    return (
+        None
+        if max_failures_in_a_row is None
+        else min(max_failures_in_a_row, max(1, len(manifest) // world_size))
+    )
 
 
 def _in_processes(pipeline: Any, num_workers: int) -> Any:
-    """Run a pipeline in worker processes; worker w gives items w, w + num_workers, ... of the joint stream."""
+    """Run a pipeline in worker processes; worker w gives items w, w + num_workers, ... of the joint
+    stream."""
     if num_workers == 0:
         return pipeline
     import multiprocessing
@@ -314,7 +351,8 @@ def _in_processes(pipeline: Any, num_workers: int) -> Any:
     import torch
     from torch.utils.data import DataLoader
 
-    # Not fork: the object store's runtime and CUDA do not survive it. The server imports torch once for all workers.
+    # Not fork: the object store's runtime and CUDA do not survive it. The server imports torch once
+    # for all workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "shards.stream.pipeline"])
     return DataLoader(
@@ -324,7 +362,8 @@ def _in_processes(pipeline: Any, num_workers: int) -> Any:
         multiprocessing_context=context,
         worker_init_fn=_leave_interrupts_to_the_coordinator,
         prefetch_factor=_PREFETCHED,
-        generator=torch.Generator(),  # its own, so that the global one is the same for any number of workers
+        # its own, so that the global one is the same for any number of workers
+        generator=torch.Generator(),
         persistent_workers=True,
     )
 

@@ -57,14 +57,21 @@ class Pool:
     def manifest_names(self) -> list[str]:
         """`<protocol>/<name>` of all manifests, sorted."""
         names = self.store.names("manifests/")
-        return [name.removeprefix("manifests/").removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+        return [
+            name.removeprefix("manifests/").removesuffix(".parquet")
+            for name in names
+            if name.endswith(".parquet")
+        ]
 
     def has_manifest(self, path: str) -> bool:
         """Whether it has `few_shot/train_k2`, for example."""
-        return bool(re.fullmatch(r"[\w-]+/[\w-]+", path)) and self.store.exists(f"manifests/{path}.parquet")
+        return bool(re.fullmatch(r"[\w-]+/[\w-]+", path)) and self.store.exists(
+            f"manifests/{path}.parquet"
+        )
 
     def manifest(self, path: str) -> Manifest:
-        """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what is there."""
+        """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what
+        is there."""
         name = f"manifests/{path}.parquet"
         if not self.has_manifest(path):
             raise ConfigError(f"{self.store.uri(name)}: no such manifest; {self._what_there_is()}")
@@ -82,7 +89,9 @@ def open_pool(uri: str | Path) -> Pool:
     """Open a pool folder. Raises: FormatError if it has no card or a card of another version."""
     store = open_store(uri)
     if not store.exists(POOL_CARD):
-        raise FormatError(f"{store.uri(POOL_CARD)}: no such file, so this is not a finished pool; run `bmpt build`")
+        raise FormatError(
+            f"{store.uri(POOL_CARD)}: no such file, so this is not a finished pool; run `bmpt build`"
+        )
     return Pool(store, parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD)))
 
 
@@ -92,13 +101,17 @@ def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[i
     Raises: SampleError if a CRC is wrong, StorageError if the shard cannot be read."""
     wanted = sorted(set(positions))  # a clip shorter than T repeats frames; each is read once
     starts = [row["offset"] + row["frame_offset"][position] for position in wanted]
-    blocks = store.read_ranges(row["shard"], starts, [row["frame_size"][position] for position in wanted])
+    blocks = store.read_ranges(
+        row["shard"], starts, [row["frame_size"][position] for position in wanted]
+    )
     check_frames(store, row, wanted, blocks)
     by_position = dict(zip(wanted, blocks, strict=True))
     return [by_position[position] for position in positions]
 
 
-def first_wrong_frame(row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]) -> int | None:
+def first_wrong_frame(
+    row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]
+) -> int | None:
     """The first of some frames whose bytes have another CRC than its row states."""
     for position, block in zip(positions, blocks, strict=True):
         if zlib.crc32(block) != row["frame_crc32"][position]:
@@ -106,7 +119,9 @@ def first_wrong_frame(row: Mapping[str, Any], positions: Sequence[int], blocks: 
     return None
 
 
-def check_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]) -> None:
+def check_frames(
+    store: Store, row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]
+) -> None:
     """Raises: SampleError naming the first of some frames whose CRC is wrong."""
     wrong = first_wrong_frame(row, positions, blocks)
     if wrong is not None:
@@ -115,16 +130,26 @@ def check_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int],
 
 
 def read_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[jpeg.Image]:
-    """Read and decode stored frames: RGB uint8 [H, W, 3] each. Raises: SampleError, StorageError."""
+    """Read and decode stored frames: RGB uint8 [H, W, 3] each. Raises: SampleError,
+    StorageError."""
     blocks = read_frame_bytes(store, row, positions)
     where = f"{store.uri(row['shard'])}: {row['key']}"
-    return [jpeg.decode(block, where=f"{where} frame {p}") for p, block in zip(positions, blocks, strict=True)]
+    return [
+        jpeg.decode(block, where=f"{where} frame {p}")
+        for p, block in zip(positions, blocks, strict=True)
+    ]
 
 
 def _read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
     """Read a Parquet table and check that it has exactly the columns of `schema`."""
     table = read_parquet(store.read(name), where=store.uri(name))
     for found, expected in zip_longest(table.schema, schema):
-        if found is None or expected is None or (found.name, found.type) != (expected.name, expected.type):
-            raise FormatError(f"{store.uri(name)}: has column {found}, expected {expected}; build the pool again")
+        if (
+            found is None
+            or expected is None
+            or (found.name, found.type) != (expected.name, expected.type)
+        ):
+            raise FormatError(
+                f"{store.uri(name)}: has column {found}, expected {expected}; build the pool again"
+            )
     return table

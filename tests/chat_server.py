@@ -1,4 +1,5 @@
-"""A small OpenAI-compatible server that answers, stalls, errs and talks nonsense, as a test tells it to."""
+"""A small OpenAI-compatible server that answers, stalls, errs and talks nonsense, as a test tells
+it to."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Say:
 
 @dataclass(frozen=True)
 class Send:
-    """Any status and body. delay_seconds: of silence before; is_reset: the connection is reset instead
+    """Any status and body. delay_seconds: of silence before; is_reset: the connection is reset
+    instead
     drip_seconds: between the bytes of the body"""
 
     body: bytes = b""
@@ -57,7 +59,8 @@ class Send:
 
 @dataclass
 class ChatServer:
-    """decide: (number of the question from 0, the question) -> what is answered; may be changed at any time
+    """decide: (number of the question from 0, the question) -> what is answered; may be changed at
+    any time
     asked: the questions that came; most_at_once: of them that were being answered at the same time
     models: what GET /v1/models answers"""
 
@@ -107,7 +110,9 @@ def run_chat_server() -> Iterator[ChatServer]:
         def send(self, answer: Send) -> None:
             is_over.wait(answer.delay_seconds)
             if answer.is_reset:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 self.close_connection = True
                 return
             with contextlib.suppress(OSError):  # who asked may be gone
@@ -136,7 +141,9 @@ def run_chat_server() -> Iterator[ChatServer]:
     server.daemon_threads = True
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     chat = ChatServer(url, lambda number, asked: Say("hello"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield chat
@@ -155,4 +162,6 @@ def completion(answer: Say) -> bytes:
         "finish_reason": answer.finish_reason,
     }
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
-    return json.dumps({"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}).encode()
+    return json.dumps(
+        {"object": "chat.completion", "model": MODEL, "choices": [choice], "usage": usage}
+    ).encode()

@@ -1,4 +1,5 @@
-"""Property tests draw the same examples in every run of the default level, new ones in the long level.
+"""Property tests draw the same examples in every run of the default level, new ones in the long
+level.
 
 One S3 server a session, started by the first test that needs it."""
 
@@ -16,7 +17,8 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("new", deadline=None)
 settings.load_profile("same")
 
-# a script that starts the tests in the background leaves Ctrl-C ignored, and what they start would inherit that
+# a script that starts the tests in the background leaves Ctrl-C ignored, and what they start would
+# inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,4 +1,5 @@
-"""A proxy before the S3 server that does what networks and servers do: errors, resets, short bodies, delays, stalls."""
+"""A proxy before the S3 server that does what networks and servers do: errors, resets, short
+bodies, delays, stalls."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_SLOW_DOWN = (
+    b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class Fault:
     """What happens to one request.
 
     status: answered instead of asking the server; delay_seconds: before the answer
-    body_share: of the body that is sent, with its whole length promised and then a reset; is_short: with the
-    shortened length promised, as a server does that lost the end; stall_seconds: of silence before the reset"""
+    body_share: of the body that is sent, with its whole length promised and then a reset; is_short:
+        with the
+    shortened length promised, as a server does that lost the end; stall_seconds: of silence before
+    the reset"""
 
     status: int | None = None
     delay_seconds: float = 0.0
@@ -34,7 +39,8 @@ class Fault:
 @dataclass
 class FaultProxy:
     """decide: (number of the request from 0, method, path) -> what happens to it
-    requests: what came, (method, path); signatures: the Authorization header of each, empty if there was none"""
+    requests: what came, (method, path); signatures: the Authorization header of each, empty if
+        there was none"""
 
     endpoint: str
     decide: Callable[[int, str, str], Fault | None]
@@ -76,10 +82,19 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
                 is_over.wait(fault.stall_seconds)
                 self.reset()
             else:
-                self.answer(answer.status, answer.getheaders(), data, promised=answer.getheader("Content-Length"))
+                self.answer(
+                    answer.status,
+                    answer.getheaders(),
+                    data,
+                    promised=answer.getheader("Content-Length"),
+                )
 
         def answer(
-            self, status: int, headers: list[tuple[str, str]], body: bytes, promised: int | str | None = None
+            self,
+            status: int,
+            headers: list[tuple[str, str]],
+            body: bytes,
+            promised: int | str | None = None,
         ) -> None:
             self.send_response_only(status)
             for name, value in headers:
@@ -103,7 +118,9 @@ def run_fault_proxy(upstream: str) -> Iterator[FaultProxy]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    proxy = FaultProxy(f"http://127.0.0.1:{server.server_address[1]}", lambda number, method, path: None)
+    proxy = FaultProxy(
+        f"http://127.0.0.1:{server.server_address[1]}", lambda number, method, path: None
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

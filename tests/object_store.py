@@ -17,7 +17,10 @@ from pathlib import Path
 
 from obstore.store import S3Store
 
-WRITER, READER = ("writer-key", "planted-secret-of-the-writer"), ("reader-key", "planted-secret-of-the-reader")
+WRITER, READER = (
+    ("writer-key", "planted-secret-of-the-writer"),
+    ("reader-key", "planted-secret-of-the-reader"),
+)
 PUBLIC = "public"  # the bucket that everyone may read and list
 DOMAIN = "s3.test"  # a request for the host <bucket>.s3.test asks for that bucket
 _WEED = Path(sys.executable).parent / "weed"
@@ -42,7 +45,8 @@ class ObjectServer:
         }
 
     def make_bucket(self, name: str) -> str:
-        """Make a bucket and return its name; SeaweedFS makes one when an administrator writes into it."""
+        """Make a bucket and return its name; SeaweedFS makes one when an administrator writes into
+        it."""
         self.client(name).put("made", b"")
         self.client(name).delete("made")
         return name
@@ -78,7 +82,10 @@ class ObjectServer:
 def run_object_server(folder: Path) -> Iterator[ObjectServer]:
     """Start a server that keeps its data in `folder`, wait until it answers, kill it at the end."""
     root = ("root-key", "root-secret")
-    rights = {"root": (root, ["Admin", "Read", "Write", "List"]), "writer": (WRITER, ["Read", "Write", "List"])}
+    rights = {
+        "root": (root, ["Admin", "Read", "Write", "List"]),
+        "writer": (WRITER, ["Read", "Write", "List"]),
+    }
     rights["reader"] = (READER, ["Read", "List"])
     identities: list[dict[str, object]] = [
         {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
@@ -88,14 +95,28 @@ def run_object_server(folder: Path) -> Iterator[ObjectServer]:
     (folder / "weed.json").write_text(json.dumps({"identities": identities}))
     s3, master, volume, filer = _free_ports(4)
     arguments = [
-        *("server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false"),
-        *("-s3", f"-s3.port={s3}", f"-s3.config={folder / 'weed.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(
+            "server",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+        ),
+        *(
+            "-s3",
+            f"-s3.port={s3}",
+            f"-s3.config={folder / 'weed.json'}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ),
         f"-s3.domainName={DOMAIN}",
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *("-master.volumeSizeLimitMB=256", "-volume.max=64"),
     ]
     with (folder / "weed.log").open("wb") as log:
-        server = subprocess.Popen([_WEED, *arguments], stdout=log, stderr=log, preexec_fn=_die_with_parent)
+        server = subprocess.Popen(
+            [_WEED, *arguments], stdout=log, stderr=log, preexec_fn=_die_with_parent
+        )
     try:
         _wait_until_it_answers(server, f"http://127.0.0.1:{s3}", folder / "weed.log")
         yield ObjectServer(f"http://127.0.0.1:{s3}", root)

@@ -1,4 +1,5 @@
-"""Small real pools for tests: smooth random frames through the project's own writer, no video build."""
+"""Small real pools for tests: smooth random frames through the project's own writer, no video
+build."""
 
 from __future__ import annotations
 
@@ -45,22 +46,35 @@ def make_pool(
     seed: int = 0,
     samples_per_shard: int = 5,
 ) -> Pool:
-    """Write a pool of `classes * samples_per_class` samples and open it; the same arguments give the same bytes.
+    """Write a pool of `classes * samples_per_class` samples and open it; the same arguments give
+    the same bytes.
 
-    Manifests: few_shot/{train_k2,val} over all classes, base_to_novel/{train_base_s1,val_base,val_novel} with
-    the first half of the classes as base. A class has its own colour, so that it can be told from the others."""
+    Manifests: few_shot/{train_k2,val} over all classes,
+        base_to_novel/{train_base_s1,val_base,val_novel} with
+    the first half of the classes as base. A class has its own colour, so that it can be told from
+    the others."""
     names = [f"Class{index:02d}" for index in range(classes)]
-    rows, entries = _write_shards(path, names, samples_per_class, frames, (height, width), seed, samples_per_shard)
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"].encode()), schema=SAMPLES_SCHEMA)
+    rows, entries = _write_shards(
+        path, names, samples_per_class, frames, (height, width), seed, samples_per_shard
+    )
+    table = pa.Table.from_pylist(
+        sorted(rows, key=lambda row: row["key"].encode()), schema=SAMPLES_SCHEMA
+    )
     pq.write_table(table, path / SAMPLES, compression="zstd", write_page_checksum=True)
     identity = pool_id((row["key"], row["sha256"]) for row in rows)
     base, novel = names[: -(-classes // 2)], names[-(-classes // 2) :]
     _write_manifest(path, "few_shot/train_k2", names, _shots(rows, names, train=True), identity)
     _write_manifest(path, "few_shot/val", names, _shots(rows, names, train=False), identity)
-    _write_manifest(path, "base_to_novel/train_base_s1", base, _shots(rows, base, train=True), identity)
+    _write_manifest(
+        path, "base_to_novel/train_base_s1", base, _shots(rows, base, train=True), identity
+    )
     _write_manifest(path, "base_to_novel/val_base", base, _shots(rows, base, train=False), identity)
     _write_manifest(
-        path, "base_to_novel/val_novel", novel, [row for row in rows if row["class_name"] in novel], identity
+        path,
+        "base_to_novel/val_novel",
+        novel,
+        [row for row in rows if row["class_name"] in novel],
+        identity,
     )
     card = PoolCard(
         format_version=FORMAT_VERSION,
@@ -99,7 +113,8 @@ def _write_shards(
     seed: int,
     samples_per_shard: int,
 ) -> tuple[list[dict[str, Any]], list[ShardEntry]]:
-    """Write all samples, class by class; returns the rows of samples.parquet and the shards' entries."""
+    """Write all samples, class by class; returns the rows of samples.parquet and the shards'
+    entries."""
     height, width = size
     rng = np.random.default_rng(seed)
     plan = [(name, index) for name in names for index in range(samples_per_class)]
@@ -111,15 +126,24 @@ def _write_shards(
             hue = names.index(name) / len(names)
             images = smooth_frames(rng, num_frames=num_frames, height=height, width=width, hue=hue)
             row = _sample_row(f"{name}/{name}_{index:02d}", name, num_frames, size)
-            facts = {key: row[key] for key in ("key", "class_name", "num_frames_decoded", "source_index")}
-            writer.append(row, encode_sample(row["key"], [encode_rgb(image, quality=90) for image in images], facts))
+            facts = {
+                key: row[key] for key in ("key", "class_name", "num_frames_decoded", "source_index")
+            }
+            writer.append(
+                row,
+                encode_sample(
+                    row["key"], [encode_rgb(image, quality=90) for image in images], facts
+                ),
+            )
         entries.append(writer.finish())
         rows.extend(writer.rows)
         (path / "shards" / f".{DATASET}-{number:06d}.jsonl").unlink()  # as closing a build does
     return rows, entries
 
 
-def _sample_row(key: str, class_name: str, num_frames: int, size: tuple[int, int]) -> dict[str, Any]:
+def _sample_row(
+    key: str, class_name: str, num_frames: int, size: tuple[int, int]
+) -> dict[str, Any]:
     """A row of samples.parquet before it has a place in a shard."""
     height, width = size
     return {
@@ -143,7 +167,9 @@ def _sample_row(key: str, class_name: str, num_frames: int, size: tuple[int, int
     }
 
 
-def _shots(rows: Sequence[dict[str, Any]], names: Sequence[str], *, train: bool) -> list[dict[str, Any]]:
+def _shots(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], *, train: bool
+) -> list[dict[str, Any]]:
     """The first SHOTS samples of each class, or the rest of them."""
     chosen = []
     for name in names:
@@ -178,9 +204,13 @@ def _write_manifest(
         damaged=0,
         missing=0,
         pool_id=identity,
-        fingerprint=fingerprint(manifest, names, ((row["key"], row["label"], row["sha256"]) for row in labelled)),
+        fingerprint=fingerprint(
+            manifest, names, ((row["key"], row["label"], row["sha256"]) for row in labelled)
+        ),
     )
     target = path / "manifests" / f"{manifest}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     listed = [{column: row[column] for column in MANIFEST_SCHEMA.names} for row in labelled]
-    pq.write_table(manifest_table(info, listed), target, compression="zstd", write_page_checksum=True)
+    pq.write_table(
+        manifest_table(info, listed), target, compression="zstd", write_page_checksum=True
+    )

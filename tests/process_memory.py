@@ -1,4 +1,5 @@
-"""What processes hold, from the kernel, not what Python thinks: USS is memory that no other process shares."""
+"""What processes hold, from the kernel, not what Python thinks: USS is memory that no other process
+shares."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ from pathlib import Path
 def children_of(pid: int) -> list[int]:
     """Processes that a process has started; none if it has just ended."""
     with contextlib.suppress(OSError):
-        return [int(word) for path in Path(f"/proc/{pid}/task").glob("*/children") for word in path.read_text().split()]
+        return [
+            int(word)
+            for path in Path(f"/proc/{pid}/task").glob("*/children")
+            for word in path.read_text().split()
+        ]
     return []
 
 

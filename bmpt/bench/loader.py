@@ -1,10 +1,12 @@
-"""`bmpt bench loader`: clips a second beside the limit of decoding and beside what others do, in one run.
+"""`bmpt bench loader`: clips a second beside the limit of decoding and beside what others do, in
+one run.
 
-All sides read the same samples of one pool, T = 8 frames to 224 px, from the page cache. Sides without processes are
-compared with one core, those with two with both. A side is the name of who reads and its number of loader processes:
+All sides read the same samples of one pool, T = 8 frames to 224 px, from the page cache. Sides
+without processes are compared with one core, those with two with both. A side is the name of who
+reads and its number of loader processes:
 
-    plain     decoding, cutting and resizing alone: a loop over bytes in memory that calls the libraries as they come
-    limit     the same without new memory for any frame or clip
+    plain     decoding, cutting and resizing alone: a loop over bytes in memory that calls the
+    libraries as they come limit     the same without new memory for any frame or clip
     ours      batches of uint8 in this process
     stock     webdataset over the same tars, Pillow, float batches
     folders   a folder of JPEG files a video, Pillow, float batches: BIKE
@@ -46,8 +48,8 @@ Side = Callable[[], Iterator[int]]
 
 @dataclass(frozen=True)
 class LoaderBenchmark:
-    """rates: clips a second of each side, the best of `repeats`; first_batch_seconds: from the call to its first batch,
-    the start of loader processes included"""
+    """rates: clips a second of each side, the best of `repeats`; first_batch_seconds: from the call
+    to its first batch, the start of loader processes included"""
 
     samples: int
     repeats: int
@@ -94,7 +96,9 @@ def bench_loader(
     pool = open_pool(uri)
     manifest = pool.manifest(manifest_name)
     if not isinstance(pool.store, LocalStore) or len(manifest) < BATCH:
-        raise ConfigError(f"{uri}: the benchmark needs a folder and a manifest of at least {BATCH} samples")
+        raise ConfigError(
+            f"{uri}: the benchmark needs a folder and a manifest of at least {BATCH} samples"
+        )
     with tempfile.TemporaryDirectory() as folder:
         sides: dict[str, Side] = {
             "plain": partial(_plain_loop, pool, manifest),
@@ -103,13 +107,19 @@ def bench_loader(
         sides |= _with_and_without_processes("ours", partial(our_stream, pool, manifest))
         if remote is not None:
             there = open_pool(remote)
-            sides |= _with_and_without_processes("remote", partial(our_stream, there, there.manifest(manifest_name)))
+            sides |= _with_and_without_processes(
+                "remote", partial(our_stream, there, there.manifest(manifest_name))
+            )
         sides |= _with_and_without_processes("stock", partial(_stock, pool.store))
         frames = _unpack_frames(pool, manifest, Path(folder))
-        sides |= _with_and_without_processes("folders", partial(_each_clip, frames, _clip_of_folder))
+        sides |= _with_and_without_processes(
+            "folders", partial(_each_clip, frames, _clip_of_folder)
+        )
         if videos is not None:
             paths = _video_paths(pool, manifest, videos)
-            sides |= _with_and_without_processes("decord", partial(_each_clip, paths, _clip_of_video))
+            sides |= _with_and_without_processes(
+                "decord", partial(_each_clip, paths, _clip_of_video)
+            )
         rates, first = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, float("inf"))
         for repeat in range(repeats):
             for number, (name, side) in enumerate(sides.items(), start=1):
@@ -136,12 +146,17 @@ def measure(side: Side, seconds: float) -> tuple[float, float]:
 
 
 def _with_and_without_processes(name: str, side: Callable[[int], Iterator[int]]) -> dict[str, Side]:
-    return {f"{name}_{num_workers}": partial(side, num_workers) for num_workers in (0, _NUM_WORKERS)}
+    return {
+        f"{name}_{num_workers}": partial(side, num_workers) for num_workers in (0, _NUM_WORKERS)
+    }
 
 
 def _held_clips(pool: Pool, manifest: Manifest) -> list[tuple[str, list[bytes]]]:
     rows = [manifest.row(index) for index in range(min(len(manifest), 64))]
-    return [(row["key"], read_frame_bytes(pool.store, row, _spread(len(row["frame_size"])))) for row in rows]
+    return [
+        (row["key"], read_frame_bytes(pool.store, row, _spread(len(row["frame_size"]))))
+        for row in rows
+    ]
 
 
 def _plain_loop(pool: Pool, manifest: Manifest) -> Iterator[int]:
@@ -150,7 +165,9 @@ def _plain_loop(pool: Pool, manifest: Manifest) -> Iterator[int]:
         for key, blocks in held:
             images = [jpeg.decode(block, where=key) for block in blocks]
             height, width = images[0].shape[:2]
-            crop = choose_crop("multi_scale", height, width, flip=True, rng=sample_rng(0, epoch, key))
+            crop = choose_crop(
+                "multi_scale", height, width, flip=True, rng=sample_rng(0, epoch, key)
+            )
             resized(images, crop, size_px=SIZE_PX)
             yield 1
         epoch += 1
@@ -160,7 +177,9 @@ def _bare_loop(pool: Pool, manifest: Manifest) -> Iterator[int]:
     import torch
 
     held = _held_clips(pool, manifest)
-    frames_THWC = np.empty((FRAMES, 0, 0, 3), np.uint8)  # kept, as the output is: new memory is no part of a limit
+    frames_THWC = np.empty(
+        (FRAMES, 0, 0, 3), np.uint8
+    )  # kept, as the output is: new memory is no part of a limit
     clip_THWC = torch.empty((FRAMES, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
     epoch = 0
     while True:
@@ -170,17 +189,28 @@ def _bare_loop(pool: Pool, manifest: Manifest) -> Iterator[int]:
                 frames_THWC = np.empty((FRAMES, height, width, 3), np.uint8)
             for frame_HWC, block in zip(frames_THWC, blocks, strict=True):
                 jpeg.decode(block, where=key, into=frame_HWC)
-            crop = choose_crop("multi_scale", height, width, flip=True, rng=sample_rng(0, epoch, key))
+            crop = choose_crop(
+                "multi_scale", height, width, flip=True, rng=sample_rng(0, epoch, key)
+            )
             cut_and_resize(frames_THWC, crop, out_TCHW=clip_THWC.permute(0, 3, 1, 2))
             yield 1
         epoch += 1
 
 
-def our_stream(pool: Pool, manifest: Manifest, num_workers: int, reading: ReadSettings | None = None) -> Iterator[int]:
+def our_stream(
+    pool: Pool, manifest: Manifest, num_workers: int, reading: ReadSettings | None = None
+) -> Iterator[int]:
     """Batches without end: how many clips each has."""
     clip = ClipSettings(frames=FRAMES, size_px=SIZE_PX)
     loader = build_train_loader(
-        pool, manifest, clip, batch_size=BATCH, accumulation=1, num_workers=num_workers, seed=0, reading=reading
+        pool,
+        manifest,
+        clip,
+        batch_size=BATCH,
+        accumulation=1,
+        num_workers=num_workers,
+        seed=0,
+        reading=reading,
     )
     while True:
         for batch in loader:
@@ -194,7 +224,9 @@ def _stock(store: LocalStore, num_workers: int) -> Iterator[int]:
     import webdataset
 
     tars = sorted(str(path) for path in (store.root / "shards").glob("*.tar"))
-    dataset = webdataset.WebDataset(tars, shardshuffle=False, resampled=True, empty_check=False).map(_stock_clip)
+    dataset = webdataset.WebDataset(
+        tars, shardshuffle=False, resampled=True, empty_check=False
+    ).map(_stock_clip)
     yield from _batch_sizes(dataset, num_workers)
 
 
@@ -203,7 +235,9 @@ def _stock_clip(sample: dict[str, Any]) -> torch.Tensor:
     return _as_floats([io.BytesIO(sample[names[index]]) for index in _spread(len(names))])
 
 
-def _each_clip(paths: list[Path], load: Callable[[Path], torch.Tensor], num_workers: int) -> Iterator[int]:
+def _each_clip(
+    paths: list[Path], load: Callable[[Path], torch.Tensor], num_workers: int
+) -> Iterator[int]:
     """A file or folder a clip, one after the other, again and again."""
     yield from _batch_sizes(_Clips(paths, load), num_workers)
 
@@ -225,7 +259,9 @@ class _Clips:
 def _batch_sizes(dataset: Any, num_workers: int) -> Iterator[int]:
     import torch
 
-    loader: Iterable[Any] = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=num_workers)
+    loader: Iterable[Any] = torch.utils.data.DataLoader(
+        dataset, batch_size=BATCH, num_workers=num_workers
+    )
     for frames in loader:
         yield len(frames)
 
@@ -238,7 +274,9 @@ def _unpack_frames(pool: Pool, manifest: Manifest, folder: Path) -> list[Path]:
         folders.append(folder / f"{index:06d}")
         folders[-1].mkdir()
         positions = range(len(row["frame_size"]))
-        for position, block in zip(positions, read_frame_bytes(pool.store, row, positions), strict=True):
+        for position, block in zip(
+            positions, read_frame_bytes(pool.store, row, positions), strict=True
+        ):
             (folders[-1] / f"img_{position + 1:05d}.jpg").write_bytes(block)
     return folders
 
@@ -256,8 +294,13 @@ def _as_floats(files: list[Any]) -> torch.Tensor:
     images = [Image.open(file).convert("RGB") for file in files]
     side = min(images[0].size)
     left, top = (images[0].width - side) // 2, (images[0].height - side) // 2
-    squares = [image.crop((left, top, left + side, top + side)).resize((SIZE_PX, SIZE_PX)) for image in images]
-    return torch.stack([torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255 for square in squares])
+    squares = [
+        image.crop((left, top, left + side, top + side)).resize((SIZE_PX, SIZE_PX))
+        for image in images
+    ]
+    return torch.stack(
+        [torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255 for square in squares]
+    )
 
 
 def _video_paths(pool: Pool, manifest: Manifest, videos: Path) -> list[Path]:

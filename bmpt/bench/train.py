@@ -1,11 +1,15 @@
-"""`bmpt bench train`: an optimiser step beside the plain step of the systems it stands for, and what each lever gives.
+"""`bmpt bench train`: an optimiser step beside the plain step of the systems it stands for, and
+what each lever gives.
 
-A step of BMPT, prompts alone: K classes and their negatives, A micro-batches of random frames. The plain step encodes
-all class texts in every micro-batch, on every rank, at the whole context of 77 tokens, with attention written out, and
-carries the gradient down to what stands below the first prompts. Each lever is the plain step's time over that of the
-plain step with this lever alone; `together` has all of them, which is what training does. Frozen texts and scoring are
-other work, with plain sides of their own (one process alone). All sides take the same frames, which lie on the device
-before any time is taken: reading them is for `bmpt bench loader`. The gradients by which prompts move are the same on
+A step of BMPT, prompts alone: K classes and their negatives, A micro-batches of random frames. The
+    plain step encodes
+all class texts in every micro-batch, on every rank, at the whole context of 77 tokens, with
+attention written out, and carries the gradient down to what stands below the first prompts. Each
+lever is the plain step's time over that of the plain step with this lever alone; `together` has all
+of them, which is what training does. Frozen texts and scoring are other work, with plain sides of
+their own (one process alone). All sides take the same frames, which lie on the device
+before any time is taken: reading them is for `bmpt bench loader`. The gradients by which prompts
+    move are the same on
 all sides, up to rounding (on a GPU that of bfloat16)."""
 
 from __future__ import annotations
@@ -65,9 +69,10 @@ class Way:
 class TrainBenchmark:
     """seconds: of a step of each side, the best of `repeats`, of the slowest rank
 
-    gradient_differences: of each lever, the largest over all trained tensors between the plain step and it, as a share
-    of the largest value of the tensor's group (prompts, exchange): a gate alone is a sum that may cancel to nothing
-    but rounding"""
+    gradient_differences: of each lever, the largest over all trained tensors between the plain step
+        and it, as a share
+    of the largest value of the tensor's group (prompts, exchange): a gate alone is a sum that may
+    cancel to nothing but rounding"""
 
     size: BenchmarkSize
     device: str
@@ -80,7 +85,11 @@ class TrainBenchmark:
     def ratios(self) -> dict[str, float]:
         """What is claimed: multiples, not times."""
         own = {"frozen_text_once_a_run": "frozen_plain", "class_features_once": "scoring_plain"}
-        plain = {name: own.get(name, "plain") for name in self.seconds if name not in {"plain", *own.values()}}
+        plain = {
+            name: own.get(name, "plain")
+            for name in self.seconds
+            if name not in {"plain", *own.values()}
+        }
         return {name: self.seconds[side] / self.seconds[name] for name, side in plain.items()}
 
     def as_json(self) -> dict[str, Any]:
@@ -100,7 +109,8 @@ class TrainBenchmark:
 def bench_train(
     size: BenchmarkSize, world: World, *, repeats: int, progress: Callable[[int, int], None]
 ) -> TrainBenchmark:
-    """Measure a step of each side; on several ranks all call it. Raises: ConfigError for an unknown model."""
+    """Measure a step of each side; on several ranks all call it. Raises: ConfigError for an unknown
+    model."""
     backbone = load_backbone(size.model, "random", seed=SEED)
     backbone.model.to(world.device)
     sides = _training_sides(backbone, size, world)
@@ -158,11 +168,18 @@ def _side(backbone: Backbone, size: BenchmarkSize, world: World, way: Way) -> tu
     kind = Bmpt if way.short_text else _WholeContextBmpt
     method = _ready(kind, _bmpt_settings(backbone), backbone, size, world)
     texts = _texts(method, size, world, negatives=True)
-    encoder = ClassEncoder(method, texts, world if way.over_ranks else _alone(world)) if way.text_once else None
+    encoder = (
+        ClassEncoder(method, texts, world if way.over_ranks else _alone(world))
+        if way.text_once
+        else None
+    )
     gradient = StepGradient(method, texts, world, classes=encoder, autocast=_autocast(world))
 
     def run(batches: Sequence[ClipsAndTargets]) -> None:
-        with _attention(is_fused=way.fused_attention), _feeding_gradients(method, way.no_gradient_below_prompts):
+        with (
+            _attention(is_fused=way.fused_attention),
+            _feeding_gradients(method, way.no_gradient_below_prompts),
+        ):
             _add(gradient, size, batches)
 
     return method, run
@@ -181,9 +198,13 @@ def _frozen_text_sides(backbone: Backbone, size: BenchmarkSize, world: World) ->
 
 
 def _scoring_sides(backbone: Backbone, size: BenchmarkSize, world: World) -> Sides:
-    """Blocks of clips scored with class features of their own, or with those of the whole evaluation."""
+    """Blocks of clips scored with class features of their own, or with those of the whole
+    evaluation."""
     method = _ready(Bmpt, _bmpt_settings(backbone), backbone, size, world)
-    texts, ones = _texts(method, size, world, negatives=False), torch.ones(size.clips, device=world.device)
+    texts, ones = (
+        _texts(method, size, world, negatives=False),
+        torch.ones(size.clips, device=world.device),
+    )
 
     @torch.no_grad()
     def run(batches: Sequence[ClipsAndTargets], *, is_once: bool) -> None:
@@ -213,7 +234,8 @@ class _WholeContextBmpt(Bmpt):
 
 
 def _bmpt_settings(backbone: Backbone) -> MethodSettings:
-    """The defaults, but no deeper than the towers: those of open_clip's `alt` models have 10 text blocks."""
+    """The defaults, but no deeper than the towers: those of open_clip's `alt` models have 10 text
+    blocks."""
     whole = MethodSettings(name="bmpt")
     vision_depth = min(whole.vision_depth, backbone.vision_layers)
     text_depth = min(whole.text_depth, backbone.text_layers)
@@ -221,7 +243,11 @@ def _bmpt_settings(backbone: Backbone) -> MethodSettings:
 
 
 def _ready(
-    kind: type[Method], settings: MethodSettings, backbone: Backbone, size: BenchmarkSize, world: World
+    kind: type[Method],
+    settings: MethodSettings,
+    backbone: Backbone,
+    size: BenchmarkSize,
+    world: World,
 ) -> Method:
     """A method on the one backbone, with the same drawn tensors as every other of its kind."""
     with torch.random.fork_rng(devices=[]):
@@ -271,9 +297,12 @@ def _attention(*, is_fused: bool) -> Iterator[None]:
 
 @contextmanager
 def _feeding_gradients(method: Method, are_left_out: bool) -> Iterator[None]:
-    """Let what trains require a gradient, and unless left out what stands below the first prompts of both towers."""
+    """Let what trains require a gradient, and unless left out what stands below the first prompts
+    of both towers."""
     method.freeze_untrained()
-    below = [] if are_left_out else [method.clip.visual.conv1.weight, method.clip.positional_embedding]
+    below = (
+        [] if are_left_out else [method.clip.visual.conv1.weight, method.clip.positional_embedding]
+    )
     for parameter in below:
         parameter.requires_grad_(True)
     yield
@@ -284,7 +313,9 @@ def _feeding_gradients(method: Method, are_left_out: bool) -> Iterator[None]:
 
 def _autocast(world: World) -> Callable[[], torch.autocast]:
     """bf16 on a GPU, as one trains there."""
-    return lambda: torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=world.device.type == "cuda")
+    return lambda: torch.autocast(
+        world.device.type, dtype=torch.bfloat16, enabled=world.device.type == "cuda"
+    )
 
 
 def _alone(world: World) -> World:
@@ -308,8 +339,12 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _difference(plain: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], groups: Mapping[str, Group]) -> float:
+def _difference(
+    plain: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], groups: Mapping[str, Group]
+) -> float:
     largest: dict[Group, float] = {}
     for name, gradient in plain.items():
         largest[groups[name]] = max(largest.get(groups[name], 1e-30), float(gradient.abs().max()))
-    return max(float((plain[name] - ours[name]).abs().max()) / largest[groups[name]] for name in ours)
+    return max(
+        float((plain[name] - ours[name]).abs().max()) / largest[groups[name]] for name in ours
+    )

@@ -25,7 +25,11 @@ STATE_FORMAT = 3  # 2: failures_in_a_row; 3: inputs
 METADATA_KEY = "bmpt"
 # settings that change what trained tensors mean, and the shape of none
 _UNSEEN_IN_IMPORTS = ("exchange", "space_time_blocks", "temporal_position", "causal")
-_UNSEEN = (*_UNSEEN_IN_IMPORTS, "interaction", "counts_padding")  # of which published files of BIKE do not speak
+_UNSEEN = (
+    *_UNSEEN_IN_IMPORTS,
+    "interaction",
+    "counts_padding",
+)  # of which published files of BIKE do not speak
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,16 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def save_checkpoint(
-    path: Path, method: Method, backbone: Backbone, config: TrainConfig, *, step: int, provenance: dict[str, Any]
+    path: Path,
+    method: Method,
+    backbone: Backbone,
+    config: TrainConfig,
+    *,
+    step: int,
+    provenance: dict[str, Any],
 ) -> CheckpointInfo:
-    """Write the trained tensors alone as safetensors, with config, base weights and data in the metadata.
+    """Write the trained tensors alone as safetensors, with config, base weights and data in the
+    metadata.
 
     provenance: classes, pool_id, manifest and fingerprint of the training data."""
     metadata = {
@@ -77,15 +88,21 @@ def save_checkpoint(
         "step": step,
         **provenance,
     }
-    data = save(method.trained_state(), {METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
+    data = save(
+        method.trained_state(),
+        {METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)},
+    )
     write_file(path, data)
     return CheckpointInfo(path.name, hashlib.sha256(data).hexdigest(), step)
 
 
-def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: TrainConfig) -> CheckpointInfo:
+def load_checkpoint(
+    path: Path, method: Method, backbone: Backbone, config: TrainConfig
+) -> CheckpointInfo:
     """Load trained tensors into a method built by `config`.
 
-    Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for another file."""
+    Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for
+        another file."""
     state, metadata = _read_checkpoint(path)
     _check_method(path, metadata, config)
     _check_activation(path, metadata["model"], backbone)
@@ -96,11 +113,14 @@ def load_checkpoint(path: Path, method: Method, backbone: Backbone, config: Trai
             "model.pretrained to the former"
         )
     _load_exactly(path, method, state, _differences(metadata["config"]["method"], config))
-    return CheckpointInfo(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"])
+    return CheckpointInfo(
+        path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"]
+    )
 
 
 def read_trained_classes(path: Path) -> tuple[str, ...]:
-    """The classes that a checkpoint was trained on. Raises: ConfigError, FormatError as `load_checkpoint`."""
+    """The classes that a checkpoint was trained on. Raises: ConfigError, FormatError as
+    `load_checkpoint`."""
     return tuple(_read_checkpoint(path)[1].get("classes", ()))
 
 
@@ -108,9 +128,13 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any
     try:
         state, stored = read_safetensors(path)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors") from None
+        raise ConfigError(
+            f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors"
+        ) from None
     except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}") from None
+        raise FormatError(
+            f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}"
+        ) from None
     return state, _parse_metadata(path, stored.get(METADATA_KEY))
 
 
@@ -132,7 +156,8 @@ def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
 
 
 def _check_activation(path: Path, stated: dict[str, Any], backbone: Backbone) -> None:
-    """Raises: ConfigError for a base of equal weights and another activation, which their hash does not show."""
+    """Raises: ConfigError for a base of equal weights and another activation, which their hash does
+    not show."""
     ours = bool(backbone.architecture.get("quick_gelu"))
     if stated.get("quick_gelu", ours) != ours:
         names = ("GELU", "QuickGELU")
@@ -143,7 +168,8 @@ def _check_activation(path: Path, stated: dict[str, Any], backbone: Backbone) ->
 
 
 def _check_method(path: Path, metadata: dict[str, Any], config: TrainConfig) -> None:
-    """Raises: ConfigError for a checkpoint of another method, or of other settings that no tensor's shape shows."""
+    """Raises: ConfigError for a checkpoint of another method, or of other settings that no tensor's
+    shape shows."""
     theirs, ours = metadata["config"]["method"], config.method.model_dump(mode="json")
     if theirs["name"] != ours["name"]:
         raise ConfigError(
@@ -160,11 +186,14 @@ def _check_method(path: Path, metadata: dict[str, Any], config: TrainConfig) -> 
 
 
 def _differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """The settings of a checkpoint's method that the config has otherwise; defaults for those it is older than."""
+    """The settings of a checkpoint's method that the config has otherwise; defaults for those it is
+    older than."""
     ours = config.method.model_dump(mode="json")
     return {
         key: value
-        for key, value in (MethodSettings().model_dump(mode="json") | theirs | {"tune": _tune_of(theirs)}).items()
+        for key, value in (
+            MethodSettings().model_dump(mode="json") | theirs | {"tune": _tune_of(theirs)}
+        ).items()
         if value != ours.get(key)
     }
 
@@ -174,7 +203,9 @@ def _tune_of(theirs: dict[str, Any]) -> str:
     return "all" if theirs.get("tune") == "both" else str(theirs.get("tune"))
 
 
-def _load_exactly(path: Path, method: Method, state: dict[str, torch.Tensor], differences: dict[str, Any]) -> None:
+def _load_exactly(
+    path: Path, method: Method, state: dict[str, torch.Tensor], differences: dict[str, Any]
+) -> None:
     """Copy the tensors; the trained parameters must be exactly these names and shapes."""
     trained = {name: method.get_parameter(name) for name in method.trained_groups()}
     wrong = sorted(
@@ -205,8 +236,12 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE:
-        raise FormatError(f"{path}: is not a state that can be read safely; start over with --fresh") from None
+        raise FormatError(
+            f"{path}: is not a state that can be read safely; start over with --fresh"
+        ) from None
     found = state.get("version") if isinstance(state, dict) else None
     if found != STATE_FORMAT:
-        raise FormatError(f"{path}: has state version {found}, this code reads {STATE_FORMAT}; start over with --fresh")
+        raise FormatError(
+            f"{path}: has state version {found}, this code reads {STATE_FORMAT}; start over with --fresh"
+        )
     return state

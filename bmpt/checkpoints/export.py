@@ -1,7 +1,8 @@
 """A checkpoint and its base model as one file.
 
-The CLIP in it has its usual names and carries its architecture; what a method adds stands beside it under `method.`.
-A file without such tensors is a CLIP like any other (`model.pretrained=FILE`); with them `load_model` reads it."""
+The CLIP in it has its usual names and carries its architecture; what a method adds stands beside it
+under `method.`. A file without such tensors is a CLIP like any other (`model.pretrained=FILE`);
+with them `load_model` reads it."""
 
 from __future__ import annotations
 
@@ -32,9 +33,11 @@ EXPORT_KEY = "export"  # in the metadata, beside the architecture
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export holds; method_tensors: names beside the CLIP, none if only CLIP's weights were tuned.
+    """What an export holds; method_tensors: names beside the CLIP, none if only CLIP's weights were
+    tuned.
 
-    settings: `key=value` that a config needs beside it so that its visual tower computes the same"""
+    settings: `key=value` that a config needs beside it so that its visual tower computes the
+        same"""
 
     file: str
     sha256: str
@@ -48,7 +51,8 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A model as `load_model` reads it; metadata: of the checkpoint: config, classes, pool and manifest."""
+    """A model as `load_model` reads it; metadata: of the checkpoint: config, classes, pool and
+    manifest."""
 
     backbone: Backbone
     method: Method
@@ -68,14 +72,21 @@ def export_checkpoint(
     if out.resolve() == checkpoint.resolve():
         raise ConfigError(f"{out}: is the checkpoint itself; give another file as --out")
     wise_ft = config.eval.wise_ft if wise_ft is None else wise_ft
-    backbone = load_backbone(config.model.name, pretrained or config.model.pretrained, seed=config.seed)
+    backbone = load_backbone(
+        config.model.name, pretrained or config.model.pretrained, seed=config.seed
+    )
     method = _build(backbone, config, metadata)
     base = base_weights(method) if wise_ft is not None else {}
     info = load_checkpoint(checkpoint, method, backbone, config)
     if wise_ft is not None:
         apply_wise_ft(method, base, wise_ft)
     clip, added = _split(method)
-    origin = {"format_version": EXPORT_FORMAT, "checkpoint": metadata, "sha256": info.sha256, "wise_ft": wise_ft}
+    origin = {
+        "format_version": EXPORT_FORMAT,
+        "checkpoint": metadata,
+        "sha256": info.sha256,
+        "wise_ft": wise_ft,
+    }
     tensors = {**clip, **{f"{METHOD_PREFIX}{name}": value for name, value in added.items()}}
     data = save(tensors, weights_metadata(backbone.architecture, **{EXPORT_KEY: origin}))
     write_file(out, data)
@@ -103,9 +114,15 @@ def load_model(path: Path | str) -> ExportedModel:
     except (KeyError, TypeError):
         raise FormatError(f"{path}: is no export; `bmpt export CHECKPOINT` writes one") from None
     if found != EXPORT_FORMAT:
-        raise FormatError(f"{path}: has export format {found}, this code reads {EXPORT_FORMAT}; export it again")
+        raise FormatError(
+            f"{path}: has export format {found}, this code reads {EXPORT_FORMAT}; export it again"
+        )
     config = _config_of(path, origin["checkpoint"])
-    added = {key.removeprefix(METHOD_PREFIX): value for key, value in state.items() if key.startswith(METHOD_PREFIX)}
+    added = {
+        key.removeprefix(METHOD_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(METHOD_PREFIX)
+    }
     clip = {key: value for key, value in state.items() if not key.startswith(METHOD_PREFIX)}
     backbone = backbone_from_state(config.model.name, clip, architecture, where=str(path))
     method = _build(backbone, config, origin["checkpoint"])
@@ -120,9 +137,7 @@ def export_text(report: ExportReport) -> str:
     use = f"a CLIP like any other: {' '.join(f'--set {setting}' for setting in settings)}"
     if report.method_tensors:
         use = f"holds {', '.join(report.method_tensors)} beside CLIP: bmpt.checkpoints.export.load_model reads it"
-    return (
-        f"{report.file}: {report.method}{mixed}, {report.clip_tensors} tensors of CLIP, {report.bytes:,} bytes\n{use}"
-    )
+    return f"{report.file}: {report.method}{mixed}, {report.clip_tensors} tensors of CLIP, {report.bytes:,} bytes\n{use}"
 
 
 def _settings_of_tower(method: Method) -> list[str]:
@@ -130,20 +145,30 @@ def _settings_of_tower(method: Method) -> list[str]:
     if method.temporal_TE is not None:
         found += ["method.temporal_position=learned", f"data.frames={method.num_frames}"]
     if method.space_time_blocks:
-        found.append(f"method.space_time_blocks=[{','.join(str(block) for block in method.space_time_blocks)}]")
+        found.append(
+            f"method.space_time_blocks=[{','.join(str(block) for block in method.space_time_blocks)}]"
+        )
     return [*found, "method.causal=true"] if method.settings.causal else found
 
 
 def _build(backbone: Backbone, config: TrainConfig, metadata: Mapping[str, Any]) -> Method:
     classes = metadata.get("classes") or ()
     return build_method(
-        backbone, config.method, num_frames=config.data.frames, seed=config.seed, classes=tuple(classes)
+        backbone,
+        config.method,
+        num_frames=config.data.frames,
+        seed=config.seed,
+        classes=tuple(classes),
     )
 
 
 def _split(method: Method) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(CLIP's weights by CLIP's names, what the method trains beside them by its own names), on the CPU."""
-    clip = {name: value.detach().cpu().contiguous().clone() for name, value in method.clip.state_dict().items()}
+    """(CLIP's weights by CLIP's names, what the method trains beside them by its own names), on the
+    CPU."""
+    clip = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in method.clip.state_dict().items()
+    }
     if method.temporal_TE is not None:
         clip[TEMPORAL_KEY] = method.temporal_TE.detach().cpu().clone()
     return clip, {name: value for name, value in method.trained_state().items() if _is_added(name)}
@@ -156,7 +181,9 @@ def _is_added(name: str) -> bool:
 def _fill(path: Path, method: Method, added: Mapping[str, torch.Tensor]) -> None:
     """Raises: FormatError unless these are exactly the tensors that the method adds to CLIP."""
     own = {name: method.get_parameter(name) for name in method.trained_groups() if _is_added(name)}
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in added.items()}:
+    if {name: value.shape for name, value in own.items()} != {
+        name: value.shape for name, value in added.items()
+    }:
         raise FormatError(
             f"{path}: does not hold the tensors of its method {', '.join(sorted(own)[:4])}; export it again"
         )
@@ -181,4 +208,6 @@ def _config_of(path: Path, metadata: Mapping[str, Any]) -> TrainConfig:
         return TrainConfig.model_validate(metadata["config"])
     except (KeyError, TypeError, ValidationError) as error:
         why = " ".join(str(error).split())[:200]
-        raise FormatError(f"{path}: carries a config that this version does not read: {why}") from None
+        raise FormatError(
+            f"{path}: carries a config that this version does not read: {why}"
+        ) from None

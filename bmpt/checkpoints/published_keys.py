@@ -1,7 +1,9 @@
 """What the checkpoints that ViFi-CLIP, BDC-CLIP, BMPT and BIKE publish hold, key by key.
 
-The first three save no token embedding: they compute the embeddings of their class texts once, outside the model,
-and keep those as buffers. ViFi-CLIP calls its input prompt VPT and the deeper ones VPT_shallow; BMPT the reverse."""
+The first three save no token embedding: they compute the embeddings of their class texts once,
+    outside the model,
+and keep those as buffers. ViFi-CLIP calls its input prompt VPT and the deeper ones VPT_shallow;
+BMPT the reverse."""
 
 from __future__ import annotations
 
@@ -17,7 +19,17 @@ Group = Literal["clip", "prompts", "heads", "dropped"]
 SYSTEMS = ("vifi_clip", "bdc_clip", "bmpt", "bike")
 TOKEN_EMBEDDING = "token_embedding.weight"
 # entries of a checkpoint beside its state dicts, which importing leaves alone
-LEFT_OUT = frozenset({"optimizer", "lr_scheduler", "scaler", "max_accuracy", "epoch", "config", "optimizer_state_dict"})
+LEFT_OUT = frozenset(
+    {
+        "optimizer",
+        "lr_scheduler",
+        "scaler",
+        "max_accuracy",
+        "epoch",
+        "config",
+        "optimizer_state_dict",
+    }
+)
 BIKE_STATES = ("model_state_dict", "fusion_model_state_dict")
 INPUT_PROMPTS = {
     ("vifi_clip", "image"): "image_encoder.VPT",
@@ -26,16 +38,23 @@ INPUT_PROMPTS = {
 }
 _DEEP_PROMPT = {"vifi_clip": "VPT_shallow", "bmpt": "VPT"}
 
-_BUFFER = "embeddings of the training classes' texts, made anew from the class texts of each manifest"
-_DEAD = "never used by the released forward"
-_ADAPTERS = (
-    r"logits_scale_vision|(?:vision|text)_norm\.(?:weight|bias)|(?:vision|text)_reduce\.weight|vision_[qk]_proj\.weight"
+_BUFFER = (
+    "embeddings of the training classes' texts, made anew from the class texts of each manifest"
 )
+_DEAD = "never used by the released forward"
+_ADAPTERS = r"logits_scale_vision|(?:vision|text)_norm\.(?:weight|bias)|(?:vision|text)_reduce\.weight|vision_[qk]_proj\.weight"
 _CLASSIFIER = r"vision_bdc_head(?:_downstream)?\.(?:weight|bias)"
 _BLOCK = r"transformer\.resblocks\.(\d+)"
 _RESIDUAL_BLOCK = (
-    *(f"attn.{name}" for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")),
-    *(f"{layer}.{name}" for layer in ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj") for name in ("weight", "bias")),
+    *(
+        f"attn.{name}"
+        for name in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+    ),
+    *(
+        f"{layer}.{name}"
+        for layer in ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+        for name in ("weight", "bias")
+    ),
 )
 _BIKE_POSITIONS = f"{BIKE_STATES[1]}.frame_position_embeddings.weight"
 _BIKE_BLOCK = rf"{BIKE_STATES[1]}\.{_BLOCK}\."
@@ -64,7 +83,8 @@ def _one_of(*names: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Keys that match `pattern` whole belong to `group`; target: the CLIP name, or why they are dropped."""
+    """Keys that match `pattern` whole belong to `group`; target: the CLIP name, or why they are
+    dropped."""
 
     pattern: str
     group: Group
@@ -82,7 +102,10 @@ _VIDEO_CLIP = (  # CLIP inside ViFi-CLIP, BDC-CLIP and BMPT
 )
 RULES: Mapping[str, tuple[Rule, ...]] = {  # the first that matches counts
     "vifi_clip": (
-        Rule(rf"prompt_learner\.ctx|image_encoder\.VPT|(?:image|text)_encoder\.{_BLOCK}\.VPT_shallow", group="prompts"),
+        Rule(
+            rf"prompt_learner\.ctx|image_encoder\.VPT|(?:image|text)_encoder\.{_BLOCK}\.VPT_shallow",
+            group="prompts",
+        ),
         *_VIDEO_CLIP,
         Rule("logit_scale", group="clip", target="logit_scale"),
     ),
@@ -124,9 +147,11 @@ class SortedKeys:
 
 
 def state_of(system: str, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(the state dict without prefixes, entries that are left out); BIKE's two become one, under their names.
+    """(the state dict without prefixes, entries that are left out); BIKE's two become one, under
+    their names.
 
-    Raises: TypeError for what is no mapping, KeyError naming the entry that is not there, ValueError naming entries
+    Raises: TypeError for what is no mapping, KeyError naming the entry that is not there,
+        ValueError naming entries
     that nothing explains."""
     if not isinstance(loaded, Mapping):
         raise TypeError(f"{type(loaded).__name__} is no mapping")
@@ -140,7 +165,9 @@ def state_of(system: str, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], li
     states = {name: without_prefixes(loaded[name]) for name in names}
     if system != "bike":
         return states["model"], others
-    return {f"{name}.{key}": value for name, state in states.items() for key, value in state.items()}, others
+    return {
+        f"{name}.{key}": value for name, state in states.items() for key, value in state.items()
+    }, others
 
 
 def sort_keys(system: str, keys: Iterable[str], clip_names: Collection[str]) -> SortedKeys:
@@ -170,7 +197,8 @@ def sort_keys(system: str, keys: Iterable[str], clip_names: Collection[str]) -> 
 
 
 def deep_prompts(keys: Iterable[str], tower: str) -> dict[int, str]:
-    """The prompts of blocks 1 and deeper of the `image` or `text` tower: {block: key}, ascending."""
+    """The prompts of blocks 1 and deeper of the `image` or `text` tower: {block: key},
+    ascending."""
     matches = [re.match(rf"{tower}_encoder\.{_BLOCK}\.", key) for key in keys]
     return dict(sorted((int(match[1]), match.string) for match in matches if match))
 
@@ -181,18 +209,21 @@ def has_attributes(keys: Iterable[str]) -> bool:
 
 
 def temporal_layers(keys: Iterable[str]) -> int:
-    """Blocks of BIKE's temporal transformer, counted to the deepest: 6 in what it published, 0 without one."""
+    """Blocks of BIKE's temporal transformer, counted to the deepest: 6 in what it published, 0
+    without one."""
     matches = [re.match(_BIKE_BLOCK, key) for key in keys]
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
 def _expected_prompts(system: str, keys: Collection[str]) -> set[str]:
-    """Prompts stand in blocks 1, 2, ... without a gap, over an input prompt where the system has one."""
+    """Prompts stand in blocks 1, 2, ... without a gap, over an input prompt where the system has
+    one."""
     expected: set[str] = set()
     for tower in ("image", "text"):
         deepest = max(deep_prompts(keys, tower), default=0)
         expected |= {
-            f"{tower}_encoder.transformer.resblocks.{block}.{_DEEP_PROMPT[system]}" for block in range(1, deepest)
+            f"{tower}_encoder.transformer.resblocks.{block}.{_DEEP_PROMPT[system]}"
+            for block in range(1, deepest)
         }
         if deepest > 0 and (system, tower) in INPUT_PROMPTS:
             expected.add(INPUT_PROMPTS[system, tower])
@@ -200,7 +231,8 @@ def _expected_prompts(system: str, keys: Collection[str]) -> set[str]:
 
 
 def _expected_heads(system: str, keys: Collection[str]) -> set[str]:
-    """A head of BIKE is there whole or not at all; BDC-CLIP's adapters and one classifier always are."""
+    """A head of BIKE is there whole or not at all; BDC-CLIP's adapters and one classifier always
+    are."""
     if system == "bdc_clip":
         classifier = "vision_bdc_head"
         if not any(key.startswith(f"{classifier}.") for key in keys):
@@ -208,7 +240,13 @@ def _expected_heads(system: str, keys: Collection[str]) -> set[str]:
         return {*_BDC_ADAPTERS, f"{classifier}.weight", f"{classifier}.bias"}
     if system != "bike":
         return set()
-    blocks = [f"{BIKE_STATES[1]}.transformer.resblocks.{block}" for block in range(max(1, temporal_layers(keys)))]
-    temporal = {_BIKE_POSITIONS, *(f"{block}.{name}" for block in blocks for name in _RESIDUAL_BLOCK)}
+    blocks = [
+        f"{BIKE_STATES[1]}.transformer.resblocks.{block}"
+        for block in range(max(1, temporal_layers(keys)))
+    ]
+    temporal = {
+        _BIKE_POSITIONS,
+        *(f"{block}.{name}" for block in blocks for name in _RESIDUAL_BLOCK),
+    }
     heads = (temporal, _BIKE_ATTRIBUTES)
     return {name for head in heads if not head.isdisjoint(keys) for name in head}

@@ -1,4 +1,5 @@
-"""Tensors of the published systems under the names of our methods, with the settings that they were trained with."""
+"""Tensors of the published systems under the names of our methods, with the settings that they were
+trained with."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class PublishedTensors:
-    """What a published checkpoint holds, in float32: all of CLIP by CLIP's names, the others by their original ones.
+    """What a published checkpoint holds, in float32: all of CLIP by CLIP's names, the others by
+    their original ones.
 
     attributes: BIKE's attributes head, of a file of its own that belongs to this one"""
 
@@ -39,7 +41,8 @@ class PublishedTensors:
 
 @dataclass(frozen=True)
 class MethodTensors:
-    """Trained tensors of one of our methods: with `tune: prompts` on the published CLIP, else on its base model.
+    """Trained tensors of one of our methods: with `tune: prompts` on the published CLIP, else on
+    its base model.
 
     num_classes: of a classifier, None without one"""
 
@@ -49,7 +52,8 @@ class MethodTensors:
 
 
 def to_method(system: str, found: PublishedTensors, base: Backbone) -> MethodTensors | None:
-    """The same as a checkpoint of our method; None for BIKE's attributes head without its video branch."""
+    """The same as a checkpoint of our method; None for BIKE's attributes head without its video
+    branch."""
     if system == "vifi_clip":
         return _vifi_clip(found)
     if system == "bdc_clip":
@@ -66,33 +70,48 @@ def _vifi_clip(found: PublishedTensors) -> MethodTensors:
 
 
 def _bmpt(found: PublishedTensors, base: Backbone) -> MethodTensors:
-    """As released: every weight tuned, no exchange, no text prompt of block 0 but one layer of depth for it."""
+    """As released: every weight tuned, no exchange, no text prompt of block 0 but one layer of
+    depth for it."""
     settings, tensors = _prompt_tensors("bmpt", found.prompts)
     settings["text_depth"] += 1 if settings["text_depth"] else 0
-    method = MethodSettings(name="bmpt", tune="all", exchange="none", **settings, **_blocks_there(Bmpt, base))
+    method = MethodSettings(
+        name="bmpt", tune="all", exchange="none", **settings, **_blocks_there(Bmpt, base)
+    )
     return MethodTensors(method, {**_tuned_clip(found), **tensors})
 
 
 def _bdc_clip(found: PublishedTensors, base: Backbone) -> MethodTensors:
-    """CLIP and the heads; the classifier is called by one name, whether of pre-training or after it."""
+    """CLIP and the heads; the classifier is called by one name, whether of pre-training or after
+    it."""
     heads = {
-        f"heads.{key.replace('vision_bdc_head_downstream', 'vision_bdc_head')}": v for key, v in found.heads.items()
+        f"heads.{key.replace('vision_bdc_head_downstream', 'vision_bdc_head')}": v
+        for key, v in found.heads.items()
     }
     width = len(heads["heads.vision_q_proj.weight"])
-    settings = MethodSettings(name="bdc_clip", tune="all", reduced_width=width, **_blocks_there(BdcClip, base))
+    settings = MethodSettings(
+        name="bdc_clip", tune="all", reduced_width=width, **_blocks_there(BdcClip, base)
+    )
     num_classes = len(heads["heads.vision_bdc_head.bias"])
     return MethodTensors(settings, {**_tuned_clip(found), **heads}, num_classes)
 
 
 def _bike(found: PublishedTensors) -> MethodTensors | None:
-    """CLIP and the temporal transformer; with an attributes head, whose text tower is the base's, no text weights."""
+    """CLIP and the temporal transformer; with an attributes head, whose text tower is the base's,
+    no text weights."""
     if has_attributes(found.heads):
         return None
     tensors = _tuned_clip(found)
     if found.attributes:
-        tensors = {key: value for key, value in tensors.items() if key.startswith(("clip.visual.", "clip.logit_scale"))}
+        tensors = {
+            key: value
+            for key, value in tensors.items()
+            if key.startswith(("clip.visual.", "clip.logit_scale"))
+        }
     for branch, heads in (("temporal", found.heads), ("attributes", found.attributes)):
-        tensors |= {f"{branch}.{key.removeprefix(f'{BIKE_STATES[1]}.')}": value for key, value in heads.items()}
+        tensors |= {
+            f"{branch}.{key.removeprefix(f'{BIKE_STATES[1]}.')}": value
+            for key, value in heads.items()
+        }
     settings = MethodSettings(
         name="bike",
         tune="image" if found.attributes else "all",
@@ -129,5 +148,6 @@ def _blocks_there(kind: type[Method], base: Backbone) -> dict[str, Any]:
 
 
 def _tuned_clip(found: PublishedTensors) -> Tensors:
-    """All CLIP weights under our methods' names but the token embedding, which none of them trains."""
+    """All CLIP weights under our methods' names but the token embedding, which none of them
+    trains."""
     return {f"clip.{name}": value for name, value in found.clip.items() if name != TOKEN_EMBEDDING}

@@ -1,4 +1,5 @@
-"""The command line. Every command imports what it needs when it runs: `bmpt --help` answers at once."""
+"""The command line. Every command imports what it needs when it runs: `bmpt --help` answers at
+once."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ app = typer.Typer(
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML of configs/experiments")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated")
+    list[str] | None,
+    typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated"),
 ]
 
 
@@ -48,7 +50,10 @@ def _print_version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and leave")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and leave"
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -71,7 +76,9 @@ def build(context: typer.Context) -> None:
 def train(
     config: ConfigPath,
     set_: SetOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="forget what an earlier start left in the run folder")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="forget what an earlier start left in the run folder")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Tune a method and score it; goes on from the run folder's state.pt by itself.
@@ -85,7 +92,10 @@ def train(
     world = start_world(threads=settings.run.threads)
     outcome = run_training(settings, world, fresh=fresh)
     if world.is_main and outcome.was_stopped:
-        print(f"stopped; the state is saved in {outcome.folder}: the same command goes on", file=sys.stderr)
+        print(
+            f"stopped; the state is saved in {outcome.folder}: the same command goes on",
+            file=sys.stderr,
+        )
     if outcome.results is not None:
         _show_results(outcome.results, outcome.folder, as_json=as_json)
 
@@ -95,16 +105,19 @@ def plan(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG|MANIFEST", help="a YAML of configs/experiments, or POOL/manifests/PROTOCOL/NAME.parquet"
+            metavar="CONFIG|MANIFEST",
+            help="a YAML of configs/experiments, or POOL/manifests/PROTOCOL/NAME.parquet",
         ),
     ],
     set_: SetOption = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="measure first what a request to the pool's bucket costs")
+        bool,
+        typer.Option("--measure", help="measure first what a request to the pool's bucket costs"),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the bytes and requests that a run will ask of its pool, and estimate the time; reads tables alone."""
+    """Count the bytes and requests that a run will ask of its pool, and estimate the time; reads
+    tables alone."""
     from bmpt.data_plan import plan_address, run_plan_text
 
     found = plan_address(address, set_ or (), measure=measure)
@@ -114,7 +127,9 @@ def plan(
 @app.command("eval")
 def evaluate(
     config: ConfigPath,
-    checkpoint: Annotated[Path | None, typer.Option(help="prompts.safetensors of a run of the same method")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="prompts.safetensors of a run of the same method")
+    ] = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -132,22 +147,42 @@ def evaluate(
 
 @app.command("import-checkpoint")
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="the .pth or .pt file that a system published")],
-    system: Annotated[str, typer.Option(help="which system wrote it: vifi_clip, bdc_clip, bmpt or bike")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="folder for the files of this project's format")],
-    model: Annotated[str, typer.Option(help="the CLIP that it was tuned from, as model.name")] = "ViT-B-16",
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="the .pth or .pt file that a system published")
+    ],
+    system: Annotated[
+        str, typer.Option(help="which system wrote it: vifi_clip, bdc_clip, bmpt or bike")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder for the files of this project's format")
+    ],
+    model: Annotated[
+        str, typer.Option(help="the CLIP that it was tuned from, as model.name")
+    ] = "ViT-B-16",
     pretrained: Annotated[str, typer.Option(help="its weights, as model.pretrained")] = "openai",
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="bdc_clip: names of its classes, a line each or an id,name CSV")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="bdc_clip: names of its classes, a line each or an id,name CSV"
+        ),
     ] = None,
     attributes_head: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="bike: the file of its attributes branch, FILE being its video branch's"),
+        typer.Option(
+            metavar="FILE",
+            help="bike: the file of its attributes branch, FILE being its video branch's",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over a published checkpoint: every key explained or the command fails; nothing in the file is executed."""
-    from bmpt.checkpoints.published_import import check_asked, import_text, join_attributes, write_import
+    """Take over a published checkpoint: every key explained or the command fails; nothing in the
+    file is executed."""
+    from bmpt.checkpoints.published_import import (
+        check_asked,
+        import_text,
+        join_attributes,
+        write_import,
+    )
     from bmpt.checkpoints.published_import import import_checkpoint as read_published
     from bmpt.clip.backbone import load_backbone
     from bmpt.config import ModelSettings
@@ -162,14 +197,20 @@ def import_checkpoint(
     if attributes_head is not None:
         imported = join_attributes(imported, attributes_head, base)
     names = () if classes is None else read_class_file(classes).names
-    found = write_import(imported, base, ModelSettings(name=model, pretrained=pretrained), out, classes=names)
+    found = write_import(
+        imported, base, ModelSettings(name=model, pretrained=pretrained), out, classes=names
+    )
     print_report(found, import_text(found), as_json=as_json)
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="prompts.safetensors of a run")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="default model.safetensors beside it")] = None,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="prompts.safetensors of a run")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="default model.safetensors beside it")
+    ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="where the base model lies, if not where the run read it")
     ] = None,
@@ -195,7 +236,8 @@ def export(
 def verify(
     pool: PoolPath,
     level: Annotated[
-        str, typer.Option(help="quick: tables and places; full: every hash; deep: every frame decoded")
+        str,
+        typer.Option(help="quick: tables and places; full: every hash; deep: every frame decoded"),
     ] = "full",
     as_json: JsonOption = False,
 ) -> None:
@@ -213,20 +255,27 @@ def verify(
 @app.command()
 def repair(
     pool: PoolPath,
-    videos: Annotated[Path, typer.Option(metavar="DIR", help="the source videos that the pool was built from")],
+    videos: Annotated[
+        Path, typer.Option(metavar="DIR", help="the source videos that the pool was built from")
+    ],
     annotations: Annotated[
         Path | None, typer.Option(metavar="DIR", help="for damaged manifests: as given to build")
     ] = None,
     splits: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="for damaged manifests: as given to build; repeatable")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="for damaged manifests: as given to build; repeatable"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="decoding processes; all cores if not given")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="decoding processes; all cores if not given")
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting of the build: labels=official")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting of the build: labels=official"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the shards and manifests that `verify` finds damaged again: the same bytes, the same pool_id."""
+    """Make the shards and manifests that `verify` finds damaged again: the same bytes, the same
+    pool_id."""
     from preprocess.console import show_progress
     from preprocess.coordinator.repair import RepairOptions, repair_pool, repair_text
 
@@ -242,7 +291,8 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="another pool")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say how two pools differ by their tables (no shard is opened: see `bmpt verify`); ends with 1 if they do."""
+    """Say how two pools differ by their tables (no shard is opened: see `bmpt verify`); ends with 1
+    if they do."""
     from shards.maintenance.diff import diff_pools, diff_text
 
     found = diff_pools(a, b)
@@ -253,15 +303,22 @@ def diff(
 
 @app.command()
 def report(
-    folder: Annotated[str, typer.Argument(metavar="POOL|RUN", help="a pool, or the folder of a run")],
-    key: Annotated[str | None, typer.Option(help="a sample of the pool: write its frames as one picture")] = None,
+    folder: Annotated[
+        str, typer.Argument(metavar="POOL|RUN", help="a pool, or the folder of a run")
+    ],
+    key: Annotated[
+        str | None, typer.Option(help="a sample of the pool: write its frames as one picture")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="the picture, a .jpg")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """State what a pool holds, manifest by manifest and verdict by verdict, or the results of a run."""
+    """State what a pool holds, manifest by manifest and verdict by verdict, or the results of a
+    run."""
     results = Path(folder) / "results.json"
     if results.is_file():
-        _show_results(json.loads(results.read_text(encoding="utf-8")), Path(folder), as_json=as_json)
+        _show_results(
+            json.loads(results.read_text(encoding="utf-8")), Path(folder), as_json=as_json
+        )
         return
     if key is not None or out is not None:
         from shards.maintenance.contact_sheet import write_contact_sheet
@@ -283,7 +340,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for videos, pool and runs")] = Path("data/demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """Render a small action data set, build its pool, tune BMPT on 16 shots and print base, novel and HM.
+    """Render a small action data set, build its pool, tune BMPT on 16 shots and print base, novel
+    and HM.
 
     Needs no download and no GPU; finished work is not done again."""
     from bmpt.demo.run import run_demo
@@ -292,14 +350,20 @@ def demo(
     raise typer.Exit(run_demo(out, build_pool=build_main, as_json=as_json))
 
 
-bench = typer.Typer(help="Measure what a part costs beside its limit and its peers; prints ratios of one run.")
+bench = typer.Typer(
+    help="Measure what a part costs beside its limit and its peers; prints ratios of one run."
+)
 app.add_typer(bench, name="bench")
 
 
 @bench.command("build")
 def bench_build(
-    videos: Annotated[Path, typer.Argument(metavar="DIR", help="videos to measure, for example one data set's")],
-    repeats: Annotated[int, typer.Option(min=1, help="the best of so many, for each video and side")] = 3,
+    videos: Annotated[
+        Path, typer.Argument(metavar="DIR", help="videos to measure, for example one data set's")
+    ],
+    repeats: Annotated[
+        int, typer.Option(min=1, help="the best of so many, for each video and side")
+    ] = 3,
     as_json: JsonOption = False,
 ) -> None:
     """Preparing videos beside decoding alone and beside the usual FFmpeg scripts."""
@@ -307,7 +371,11 @@ def bench_build(
     from shards.progress import ProgressBars
 
     with ProgressBars(enabled=True) as bars:
-        measured = measure(videos, repeats=repeats, progress=lambda done, total: bars.update("measure", done, total))
+        measured = measure(
+            videos,
+            repeats=repeats,
+            progress=lambda done, total: bars.update("measure", done, total),
+        )
     _show_benchmark(measured, f"{measured.videos} videos", as_json=as_json)
 
 
@@ -315,8 +383,12 @@ def bench_build(
 def bench_loader(
     pool: PoolPath,
     manifest: Annotated[str, typer.Argument(help="for example few_shot/train_k16")],
-    videos: Annotated[Path | None, typer.Option(metavar="DIR", help="the raw videos, to measure decord too")] = None,
-    remote: Annotated[str | None, typer.Option(metavar="POOL", help="the same pool in a bucket, to compare")] = None,
+    videos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="the raw videos, to measure decord too")
+    ] = None,
+    remote: Annotated[
+        str | None, typer.Option(metavar="POOL", help="the same pool in a bucket, to compare")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="the best of so many")] = 3,
     as_json: JsonOption = False,
 ) -> None:
@@ -338,16 +410,21 @@ def bench_loader(
 
 @bench.command("train")
 def bench_train(
-    model: Annotated[str, typer.Option(metavar="NAME", help="a ViT of open_clip, with random weights")] = "ViT-B-32",
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="a ViT of open_clip, with random weights")
+    ] = "ViT-B-32",
     classes: Annotated[int, typer.Option(min=2, help="K, each with a negative")] = 51,
     frames: Annotated[int, typer.Option(min=1, help="T, frames a clip")] = 8,
     accumulation: Annotated[int, typer.Option(min=1, help="micro-batches of a step")] = 8,
     clips: Annotated[int, typer.Option(min=1, help="of a micro-batch of one rank")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads a rank; default all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads a rank; default all cores")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="the best of so many")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """An optimiser step beside the plain step of the published systems, lever by lever; minutes on a CPU.
+    """An optimiser step beside the plain step of the published systems, lever by lever; minutes on
+    a CPU.
 
     One process, or `torchrun --nproc-per-node 2 -m bmpt bench train`."""
     from bmpt.bench.train import BenchmarkSize
@@ -355,17 +432,25 @@ def bench_train(
     from bmpt.runtime.distributed import start_world
     from shards.progress import ProgressBars
 
-    world = start_world(threads=threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    world = start_world(
+        threads=threads
+        or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    )
     size = BenchmarkSize(model, classes, frames, accumulation, clips)
     with ProgressBars(enabled=world.is_main) as bars:
         measured = measure(
-            size, world, repeats=repeats, progress=lambda done, total: bars.update("measure", done, total)
+            size,
+            world,
+            repeats=repeats,
+            progress=lambda done, total: bars.update("measure", done, total),
         )
     if world.is_main:
         _show_benchmark(measured, measured.summary(), as_json=as_json)
 
 
-def _show_benchmark(measured: BuildBenchmark | LoaderBenchmark | TrainBenchmark, what: str, *, as_json: bool) -> None:
+def _show_benchmark(
+    measured: BuildBenchmark | LoaderBenchmark | TrainBenchmark, what: str, *, as_json: bool
+) -> None:
     """Print ratios and what they were measured on, or all measurements as one JSON object."""
     if as_json:
         print(json.dumps(measured.as_json()))

@@ -1,4 +1,5 @@
-"""The commands `describe`, `knowledge` and `attributes`; each imports what it needs when it runs, as all of `bmpt`."""
+"""The commands `describe`, `knowledge` and `attributes`; each imports what it needs when it runs,
+as all of `bmpt`."""
 
 from __future__ import annotations
 
@@ -18,10 +19,16 @@ if TYPE_CHECKING:
     from bmpt.offline.answers import Asking
     from bmpt.offline.describe import Kind
 
-_ENDPOINT = typer.Option(metavar="URL", help="an OpenAI-compatible server: http://localhost:8000/v1")
-ManifestPath = Annotated[str, typer.Argument(help="the training list, for example few_shot/train_k16")]
+_ENDPOINT = typer.Option(
+    metavar="URL", help="an OpenAI-compatible server: http://localhost:8000/v1"
+)
+ManifestPath = Annotated[
+    str, typer.Argument(help="the training list, for example few_shot/train_k16")
+]
 ClipModelOption = Annotated[str, typer.Option(metavar="NAME", help="as model.name of the training")]
-PretrainedOption = Annotated[str, typer.Option(metavar="TAG", help="as model.pretrained of the training")]
+PretrainedOption = Annotated[
+    str, typer.Option(metavar="TAG", help="as model.pretrained of the training")
+]
 
 
 @dataclass(frozen=True)
@@ -30,23 +37,31 @@ class AskOptions:
 
     answers: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Parquet of all answers; default: beside --out, .answers.parquet"),
+        typer.Option(
+            metavar="FILE", help="Parquet of all answers; default: beside --out, .answers.parquet"
+        ),
     ] = None
     api_key_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="variable with the key; default OPENAI_API_KEY")
+        str | None,
+        typer.Option(metavar="NAME", help="variable with the key; default OPENAI_API_KEY"),
     ] = None
     concurrency: Annotated[int, typer.Option(metavar="N", help="questions at a time")] = 8
     requests_per_minute: Annotated[
         float | None, typer.Option(metavar="R", help="of all of them, further tries counted")
     ] = None
     retries: Annotated[int, typer.Option(metavar="N", help="further tries of a question")] = 5
-    timeout: Annotated[float, typer.Option(metavar="S", min=0.001, help="of one request, seconds")] = 120.0
+    timeout: Annotated[
+        float, typer.Option(metavar="S", min=0.001, help="of one request, seconds")
+    ] = 120.0
     retry_malformed: Annotated[
-        bool, typer.Option("--retry-malformed", help="ask again for kept answers that cannot be used")
+        bool,
+        typer.Option("--retry-malformed", help="ask again for kept answers that cannot be used"),
     ] = False
     max_tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="of an answer; models that reason before they answer need more"),
+        typer.Option(
+            metavar="N", min=1, help="of an answer; models that reason before they answer need more"
+        ),
     ] = None
 
     def asking(self, endpoint: str, model: str, out: Path) -> Asking:
@@ -56,7 +71,9 @@ class AskOptions:
         from bmpt.offline.endpoint import parse_endpoint
 
         return Asking(
-            parse_endpoint(endpoint, model, api_key_env=self.api_key_env, timeout_seconds=self.timeout),
+            parse_endpoint(
+                endpoint, model, api_key_env=self.api_key_env, timeout_seconds=self.timeout
+            ),
             Pace(self.concurrency, self.requests_per_minute, self.retries),
             self.answers or out.parent / f"{out.stem}.answers.parquet",
             self.retry_malformed,
@@ -65,7 +82,8 @@ class AskOptions:
 
 
 def _with_ask_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Put the fields of `AskOptions` in the place of a command's parameter `ask`: typer has no groups of options."""
+    """Put the fields of `AskOptions` in the place of a command's parameter `ask`: typer has no
+    groups of options."""
     signature = inspect.signature(command, eval_str=True)
     options = inspect.signature(AskOptions, eval_str=True).parameters
 
@@ -85,25 +103,32 @@ def _with_ask_options(command: Callable[..., None]) -> Callable[..., None]:
 def describe(
     endpoint: Annotated[str, _ENDPOINT],
     model: Annotated[str, typer.Option(metavar="NAME", help="the model that the endpoint serves")],
-    out: Annotated[Path, typer.Option(metavar="FILE.json", help="class texts: {class: [sentences]}")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.json", help="class texts: {class: [sentences]}")
+    ],
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="a label CSV `id,name`, or one class name a line")
+        Path | None,
+        typer.Option(metavar="FILE", help="a label CSV `id,name`, or one class name a line"),
     ] = None,
     manifest: Annotated[
-        str | None, typer.Option(metavar="MANIFEST", help="its classes: POOL/manifests/PROTOCOL/NAME.parquet")
+        str | None,
+        typer.Option(metavar="MANIFEST", help="its classes: POOL/manifests/PROTOCOL/NAME.parquet"),
     ] = None,
     sentences: Annotated[int, typer.Option(metavar="P", help="class texts of a class")] = 2,
     negatives: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="also: `class -> look-alike action`, to be pushed away")
+        Path | None,
+        typer.Option(metavar="FILE", help="also: `class -> look-alike action`, to be pushed away"),
     ] = None,
     paraphrases: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="also: `class -> same action in other words`")
+        Path | None,
+        typer.Option(metavar="FILE", help="also: `class -> same action in other words`"),
     ] = None,
     *,
     ask: AskOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a language model write class texts, negatives and paraphrases; ends with 1 if a class is left without.
+    """Let a language model write class texts, negatives and paraphrases; ends with 1 if a class is
+    left without.
 
     Every answer is kept: the same command asks only for what is missing."""
     from bmpt.offline.describe import describe_classes, description_text, manifest_classes
@@ -120,7 +145,9 @@ def describe(
         outputs["paraphrases"] = paraphrases
     asking = ask.asking(endpoint, model, out)
     with ProgressBars(enabled=True) as bars:
-        done = describe_classes(names, outputs, asking, num_sentences=sentences, progress=bars.update)
+        done = describe_classes(
+            names, outputs, asking, num_sentences=sentences, progress=bars.update
+        )
     print_report(done, description_text(done), as_json=as_json)
     if not done.is_complete:
         raise typer.Exit(EXIT_FINDINGS)
@@ -130,21 +157,28 @@ def describe(
 def knowledge(
     pool: PoolPath,
     manifest: ManifestPath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="knowledge.parquet: one CLIP text feature a sample")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="knowledge.parquet: one CLIP text feature a sample")
+    ],
     endpoint: Annotated[str | None, _ENDPOINT] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="the vision-language model that the endpoint serves")
+        str | None,
+        typer.Option(metavar="NAME", help="the vision-language model that the endpoint serves"),
     ] = None,
     clip_model: ClipModelOption = "ViT-B-16",
     pretrained: PretrainedOption = "openai",
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="DIR", help="published *_feature.npy files instead of asking")
+        Path | None,
+        typer.Option(
+            "--import", metavar="DIR", help="published *_feature.npy files instead of asking"
+        ),
     ] = None,
     *,
     ask: AskOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a vision-language model say what four frames of each clip show; ends with 1 if a clip is left without.
+    """Let a vision-language model say what four frames of each clip show; ends with 1 if a clip is
+    left without.
 
     Every answer is kept: the same command asks only for what is missing."""
     from shards.errors import ConfigError
@@ -159,7 +193,9 @@ def knowledge(
             raise typer.Exit(EXIT_FINDINGS)
         return
     if endpoint is None or model is None:
-        raise ConfigError("give --endpoint URL and --model NAME, or --import DIR for published features")
+        raise ConfigError(
+            "give --endpoint URL and --model NAME, or --import DIR for published features"
+        )
     from bmpt.offline.knowledge import describe_clips, knowledge_text
     from shards.progress import ProgressBars
 
@@ -167,7 +203,9 @@ def knowledge(
     samples, asking = opened.manifest(manifest), ask.asking(endpoint, model, out)
     backbone = _load_clip(clip_model, pretrained)
     with ProgressBars(enabled=True) as bars:
-        done = describe_clips(opened, samples, asking, backbone, out, progress=partial(bars.update, "frames"))
+        done = describe_clips(
+            opened, samples, asking, backbone, out, progress=partial(bars.update, "frames")
+        )
     warn(done.warning)
     print_report(done, knowledge_text(done), as_json=as_json)
     if not done.is_complete:
@@ -177,20 +215,32 @@ def knowledge(
 def attributes(
     pool: PoolPath,
     manifest: Annotated[str, typer.Argument(help="a list, for example few_shot/train_k16")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="attributes.parquet: one CLIP text feature a sample")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="attributes.parquet: one CLIP text feature a sample"),
+    ],
     lexicon: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="names to choose from: one a line, or a label CSV `id,name`")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="names to choose from: one a line, or a label CSV `id,name`"
+        ),
     ] = None,
     import_: Annotated[
-        Path | None, typer.Option("--import", metavar="FILE.json", help="BIKE's published attributes instead")
+        Path | None,
+        typer.Option("--import", metavar="FILE.json", help="BIKE's published attributes instead"),
     ] = None,
-    top: Annotated[int, typer.Option(metavar="K", min=1, help="attributes of a sample; the first 5 are used")] = 5,
+    top: Annotated[
+        int, typer.Option(metavar="K", min=1, help="attributes of a sample; the first 5 are used")
+    ] = 5,
     clip_model: ClipModelOption = "ViT-B-16",
     pretrained: PretrainedOption = "openai",
-    workers: Annotated[int, typer.Option(metavar="N", min=0, help="processes that decode frames; 0 for none")] = 0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="processes that decode frames; 0 for none")
+    ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the names that fit each clip best (BIKE's attributes), by CLIP; ends with 1 if a clip is left without."""
+    """Find the names that fit each clip best (BIKE's attributes), by CLIP; ends with 1 if a clip is
+    left without."""
     from bmpt.offline.attributes import attributes_text, import_attributes, rank_attributes
     from shards.errors import ConfigError
     from shards.progress import ProgressBars
@@ -205,7 +255,15 @@ def attributes(
         if lexicon is not None:
             names = _read_names(lexicon)
             done = rank_attributes(
-                opened, samples, lexicon, names, backbone, out, top=top, num_workers=workers, progress=bars.update
+                opened,
+                samples,
+                lexicon,
+                names,
+                backbone,
+                out,
+                top=top,
+                num_workers=workers,
+                progress=bars.update,
             )
         else:
             assert import_ is not None

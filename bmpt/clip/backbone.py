@@ -1,7 +1,8 @@
-"""CLIP backbones: open_clip models by name and tag, by local file, or from an OpenAI-format state dict.
+"""CLIP backbones: open_clip models by name and tag, by local file, or from an OpenAI-format state
+dict.
 
-Importing open_clip costs 3 s, so it happens inside `load_backbone`. Only plain ViT towers are taken, since
-our own towers (`bmpt/clip/towers.py`) walk their blocks."""
+Importing open_clip costs 3 s, so it happens inside `load_backbone`. Only plain ViT towers are
+taken, since our own towers (`bmpt/clip/towers.py`) walk their blocks."""
 
 from __future__ import annotations
 
@@ -18,14 +19,23 @@ import torch
 from torch import nn
 
 from bmpt.clip.pretrained import find_pretrained
-from bmpt.clip.weights import METHOD_PREFIX, SPEC_METADATA_KEY, TEMPORAL_KEY, hash_weights, one_line, read_weights
+from bmpt.clip.weights import (
+    METHOD_PREFIX,
+    SPEC_METADATA_KEY,
+    TEMPORAL_KEY,
+    hash_weights,
+    one_line,
+    read_weights,
+)
 from shards.errors import ConfigError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 OPENAI_WIDEST = 1024  # of ViT-L; wider ones of open_clip have other heads than width / 64
 RANDOM = "random"
-BUNDLED = {"demo": Path(__file__).parents[1] / "demo" / "motion_clip.safetensors"}  # see scripts/pretrain_demo_clip.py
+BUNDLED = {
+    "demo": Path(__file__).parents[1] / "demo" / "motion_clip.safetensors"
+}  # see scripts/pretrain_demo_clip.py
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -76,17 +86,20 @@ class Backbone:
         return len(self.model.transformer.resblocks)
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:
-        """Token ids [K, context]: SOT, words, EOT, zeros; a longer text is cut and keeps its EOT."""
+        """Token ids [K, context]: SOT, words, EOT, zeros; a longer text is cut and keeps its
+        EOT."""
         return cast(torch.Tensor, self.tokenizer(texts))
 
 
 def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
-    """Load a CLIP. `pretrained`: a file, `random` (seeded), `demo`, or an open_clip tag such as `openai`.
+    """Load a CLIP. `pretrained`: a file, `random` (seeded), `demo`, or an open_clip tag such as
+    `openai`.
 
-    A file is safetensors (ours carry their architecture), an OpenAI JIT archive, or a state dict in OpenAI's
-    or open_clip's naming, of any width and depth; if `name` is an open_clip architecture the file must fit it.
-    The activation is what the tag or the file states; a bare state dict has that of `name` (open_clip's names that
-    end in `-quickgelu` are OpenAI's), or QuickGELU under a free name.
+    A file is safetensors (ours carry their architecture), an OpenAI JIT archive, or a state dict in
+    OpenAI's or open_clip's naming, of any width and depth; if `name` is an open_clip architecture
+    the file must fit it. The activation is what the tag or the file states; a bare state dict has
+    that of `name` (open_clip's names that end in `-quickgelu` are OpenAI's), or QuickGELU under a
+    free name.
     Raises: ConfigError naming the name, the tag or the file, and the cure."""
     open_clip = import_open_clip()
     known = open_clip.list_models()
@@ -94,7 +107,9 @@ def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
     file = BUNDLED.get(pretrained, Path(pretrained))
     if file.suffix in _WEIGHT_SUFFIXES or file.is_file():
         state, stated = read_weights(file)
-        carried = sorted(key.removeprefix(METHOD_PREFIX) for key in state if key.startswith(METHOD_PREFIX))
+        carried = sorted(
+            key.removeprefix(METHOD_PREFIX) for key in state if key.startswith(METHOD_PREFIX)
+        )
         if carried:
             raise ConfigError(
                 f"{file}: holds {', '.join(carried[:3])} of a method beside its CLIP, which model.pretrained would "
@@ -114,8 +129,13 @@ def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
             return _as_backbone(name, build_clip(spec), spec, temporal_TE=None)
     found = find_pretrained(open_clip, name, pretrained)
     state, stated = read_weights(found.file)
-    # open_clip's table is right where its architectures are not: ViT-B-16 is GELU, its tag `openai` is QuickGELU
-    spec |= {"quick_gelu": found.quick_gelu, "image_mean": found.image_mean, "image_std": found.image_std}
+    # open_clip's table is right where its architectures are not: ViT-B-16 is GELU, its tag `openai`
+    # is QuickGELU
+    spec |= {
+        "quick_gelu": found.quick_gelu,
+        "image_mean": found.image_mean,
+        "image_std": found.image_std,
+    }
     return backbone_from_state(name, state, spec, where=str(found.file))
 
 
@@ -124,7 +144,8 @@ def backbone_from_state(
 ) -> Backbone:
     """Make the backbone that a state dict fits, and load it strictly.
 
-    stated: the architecture as `Backbone.architecture`, or what is known of it beyond `name` and the shapes.
+    stated: the architecture as `Backbone.architecture`, or what is known of it beyond `name` and
+        the shapes.
     Raises: ConfigError naming `where`."""
     open_clip = import_open_clip()
     temporal_TE = state.get(TEMPORAL_KEY)
@@ -134,19 +155,29 @@ def backbone_from_state(
     spec = dict(stated)
     if "vision_cfg" not in spec:
         config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
-        spec = {**(infer_spec(weights, where=where) if config is None else _spec_of(name, config)), **spec}
+        spec = {
+            **(infer_spec(weights, where=where) if config is None else _spec_of(name, config)),
+            **spec,
+        }
     model = build_clip(spec)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         cure = "another open_clip architecture as model.name, or a name of your own to read the sizes off the file"
-        raise ConfigError(f"{where}: does not fit model.name={name}: {one_line(error)[:300]}; give {cure}") from None
+        raise ConfigError(
+            f"{where}: does not fit model.name={name}: {one_line(error)[:300]}; give {cure}"
+        ) from None
     found = _as_backbone(name, model, spec, temporal_TE=temporal_TE)
-    return found if "quick_gelu" in stated else replace(found, note=_note_on_activation(name, spec, where=where))
+    return (
+        found
+        if "quick_gelu" in stated
+        else replace(found, note=_note_on_activation(name, spec, where=where))
+    )
 
 
 def _note_on_activation(name: str, spec: Mapping[str, Any], *, where: str) -> str | None:
-    """The assumption about a bare state dict, whose shapes do not show it: another activation, other features."""
+    """The assumption about a bare state dict, whose shapes do not show it: another activation,
+    other features."""
     if name.endswith("-quickgelu"):
         return None
     if spec["quick_gelu"]:
@@ -159,17 +190,28 @@ def _note_on_activation(name: str, spec: Mapping[str, Any], *, where: str) -> st
 
 
 def weights_metadata(architecture: Mapping[str, Any], **origin: Any) -> dict[str, str]:
-    """The safetensors metadata by which `read_weights` knows an architecture again, and where the weights come from.
+    """The safetensors metadata by which `read_weights` knows an architecture again, and where the
+    weights come from.
 
-    One entry, since safetensors writes several in any order and a file would have other bytes each time."""
-    return {SPEC_METADATA_KEY: json.dumps({**architecture, **origin}, sort_keys=True, ensure_ascii=False)}
+    One entry, since safetensors writes several in any order and a file would have other bytes each
+    time."""
+    return {
+        SPEC_METADATA_KEY: json.dumps(
+            {**architecture, **origin}, sort_keys=True, ensure_ascii=False
+        )
+    }
 
 
-def _as_backbone(name: str, model: Any, spec: Mapping[str, Any], *, temporal_TE: torch.Tensor | None) -> Backbone:
+def _as_backbone(
+    name: str, model: Any, spec: Mapping[str, Any], *, temporal_TE: torch.Tensor | None
+) -> Backbone:
     """Raises: ConfigError for towers that `bmpt/clip/towers.py` cannot walk."""
     _check_is_plain_vit(model, name)
     model = model.float().eval()
-    image_mean, image_std = tuple(spec.get("image_mean", OPENAI_MEAN)), tuple(spec.get("image_std", OPENAI_STD))
+    image_mean, image_std = (
+        tuple(spec.get("image_mean", OPENAI_MEAN)),
+        tuple(spec.get("image_std", OPENAI_STD)),
+    )
     return Backbone(
         name=name,
         model=model,
@@ -204,8 +246,9 @@ _torchvision_library: list[torch.library.Library] = []  # dropped when collected
 def import_open_clip() -> Any:
     """Import open_clip; the one place where torchvision is imported.
 
-    torchvision's wheels are CUDA builds: beside a CPU torch their import fails because the operators they
-    declare shapes for do not exist. Declaring the two it asks for is enough; a healthy one is never touched."""
+    torchvision's wheels are CUDA builds: beside a CPU torch their import fails because the
+    operators they declare shapes for do not exist. Declaring the two it asks for is enough; a
+    healthy one is never touched."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -222,14 +265,22 @@ def import_open_clip() -> Any:
 
 
 def _spec_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The architecture of an open_clip name. Raises: ConfigError if it is not made of CLIP's own two towers."""
-    if "timm_model_name" in config["vision_cfg"] or "hf_model_name" in config["text_cfg"] or config.get("custom_text"):
+    """The architecture of an open_clip name. Raises: ConfigError if it is not made of CLIP's own
+    two towers."""
+    if (
+        "timm_model_name" in config["vision_cfg"]
+        or "hf_model_name" in config["text_cfg"]
+        or config.get("custom_text")
+    ):
         raise _not_plain(name)
-    return {key: config.get(key, False) for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+    return {
+        key: config.get(key, False) for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+    }
 
 
 def infer_spec(state: Mapping[str, torch.Tensor], *, where: str) -> dict[str, Any]:
-    """Read the architecture off the shapes of an OpenAI-format ViT state dict; heads are width / 64."""
+    """Read the architecture off the shapes of an OpenAI-format ViT state dict; heads are width /
+    64."""
     try:
         vision_width, _, patch_px, _ = state["visual.conv1.weight"].shape
         grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
@@ -237,7 +288,9 @@ def infer_spec(state: Mapping[str, torch.Tensor], *, where: str) -> dict[str, An
         embed_dim = state["text_projection"].shape[1]
         vocab_size = state["token_embedding.weight"].shape[0]
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{where}: is not an OpenAI-format ViT CLIP: {error} is missing or misshapen") from None
+        raise ConfigError(
+            f"{where}: is not an OpenAI-format ViT CLIP: {error} is missing or misshapen"
+        ) from None
     if vision_width > OPENAI_WIDEST:
         raise ConfigError(
             f"{where}: has a visual width of {vision_width}, whose number of heads its shapes do not show; give its "
@@ -290,4 +343,6 @@ def _check_is_plain_vit(model: Any, name: str) -> None:
 
 
 def _not_plain(name: str) -> ConfigError:
-    return ConfigError(f"model.name={name}: only CLIP's own ViT form is supported, such as ViT-B-32, -B-16, -L-14")
+    return ConfigError(
+        f"model.name={name}: only CLIP's own ViT form is supported, such as ViT-B-32, -B-16, -L-14"
+    )

@@ -14,16 +14,26 @@ Result = TypeVar("Result")
 
 
 def widen(value: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32; float32, float64 and what is no floating-point tensor as they are."""
-    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+    """Half precision as float32; float32, float64 and what is no floating-point tensor as they
+    are."""
+    return (
+        value.to(torch.promote_types(value.dtype, torch.float32))
+        if value.is_floating_point()
+        else value
+    )
 
 
 def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Run a function without autocast, its floating-point tensor arguments widened; float64 stays float64."""
+    """Run a function without autocast, its floating-point tensor arguments widened; float64 stays
+    float64."""
 
     @functools.wraps(function)
     def wide(*args: Any, **kwargs: Any) -> Result:
-        devices = {value.device.type for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)}
+        devices = {
+            value.device.type
+            for value in (*args, *kwargs.values())
+            if isinstance(value, torch.Tensor)
+        }
         with torch.autocast(devices.pop(), enabled=False):
             return cast(Any, function)(
                 *(_widen_tensor(value) for value in args),
@@ -40,7 +50,8 @@ def unit(vectors_XD: torch.Tensor) -> torch.Tensor:
 
 @in_float32
 def cosines(rows_XD: torch.Tensor, columns_KD: torch.Tensor) -> torch.Tensor:
-    """Inner products [..., K] of unit vectors, under autocast too: bfloat16 has 256 steps between 0.5 and 1."""
+    """Inner products [..., K] of unit vectors, under autocast too: bfloat16 has 256 steps between
+    0.5 and 1."""
     return rows_XD @ columns_KD.T
 
 

@@ -1,5 +1,6 @@
-"""open_clip's published weights by tag: the file on this machine, else from the hub, else one line that says
-which file to put where. Nothing waits longer than CONNECT_SECONDS for a network that is not there."""
+"""open_clip's published weights by tag: the file on this machine, else from the hub, else one line
+that says which file to put where. Nothing waits longer than CONNECT_SECONDS for a network that is
+not there."""
 
 from __future__ import annotations
 
@@ -30,17 +31,23 @@ class Pretrained:
 def find_pretrained(open_clip: Any, name: str, tag: str) -> Pretrained:
     """Find or fetch the weights of an open_clip architecture and tag.
 
-    Raises: ConfigError for an unknown tag, or weights that are not here and cannot be fetched: which file, where."""
+    Raises: ConfigError for an unknown tag, or weights that are not here and cannot be fetched:
+        which file, where."""
     stated = open_clip.get_pretrained_cfg(name, tag)
     if not stated:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ConfigError(f"model.pretrained={tag}: no tag of {name} and no file; tags: {known}, or `random`")
+        raise ConfigError(
+            f"model.pretrained={tag}: no tag of {name} and no file; tags: {known}, or `random`"
+        )
     file = _in_url_cache(stated["url"]) or _from_hub(open_clip, name, tag, stated)
-    return Pretrained(file, bool(stated.get("quick_gelu", False)), tuple(stated["mean"]), tuple(stated["std"]))
+    return Pretrained(
+        file, bool(stated.get("quick_gelu", False)), tuple(stated["mean"]), tuple(stated["std"])
+    )
 
 
 def _in_url_cache(url: str) -> Path | None:
-    """Raises: FormatError for a file there that is not the published one, such as a download that broke off."""
+    """Raises: FormatError for a file there that is not the published one, such as a download that
+    broke off."""
     file = URL_CACHE.expanduser() / url.rpartition("/")[2]
     if not url or not file.is_file():
         return None
@@ -89,7 +96,8 @@ def _cure(hub: Any, repo: str, filename: str, url: str) -> str:
 
 
 def _ask_hub(repo: str, filenames: tuple[str, ...]) -> str | None:
-    """Whether the hub answers for one of the files: None, or why not, after CONNECT_SECONDS at the latest.
+    """Whether the hub answers for one of the files: None, or why not, after CONNECT_SECONDS at the
+    latest.
 
     In a thread, since looking up its address may hang beyond the timeout of a request."""
     import huggingface_hub

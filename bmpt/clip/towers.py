@@ -1,8 +1,10 @@
 """CLIP's two towers, walked block by block so that prompts and space-time attention can enter.
 
-Shapes: N = B*T images with the frames of a clip next to each other, S tokens, E tower width, D joint width,
-K texts, P prompt tokens. `prompts[l]` enters at block l (0-based); None leaves the block alone. Without prompts
-and space-time blocks both functions equal open_clip's `encode_image` and `encode_text`."""
+Shapes: N = B*T images with the frames of a clip next to each other, S tokens, E tower width, D
+    joint width,
+K texts, P prompt tokens. `prompts[l]` enters at block l (0-based); None leaves the block alone.
+Without prompts and space-time blocks both functions equal open_clip's `encode_image` and
+`encode_text`."""
 
 from __future__ import annotations
 
@@ -37,13 +39,19 @@ class FrameWalk:
         self._num_frames, self._space_time_blocks = num_frames, space_time_blocks
         self.blocks = self._visual.transformer.resblocks
         self.tokens_NSE = self._embed(frames_NCHW, temporal_TE)
-        self._mask_SS = _causal_mask(num_frames, self.tokens_NSE) if causal and len(space_time_blocks) > 0 else None
+        self._mask_SS = (
+            _causal_mask(num_frames, self.tokens_NSE)
+            if causal and len(space_time_blocks) > 0
+            else None
+        )
 
     def _embed(self, frames_NCHW: torch.Tensor, temporal_TE: torch.Tensor | None) -> torch.Tensor:
         visual, prompts = self._visual, self._prompts
         tokens_NSE = visual.conv1(frames_NCHW).flatten(2).transpose(1, 2)
         cls_N1E = visual.class_embedding.to(tokens_NSE.dtype).expand(len(tokens_NSE), 1, -1)
-        tokens_NSE = torch.cat([cls_N1E, tokens_NSE], dim=1) + visual.positional_embedding.to(tokens_NSE.dtype)
+        tokens_NSE = torch.cat([cls_N1E, tokens_NSE], dim=1) + visual.positional_embedding.to(
+            tokens_NSE.dtype
+        )
         if temporal_TE is not None:
             tokens_BTSE = tokens_NSE.unflatten(0, (-1, self._num_frames))
             tokens_NSE = (tokens_BTSE + temporal_TE.to(tokens_NSE.dtype)[:, None]).flatten(0, 1)
@@ -52,7 +60,8 @@ class FrameWalk:
         return visual.ln_pre(tokens_NSE)
 
     def enter(self, index: int) -> None:
-        """Put the block's own prompt, if it has one, in the place of what the last one's has become."""
+        """Put the block's own prompt, if it has one, in the place of what the last one's has
+        become."""
         prompt = self._prompts[index] if 0 < index < len(self._prompts) else None
         if prompt is not None:
             kept_NSE = self.tokens_NSE[:, : -len(prompt)]
@@ -62,7 +71,9 @@ class FrameWalk:
         """Compute a block."""
         if index in self._space_time_blocks:
             together, mask_SS = self._num_frames, self._mask_SS
-            self.tokens_NSE = _block(self.blocks[index], self.tokens_NSE, frames_together=together, mask_SS=mask_SS)
+            self.tokens_NSE = _block(
+                self.blocks[index], self.tokens_NSE, frames_together=together, mask_SS=mask_SS
+            )
         else:
             self.tokens_NSE = _block(self.blocks[index], self.tokens_NSE)
 
@@ -106,7 +117,9 @@ class TextWalk:
     def _project(self, tokens_XE: torch.Tensor) -> torch.Tensor:
         projection = self._model.text_projection
         normed_XE = self._model.ln_final(tokens_XE)
-        return projection(normed_XE) if isinstance(projection, nn.Linear) else normed_XE @ projection
+        return (
+            projection(normed_XE) if isinstance(projection, nn.Linear) else normed_XE @ projection
+        )
 
 
 Walk = TypeVar("Walk", FrameWalk, TextWalk)
@@ -130,14 +143,18 @@ def encode_frames(
     space_time_blocks: Collection[int] = (),
     causal: bool = False,
 ) -> torch.Tensor:
-    """Encode normalised images to projected tokens [N, S, D]; token 0 is CLS, prompt tokens come last.
+    """Encode normalised images to projected tokens [N, S, D]; token 0 is CLS, prompt tokens come
+    last.
 
-    prompts[0] [P, E] is appended before `ln_pre` and has no position; later ones replace the last P tokens.
-    space_time_blocks: blocks whose attention runs over all tokens of a clip's T = num_frames frames together
+    prompts[0] [P, E] is appended before `ln_pre` and has no position; later ones replace the last P
+    tokens.
+    space_time_blocks: blocks whose attention runs over all tokens of a clip's T = num_frames frames
+        together
     (BDC-CLIP; parameter-free, and blind to the order of frames unless temporal_TE [T, E] is added).
-    causal: there a token of frame t attends to the tokens of frames 0 .. t alone, which tells their order without a
-    parameter; the mask of [T * S, T * S], made once a call, has 172 MB in float32 for 32 frames of a ViT-B/16
-    with 8 prompts."""
+    causal: there a token of frame t attends to the tokens of frames 0 .. t alone, which tells their
+        order without a
+    parameter; the mask of [T * S, T * S], made once a call, has 172 MB in float32 for 32 frames of
+    a ViT-B/16 with 8 prompts."""
     walk = FrameWalk(
         model,
         frames_NCHW,
@@ -153,9 +170,9 @@ def encode_frames(
 def encode_texts(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
     """Encode token ids to the projected EOT features [K, D], not normalised.
 
-    prompts[0] [P, E] replaces the word vectors of positions 1..P (the slots of `insert_slots`), positions are
-    added to it; later ones replace the tokens of positions 1..P at their block's entry.
-    The tower is causal, so tokens after the last EOT change nothing and are not computed."""
+    prompts[0] [P, E] replaces the word vectors of positions 1..P (the slots of `insert_slots`),
+    positions are added to it; later ones replace the tokens of positions 1..P at their block's
+    entry. The tower is causal, so tokens after the last EOT change nothing and are not computed."""
     walk = TextWalk(model, cut_to_longest(ids_KS), prompts=prompts)
     return walked(walk).project_eot(ids_KS)
 
@@ -166,7 +183,8 @@ def cut_to_longest(ids_XS: torch.Tensor) -> torch.Tensor:
 
 
 def encode_text_tokens(model: Any, ids_KS: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
-    """Encode token ids to all projected tokens [K, S, D] of the context, what stands after EOT included.
+    """Encode token ids to all projected tokens [K, S, D] of the context, what stands after EOT
+    included.
 
     Its `take_eot` is what `encode_texts` gives, at the price of the whole context (77 tokens)."""
     walk = TextWalk(model, ids_KS, prompts=prompts)
@@ -179,12 +197,15 @@ def take_eot(tokens_KSE: torch.Tensor, ids_KS: torch.Tensor) -> torch.Tensor:
 
 
 def insert_slots(ids_KS: torch.Tensor, num_slots: int) -> torch.Tensor:
-    """Make room for prompt tokens after SOT: [SOT, slots, caption, EOT, 0 ...], cut to the context length.
+    """Make room for prompt tokens after SOT: [SOT, slots, caption, EOT, 0 ...], cut to the context
+    length.
 
     A caption that no longer fits loses its end, never its EOT."""
     eot = ids_KS.max()
     slots_KP = torch.zeros_like(ids_KS[:, :1]).expand(-1, num_slots)
-    shifted_KS = torch.cat([ids_KS[:, :1], slots_KP, ids_KS[:, 1:]], dim=1)[:, : ids_KS.shape[1]].clone()
+    shifted_KS = torch.cat([ids_KS[:, :1], slots_KP, ids_KS[:, 1:]], dim=1)[
+        :, : ids_KS.shape[1]
+    ].clone()
     is_cut_K = (shifted_KS != eot).all(dim=1)
     shifted_KS[is_cut_K, -1] = eot
     return shifted_KS
@@ -198,9 +219,11 @@ def _block(
     is_causal: bool = False,
     frames_together: int = 1,
 ) -> torch.Tensor:
-    """One pre-norm residual block; the attention alone sees `frames_together` frames as one sequence.
+    """One pre-norm residual block; the attention alone sees `frames_together` frames as one
+    sequence.
 
-    is_causal: a token attends to itself and those before it; without a mask, there are kernels that take 0.4 of the
+    is_causal: a token attends to itself and those before it; without a mask, there are kernels that
+        take 0.4 of the
     time for forward and backward of 102 texts of 77 tokens (by hand, torch 2.13, two cores)"""
     num_tokens = tokens_NSE.shape[1]
     normed = block.ln_1(tokens_NSE).reshape(-1, frames_together * num_tokens, tokens_NSE.shape[2])
@@ -210,21 +233,34 @@ def _block(
 
 
 def _attend(
-    attention: nn.MultiheadAttention, tokens_NSE: torch.Tensor, *, mask_SS: torch.Tensor | None, is_causal: bool
+    attention: nn.MultiheadAttention,
+    tokens_NSE: torch.Tensor,
+    *,
+    mask_SS: torch.Tensor | None,
+    is_causal: bool,
 ) -> torch.Tensor:
-    """Compute what the module does, by kernels that never write the weights of its H heads, [N, H, S, S], out.
+    """Compute what the module does, by kernels that never write the weights of its H heads, [N, H,
+    S, S], out.
 
-    The module itself, where no gradient is needed, takes a path of torch's that does: 997 MB instead of 312 MB in a
-    space-time block of a ViT-B/16 over 2 clips of 16 frames (by hand, torch 2.13)."""
+    The module itself, where no gradient is needed, takes a path of torch's that does: 997 MB
+    instead of 312 MB in a space-time block of a ViT-B/16 over 2 clips of 16 frames (by hand, torch
+    2.13)."""
     projected = F.linear(tokens_NSE, attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = projected.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [N, H, S, .]
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_SS, is_causal=is_causal)
+    query, key, value = projected.unflatten(2, (3, attention.num_heads, -1)).permute(
+        2, 0, 3, 1, 4
+    )  # each [N, H, S, .]
+    attended = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask_SS, is_causal=is_causal
+    )
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 def _causal_mask(num_frames: int, tokens_NSE: torch.Tensor) -> torch.Tensor:
-    """What is added to a clip's attention scores [T * S, T * S]: -inf at the tokens of later frames."""
-    frame_S = torch.arange(num_frames, device=tokens_NSE.device).repeat_interleave(tokens_NSE.shape[1])
+    """What is added to a clip's attention scores [T * S, T * S]: -inf at the tokens of later
+    frames."""
+    frame_S = torch.arange(num_frames, device=tokens_NSE.device).repeat_interleave(
+        tokens_NSE.shape[1]
+    )
     is_later_SS = frame_S.unsqueeze(0) > frame_S.unsqueeze(1)
     return tokens_NSE.new_zeros(is_later_SS.shape).masked_fill(is_later_SS, -torch.inf)
 

@@ -1,4 +1,5 @@
-"""Weight files, read without executing anything in them: safetensors, OpenAI's JIT archives, torch files."""
+"""Weight files, read without executing anything in them: safetensors, OpenAI's JIT archives, torch
+files."""
 
 from __future__ import annotations
 
@@ -34,11 +35,16 @@ UNREADABLE = (
     LookupError,
     pickle.UnpicklingError,
 )
-_ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives carry them along
+_ARCHIVE_NUMBERS = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)  # OpenAI's archives carry them along
 
 
 class _Ignored:
-    """Stands for an object of a checkpoint that is no weight: takes any arguments and state, and drops them."""
+    """Stands for an object of a checkpoint that is no weight: takes any arguments and state, and
+    drops them."""
 
     def __init__(self, *args: Any) -> None:
         return
@@ -47,8 +53,10 @@ class _Ignored:
         return
 
 
-# What published checkpoints hold beside tensors. The names are looked up here and never imported, so nothing of
-# theirs runs; a yacs node becomes the OrderedDict of its items, the one mapping that torch fills in every version.
+# What published checkpoints hold beside tensors. The names are looked up here and never imported,
+# so nothing of
+# theirs runs; a yacs node becomes the OrderedDict of its items, the one mapping that torch fills in
+# every version.
 _INERT: list[Any] = [
     (OrderedDict, "yacs.config.CfgNode"),
     (_Ignored, "numpy.core.multiarray.scalar"),
@@ -58,12 +66,16 @@ _INERT: list[Any] = [
 
 
 def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read a weight file: (state dict without `module.` prefixes, what the file states of its architecture).
+    """Read a weight file: (state dict without `module.` prefixes, what the file states of its
+    architecture).
 
-    Whole from our own metadata or an `open_clip_config.json` beside the file; `quick_gelu` alone from OpenAI's
-    archives; {} from a bare state dict. Raises: ConfigError, FormatError naming the file."""
+    Whole from our own metadata or an `open_clip_config.json` beside the file; `quick_gelu` alone
+    from OpenAI's archives; {} from a bare state dict. Raises: ConfigError, FormatError naming the
+    file."""
     if not file.is_file():
-        raise ConfigError(f"{file}: no such weight file; give model.pretrained an existing file, a tag or `random`")
+        raise ConfigError(
+            f"{file}: no such weight file; give model.pretrained an existing file, a tag or `random`"
+        )
     spec = _spec_beside(file)
     if file.suffix == ".safetensors":
         try:
@@ -89,7 +101,8 @@ def read_safetensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
 
 
 def read_torch_file(file: Path) -> Any:
-    """What torch.save wrote, on the CPU, with weights_only=True; a yacs config in it becomes a plain mapping.
+    """What torch.save wrote, on the CPU, with weights_only=True; a yacs config in it becomes a
+    plain mapping.
 
     Raises: FormatError naming the file and any other class or function that it asks for."""
     try:
@@ -97,14 +110,17 @@ def read_torch_file(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"it asks for {asked[1]}, which is no tensor" if asked else "it holds more than tensors"
+        why = (
+            f"it asks for {asked[1]}, which is no tensor" if asked else "it holds more than tensors"
+        )
         raise _unreadable(file, why) from None
     except UNREADABLE as error:
         raise _unreadable(file, one_line(error)) from None
 
 
 def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take off what DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`) put before names."""
+    """Take off what DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`) put before
+    names."""
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in state.items()}
 
 
@@ -139,7 +155,8 @@ def _read_archive(file: Path) -> dict[str, torch.Tensor] | None:
 
 
 def _checked_archive(file: Path) -> io.BytesIO | None:
-    """A copy of a TorchScript archive of what has been looked at, whatever else torch would find in the file.
+    """A copy of a TorchScript archive of what has been looked at, whatever else torch would find in
+    the file.
 
     Only a `__setstate__` runs when an archive is read; other code waits to be called."""
     copy = io.BytesIO()
@@ -151,7 +168,8 @@ def _checked_archive(file: Path) -> io.BytesIO | None:
                 data = given.read(member)
                 if b"__setstate__" in data:
                     raise _unreadable(
-                        file, "its TorchScript has a __setstate__, which is code that runs when it is read"
+                        file,
+                        "its TorchScript has a __setstate__, which is code that runs when it is read",
                     )
                 checked.writestr(member.filename, data)
     except (*UNREADABLE, zipfile.BadZipFile, zlib.error):
@@ -176,12 +194,15 @@ def _spec_in(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     except ValueError:
         spec = None
     if not isinstance(spec, dict):
-        raise FormatError(f"{file}: its metadata {SPEC_METADATA_KEY} is no architecture; write the file anew")
+        raise FormatError(
+            f"{file}: its metadata {SPEC_METADATA_KEY} is no architecture; write the file anew"
+        )
     return spec
 
 
 def _spec_beside(file: Path) -> dict[str, Any]:
-    """The architecture in `open_clip_config.json`, which open_clip's published folders keep beside the weights."""
+    """The architecture in `open_clip_config.json`, which open_clip's published folders keep beside
+    the weights."""
     config = file.with_name("open_clip_config.json")
     if not config.is_file():
         return {}
@@ -191,7 +212,9 @@ def _spec_beside(file: Path) -> dict[str, Any]:
         seen = stated.get("preprocess_cfg", {})
         return {**spec, **{f"image_{key}": seen[key] for key in ("mean", "std") if key in seen}}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{config}: is no open_clip config: {one_line(error)}; mend it or move it away") from None
+        raise FormatError(
+            f"{config}: is no open_clip config: {one_line(error)}; mend it or move it away"
+        ) from None
 
 
 def _unreadable(file: Path, why: str) -> FormatError:

@@ -1,7 +1,9 @@
-"""Render clips whose class is their motion, not their appearance. Pure numpy: a function of a random generator.
+"""Render clips whose class is their motion, not their appearance. Pure numpy: a function of a
+random generator.
 
-A clip is one shape on a background. Pixel coordinates run over [-1, 1]; they are rotated and scaled into the
-shape's own, a signed distance gives an antialiased mask, and the mask blends colour and background."""
+A clip is one shape on a background. Pixel coordinates run over [-1, 1]; they are rotated and scaled
+into the shape's own, a signed distance gives an antialiased mask, and the mask blends colour and
+background."""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ class Look:
     background_max: brightest flat background, 0..255
     noise_max: largest sigma of the pixel noise, grey levels
     strength: 0 = flat background; otherwise scales drift, texture and camera shake
-    is_faded: show 110 + x / 2, washed out: a shift that is the same in all clips, so that tuning can learn it"""
+    is_faded: show 110 + x / 2, washed out: a shift that is the same in all clips, so that tuning
+        can learn it"""
 
     background_max: float = 130.0
     noise_max: float = 14.0
@@ -104,7 +107,9 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def render_clip(motion: str, look: Look, rng: np.random.Generator, *, num_frames: int = 8, size_px: int = 32) -> Clip:
+def render_clip(
+    motion: str, look: Look, rng: np.random.Generator, *, num_frames: int = 8, size_px: int = 32
+) -> Clip:
     """Render one clip of a motion: frames uint8 [T, size, size, 3]; colour and shape are drawn."""
     color = str(rng.choice(list(COLORS)))
     shape = str(rng.choice(list(SHAPES)))
@@ -129,8 +134,11 @@ def render_clip(motion: str, look: Look, rng: np.random.Generator, *, num_frames
     return Clip(np.clip(frames, 0, 255).astype(np.uint8), motion, color, shape)
 
 
-def trajectory(motion: str, time_T: Array, rng: np.random.Generator) -> tuple[Array, Array, Array, Array, Array]:
-    """Where the shape is at times in [0, 1): x, y (y points down), scale, angle (rad), visibility, each [T].
+def trajectory(
+    motion: str, time_T: Array, rng: np.random.Generator
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Where the shape is at times in [0, 1): x, y (y points down), scale, angle (rad), visibility,
+    each [T].
 
     Clockwise is as one sees it on the screen. Turns stay below a step that would alias at 8 frames.
     Raises: ValueError for an unknown motion."""
@@ -138,7 +146,11 @@ def trajectory(motion: str, time_T: Array, rng: np.random.Generator) -> tuple[Ar
         raise ValueError(f"unknown motion {motion!r}; known: {', '.join(MOTIONS)}")
     still = np.zeros_like(time_T)
     x, y = still + rng.uniform(-0.35, 0.35), still + rng.uniform(-0.35, 0.35)
-    scale, angle, visible = still + rng.uniform(0.26, 0.38), still + rng.uniform(0, 2 * np.pi), still + 1.0
+    scale, angle, visible = (
+        still + rng.uniform(0.26, 0.38),
+        still + rng.uniform(0, 2 * np.pi),
+        still + 1.0,
+    )
     phase = rng.uniform(0, 2 * np.pi)
     way, rule = motion.rsplit(" ", 1)[-1], motion.split(" ", 1)[0]
     turn = -1.0 if way == "counterclockwise" else 1.0
@@ -160,12 +172,16 @@ def trajectory(motion: str, time_T: Array, rng: np.random.Generator) -> tuple[Ar
     elif rule == "blinking":
         visible = (np.sin(phase + 2 * np.pi * rng.uniform(1.5, 2.5) * time_T) > 0).astype(float)
     elif rule == "bouncing":
-        y = 0.55 - rng.uniform(0.8, 1.1) * np.abs(np.sin(phase + np.pi * rng.uniform(1.8, 2.4) * time_T))
+        y = 0.55 - rng.uniform(0.8, 1.1) * np.abs(
+            np.sin(phase + np.pi * rng.uniform(1.8, 2.4) * time_T)
+        )
     elif rule == "shaking":
         x, y = (a + rng.uniform(0.08, 0.14) * rng.choice([-1.0, 1.0], len(time_T)) for a in (x, y))
     elif rule == "zigzagging":
         x = (time_T - 0.5) * rng.uniform(0.9, 1.3) * rng.choice([-1.0, 1.0])
-        y = y + 0.4 * (2 / np.pi) * np.arcsin(np.sin(phase + 2 * np.pi * rng.uniform(1.6, 2.1) * time_T))
+        y = y + 0.4 * (2 / np.pi) * np.arcsin(
+            np.sin(phase + 2 * np.pi * rng.uniform(1.6, 2.1) * time_T)
+        )
     return x, y, scale, angle, visible
 
 

@@ -30,23 +30,37 @@ THREADS = 2
 
 
 def run_demo(out: Path, *, build_pool: Callable[[Sequence[str]], int], as_json: bool) -> int:
-    """Do what is not done yet, then print the table and where everything lies. Returns the exit code.
+    """Do what is not done yet, then print the table and where everything lies. Returns the exit
+    code.
 
     build_pool: `preprocess/build_shards.py` with these arguments; the command line passes it in."""
     if not CONFIGS.is_dir():
-        raise ConfigError(f"{CONFIGS}: no such folder; the demo runs from a checkout (`bash scripts/demo.sh`)")
+        raise ConfigError(
+            f"{CONFIGS}: no such folder; the demo runs from a checkout (`bash scripts/demo.sh`)"
+        )
     started = time.monotonic()
     try:
         with ProgressBars(enabled=True) as bars:
             write_lists(out / "lists")
-            write_videos(out / "videos", FADED, lambda done, total: bars.update("render videos", done, total))
+            write_videos(
+                out / "videos", FADED, lambda done, total: bars.update("render videos", done, total)
+            )
     except OSError as error:
         raise StorageError(
             f"{out}: cannot be written: {error.strerror or error}; give another folder with --out"
         ) from None
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         code = build_pool(
-            ["--dataset", "demo", "--videos", f"{out}/videos", "--annotations", f"{out}/lists", "--out", f"{out}/pool"]
+            [
+                "--dataset",
+                "demo",
+                "--videos",
+                f"{out}/videos",
+                "--annotations",
+                f"{out}/lists",
+                "--out",
+                f"{out}/pool",
+            ]
         )
     if code != 0:
         return code
@@ -68,9 +82,15 @@ def demo_table(results: dict[str, dict[str, Any]]) -> str:
     zero_shot = _top1(results["zero_shot"], HM_PARTS[0])
     for name, title in ROWS:
         base, novel = (_top1(results[name], part) for part in HM_PARTS)
-        gain = "" if name == "zero_shot" or base is None or zero_shot is None else f"{base - zero_shot:+.2f}"
+        gain = (
+            ""
+            if name == "zero_shot" or base is None or zero_shot is None
+            else f"{base - zero_shot:+.2f}"
+        )
         hm = results[name]["hm"]
-        lines.append(f"{title:24}{show_percent(base):>8}{show_percent(novel):>8}{show_percent(hm):>8}{gain:>12}")
+        lines.append(
+            f"{title:24}{show_percent(base):>8}{show_percent(novel):>8}{show_percent(hm):>8}{gain:>12}"
+        )
     return "\n".join(lines)
 
 
@@ -95,7 +115,9 @@ def _top1(results: dict[str, Any], manifest: str) -> float | None:
 
 
 def _print_places(out: Path, seconds: float) -> None:
-    print(f"\n16 motions, 8 base and 8 novel; 16 shots of each base class; 40 test clips a class; {seconds:.0f} s")
+    print(
+        f"\n16 motions, 8 base and 8 novel; 16 shots of each base class; 40 test clips a class; {seconds:.0f} s"
+    )
     for what, where in (
         ("videos", "videos/<motion>/"),
         ("pool", "pool/pool.json, shards/, samples.parquet, manifests/"),

@@ -1,4 +1,5 @@
-"""What all ranks learn of an optimiser step before they compute it: its clips in one order, and what reading took."""
+"""What all ranks learn of an optimiser step before they compute it: its clips in one order, and
+what reading took."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class GlobalBatch:
         return self.failures.count(None)
 
     def reading(self, seconds: float) -> dict[str, float]:
-        """What reading the step's clips took, for the log and TensorBoard; requests only where there are any.
+        """What reading the step's clips took, for the log and TensorBoard; requests only where
+        there are any.
 
         seconds: from the last step's end to this one's"""
         reads, row = self.reads, {"wait_seconds": round(self.wait_seconds, 4)}
@@ -51,7 +53,12 @@ class GlobalBatch:
 
 
 def share_batch(
-    batches: list[MicroBatch], wait_seconds: float, *, batch_size: int, world: World, write_failed: bool = False
+    batches: list[MicroBatch],
+    wait_seconds: float,
+    *,
+    batch_size: int,
+    world: World,
+    write_failed: bool = False,
 ) -> GlobalBatch:
     """Join what each rank has read of a step: one sum of `batch_size` + ranks + 32 numbers.
 
@@ -69,7 +76,9 @@ def share_batch(
     places[start:stop] = rows_here
     waits[world.rank] = wait_seconds
     num_failed = float(len(failures) - failures.count(None))
-    shared = sum_over_ranks([*places, *waits, float(write_failed), num_failed, *_flatten(reads)], world)
+    shared = sum_over_ranks(
+        [*places, *waits, float(write_failed), num_failed, *_flatten(reads)], world
+    )
     rows, waits = shared[:batch_size], shared[batch_size:][: world.size]
     num_unwritten, num_failed, *counts = shared[batch_size + world.size :]
     return GlobalBatch(
@@ -82,14 +91,19 @@ def share_batch(
 
 
 def digest_of(keys: Sequence[str]) -> str:
-    """Hash keys in their order, 16 hex digits: two runs that see the same clips in the same order agree in it."""
+    """Hash keys in their order, 16 hex digits: two runs that see the same clips in the same order
+    agree in it."""
     return hashlib.blake2b("\n".join(keys).encode(), digest_size=8).hexdigest()
 
 
 def _flatten(reads: ReadStats) -> list[float]:
     """Write all counts one after the other."""
     values = [getattr(reads, item.name) for item in fields(reads)]
-    return [float(number) for value in values for number in (value if isinstance(value, list) else [value])]
+    return [
+        float(number)
+        for value in values
+        for number in (value if isinstance(value, list) else [value])
+    ]
 
 
 def _unflatten(numbers: Sequence[float]) -> ReadStats:
@@ -98,5 +112,9 @@ def _unflatten(numbers: Sequence[float]) -> ReadStats:
     for item in fields(reads):
         empty = getattr(reads, item.name)
         is_list = isinstance(empty, list)
-        setattr(reads, item.name, [int(next(left)) for _ in empty] if is_list else type(empty)(next(left)))
+        setattr(
+            reads,
+            item.name,
+            [int(next(left)) for _ in empty] if is_list else type(empty)(next(left)),
+        )
     return reads

@@ -13,7 +13,8 @@ LOWEST_SHARE = 0.01  # of the base rate, at the end
 
 
 def build_optimizer(method: Method, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over what trains. Prompts, gains and biases have no weight decay; each group keeps its base rate."""
+    """AdamW over what trains. Prompts, gains and biases have no weight decay; each group keeps its
+    base rate."""
     rates = {
         "backbone": settings.lr,
         "prompts": settings.lr_prompts or settings.lr,
@@ -44,7 +45,8 @@ def build_optimizer(method: Method, settings: TrainSettings) -> torch.optim.Adam
 def lr_share(step: int, *, num_steps: int, warmup_steps: int) -> float:
     """The share of the base rate at optimiser step `step` of `num_steps`, counted from 0.
 
-    Warm-up rises linearly and reaches 1 at its last step; the cosine falls from 1 to LOWEST_SHARE."""
+    Warm-up rises linearly and reaches 1 at its last step; the cosine falls from 1 to
+    LOWEST_SHARE."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)

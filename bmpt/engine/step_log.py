@@ -1,4 +1,5 @@
-"""What a run says of its steps: a line of metrics.jsonl each, and the same numbers for TensorBoard."""
+"""What a run says of its steps: a line of metrics.jsonl each, and the same numbers for
+TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,12 +25,15 @@ class StepLog:
     failed: samples that could not be read so far, by key, with the reason of the first time"""
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
-        """Go on after `step`: forget the steps that a resumed run does again, and a line that a kill cut short."""
+        """Go on after `step`: forget the steps that a resumed run does again, and a line that a
+        kill cut short."""
         self.failed: dict[str, str] = {}
         self._path, self._events = folder / METRICS, folder / TENSORBOARD
         self._scalars = _open_scalars(self._events, step) if tensorboard else None
         if self._path.exists():
-            lines = self._path.read_bytes().split(b"\n")  # not `splitlines`: a key may hold another separator, U+2028
+            lines = self._path.read_bytes().split(
+                b"\n"
+            )  # not `splitlines`: a key may hold another separator, U+2028
             rows = [row for row in map(_parse, lines) if 0 < row["step"] <= step]
             write_file(self._path, "".join(map(_line, rows)).encode())
             for row in rows:
@@ -49,7 +53,8 @@ class StepLog:
                     self._scalars.add_scalar(f"train/{name}", value, row["step"])
 
     def flush(self) -> None:
-        """Have on disk what was written; before a state is saved, so that a resumed run has all steps up to it."""
+        """Have on disk what was written; before a state is saved, so that a resumed run has all
+        steps up to it."""
         if self._scalars is not None:
             with _writing(self._events):
                 self._scalars.flush()
@@ -68,7 +73,8 @@ class StepLog:
 
 
 def _open_scalars(folder: Path, step: int) -> SummaryWriter:
-    """TensorBoard leaves out what earlier starts wrote of steps after `step` (0.1 s and 40 bytes a number)."""
+    """TensorBoard leaves out what earlier starts wrote of steps after `step` (0.1 s and 40 bytes a
+    number)."""
     from torch.utils.tensorboard import SummaryWriter
 
     with _writing(folder):
@@ -81,19 +87,23 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}; make room") from None
+        raise StorageError(
+            f"{path}: cannot be written: {error.strerror or error}; make room"
+        ) from None
 
 
 def _line(row: dict[str, Any]) -> str:
     """JSON has no NaN and no infinity: they are null, while TensorBoard shows them."""
     known = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
     }
     return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """A line's values; step 0 for one that a kill or a full disk cut short, within a character too."""
+    """A line's values; step 0 for one that a kill or a full disk cut short, within a character
+    too."""
     try:
         row = json.loads(line.decode())
         return {**row, "step": int(row["step"])}

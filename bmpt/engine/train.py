@@ -1,4 +1,5 @@
-"""The training loop: one optimiser step is `data.batch_size` clips, however they are spread over ranks."""
+"""The training loop: one optimiser step is `data.batch_size` clips, however they are spread over
+ranks."""
 
 from __future__ import annotations
 
@@ -35,16 +36,26 @@ class Trainer:
     """One run on one rank: the task, its optimiser and stream, and where they stand."""
 
     def __init__(self, task: Task, folder: Path) -> None:
-        """Take up state.pt where there is one. Raises: FormatError for a state of another stream."""
+        """Take up state.pt where there is one. Raises: FormatError for a state of another
+        stream."""
         if task.train is None:
             raise ValueError("the task was opened without a training split")
         self.task, self.folder = task, folder
-        self.config, self.world, self.method, self.split = task.config, task.world, task.method, task.train
+        self.config, self.world, self.method, self.split = (
+            task.config,
+            task.world,
+            task.method,
+            task.train,
+        )
         self.optimizer = build_optimizer(self.method, self.config.train)
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.config.train.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            self.world.device.type, enabled=self.config.train.precision == "fp16"
+        )
         self.step = 0
         self._log: StepLog | None = None  # of the main rank
-        self._write_error: StorageError | None = None  # of the main rank; all raise it before the next step
+        self._write_error: StorageError | None = (
+            None  # of the main rank; all raise it before the next step
+        )
         self.failure_rule = FailureRule(limit=None)
         self.loader = self._build_loader(self._resume())
         num_samples = self.loader.num_steps * self.config.data.batch_size
@@ -63,9 +74,10 @@ class Trainer:
     def run(self, bars: ProgressBars, *, wants_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train to the end; False if some rank wanted to stop, with the state saved.
 
-        Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row could not be read,
-        or when the main rank cannot write; ConfigError likewise, when the loss is not finite, or of one rank, whose GPU
-        has no memory."""
+        Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row
+            could not be read,
+        or when the main rank cannot write; ConfigError likewise, when the loss is not finite, or of
+        one rank, whose GPU has no memory."""
         with errors_of_main(self.world):
             self._log = self._open_log()
         with closing(self._log) if self._log is not None else nullcontext():
@@ -101,14 +113,20 @@ class Trainer:
         }
         path = self.folder / run_folder.CHECKPOINT
         return save_checkpoint(
-            path, self.method, self.task.backbone, self.config, step=self.step, provenance=provenance
+            path,
+            self.method,
+            self.task.backbone,
+            self.config,
+            step=self.step,
+            provenance=provenance,
         )
 
     def _train_step(
         self, batches: list[MicroBatch], wait_seconds: float, wants_stop: Callable[[], bool]
     ) -> tuple[dict[str, Any], bool]:
-        """One optimiser step. The loss is a sum over the valid clips of the global batch divided by their number,
-        times the number of ranks for DDP's mean: it does not depend on how the clips are spread."""
+        """One optimiser step. The loss is a sum over the valid clips of the global batch divided by
+        their number, times the number of ranks for DDP's mean: it does not depend on how the clips
+        are spread."""
         started = time.perf_counter()
         whole = share_batch(
             batches,
@@ -123,7 +141,9 @@ class Trainer:
         rate_share = lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps)
         set_lr(self.optimizer, rate_share)
         self.method.train()
-        sentence_K = draw_sentences(self.split.texts, seed=self.config.seed, step=self.step).to(self.world.device)
+        sentence_K = draw_sentences(self.split.texts, seed=self.config.seed, step=self.step).to(
+            self.world.device
+        )
         num_clips = max(len(batch.clips.labels_B) for batch in batches)
         with saying_memory(num_clips, self._memory_cure(num_clips)):
             loss_here = self.gradient.add(
@@ -133,7 +153,9 @@ class Trainer:
                 share=self.world.size / max(1, whole.num_valid),
             )
         if whole.num_valid > 0:
-            with saying_memory(num_clips, "AdamW keeps two values a weight: tune less (method.tune)"):
+            with saying_memory(
+                num_clips, "AdamW keeps two values a weight: tune less (method.tune)"
+            ):
                 self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -161,7 +183,8 @@ class Trainer:
         return f"raise train.accumulation, it is {self.config.train.accumulation}"
 
     def _check_loss(self, row: dict[str, Any]) -> None:
-        """Raises: ConfigError on all ranks for a loss that is not finite; the log then has the step, no state has.
+        """Raises: ConfigError on all ranks for a loss that is not finite; the log then has the
+        step, no state has.
 
         A gradient alone may be: under fp16 the scaler leaves such a step out."""
         if math.isfinite(row["loss"]):
@@ -169,7 +192,11 @@ class Trainer:
         if self._log is not None:
             self._log.write(row)
         train = self.config.train
-        rates = [f"train.{key}={value:g}" for key, value in train if key.startswith("lr") and value is not None]
+        rates = [
+            f"train.{key}={value:g}"
+            for key, value in train
+            if key.startswith("lr") and value is not None
+        ]
         raise ConfigError(
             f"training diverged: the loss of step {row['step']} is {row['loss']}, "
             f"at train.precision={train.precision}; lower {', '.join(rates)}"
@@ -177,7 +204,8 @@ class Trainer:
         )
 
     def _count_failures(self, whole: GlobalBatch, *, epoch: int) -> None:
-        """Raises: StorageError at the limit; the log then has the step's clips, though it is not done."""
+        """Raises: StorageError at the limit; the log then has the step's clips, though it is not
+        done."""
         try:
             self.failure_rule.count(whole.failures)
         except StorageError:
@@ -190,18 +218,33 @@ class Trainer:
         if self._log is not None:
             manifest, reasons = self.split.manifest, self.folder / run_folder.METRICS
             name_failures(
-                manifest.info.path, self._log.failed, num_samples=len(manifest), reasons=reasons, repeats=True
+                manifest.info.path,
+                self._log.failed,
+                num_samples=len(manifest),
+                reasons=reasons,
+                repeats=True,
             )
 
     def _clips_of(self, whole: GlobalBatch) -> dict[str, Any]:
         """Which clips a step saw: their number and order, and why some could not be read."""
         keys = self.split.manifest.table["key"].take(pa.array(whole.rows_B)).to_pylist()
-        failed = {key: why for key, why in zip(keys, whole.failures, strict=True) if why is not None}
-        return {"valid_clips": whole.num_valid, "batch": digest_of(keys), **({"failed": failed} if failed else {})}
+        failed = {
+            key: why for key, why in zip(keys, whole.failures, strict=True) if why is not None
+        }
+        return {
+            "valid_clips": whole.num_valid,
+            "batch": digest_of(keys),
+            **({"failed": failed} if failed else {}),
+        }
 
     def _inputs(self, batch: MicroBatch) -> tuple[torch.Tensor, Targets]:
         """Normalised frames and targets of a micro-batch, on the device."""
-        device, clips, backbone, split = self.world.device, batch.clips, self.task.backbone, self.split
+        device, clips, backbone, split = (
+            self.world.device,
+            batch.clips,
+            self.task.backbone,
+            self.split,
+        )
         seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
         frames = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
         targets = Targets(
@@ -238,12 +281,15 @@ class Trainer:
         return StepLog(self.folder, step=self.step, tensorboard=self.config.run.tensorboard)
 
     def _keep(self, row: dict[str, Any], state: StreamState, *, stops: bool) -> None:
-        """Log a step and save the state where one is due; the main rank alone, which notes what fails."""
+        """Log a step and save the state where one is due; the main rank alone, which notes what
+        fails."""
         if self._log is None:
             return
         every = self.config.run.save_every_steps
         try:
-            self._log.write(row)  # before the state: what a kill leaves too much is dropped, see `StepLog`
+            self._log.write(
+                row
+            )  # before the state: what a kill leaves too much is dropped, see `StepLog`
             if state.position == 0 or stops or (every is not None and self.step % every == 0):
                 self._log.flush()
                 self._save_state(state)
@@ -265,7 +311,8 @@ class Trainer:
         )
 
     def _inputs_of_run(self) -> dict[str, str]:
-        """Hashes of what a run reads beside its pool, and what a config names by its place alone."""
+        """Hashes of what a run reads beside its pool, and what a config names by its place
+        alone."""
         found = {"model.pretrained": self.task.backbone.weights_sha256}
         found |= {f"text.{key}": value for key, value in self.task.text_files.items()}
         if self.config.depends_on_spread:
@@ -279,7 +326,11 @@ class Trainer:
             return None
         saved = load_state(path)
         try:
-            changed = [key for key, value in self._inputs_of_run().items() if saved["inputs"].get(key) != value]
+            changed = [
+                key
+                for key, value in self._inputs_of_run().items()
+                if saved["inputs"].get(key) != value
+            ]
             if changed:
                 raise FormatError(
                     f"{path}: was written with another {', '.join(changed)}; put back what was there, or start over "
@@ -291,18 +342,31 @@ class Trainer:
                     self.method.get_parameter(name).copy_(value)
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scaler.load_state_dict(saved["scaler"])
-            self.step, self.failure_rule.in_a_row = int(saved["step"]), int(saved["failures_in_a_row"])
+            self.step, self.failure_rule.in_a_row = (
+                int(saved["step"]),
+                int(saved["failures_in_a_row"]),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             what = " ".join(str(error).split())[:120]
-            raise FormatError(f"{path}: is not a state of this run ({what}); start over with --fresh") from None
+            raise FormatError(
+                f"{path}: is not a state of this run ({what}); start over with --fresh"
+            ) from None
         manifest, data = self.split.manifest, self.config.data
-        order = make_order(manifest.table["shard"], data.order, seed=self.config.seed, group_shards=data.group_shards)
+        order = make_order(
+            manifest.table["shard"],
+            data.order,
+            seed=self.config.seed,
+            group_shards=data.group_shards,
+        )
         stream.check(manifest, order)
         return stream
 
 
-def steps_of(epoch: Iterable[MicroBatch], accumulation: int) -> Iterator[tuple[list[MicroBatch], float]]:
-    """(micro-batches of a step, seconds that they were waited for); never asks for more before they are used."""
+def steps_of(
+    epoch: Iterable[MicroBatch], accumulation: int
+) -> Iterator[tuple[list[MicroBatch], float]]:
+    """(micro-batches of a step, seconds that they were waited for); never asks for more before they
+    are used."""
     stream = iter(epoch)
     while True:
         started = time.perf_counter()

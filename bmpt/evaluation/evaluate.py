@@ -32,9 +32,11 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     task: Task, *, folder: Path, checkpoint: CheckpointInfo | None, progress: Progress
 ) -> dict[str, Any] | None:
-    """Score all manifests; the main rank writes predictions and results.json and returns the results.
+    """Score all manifests; the main rank writes predictions and results.json and returns the
+    results.
 
-    Raises: on all ranks StorageError for files and samples, ConfigError for scores that are not finite; ConfigError of
+    Raises: on all ranks StorageError for files and samples, ConfigError for scores that are not
+        finite; ConfigError of
     one rank whose GPU has no memory."""
     wise_ft = task.config.eval.wise_ft
     if task.base is not None and wise_ft is not None:
@@ -49,21 +51,33 @@ def evaluate(
             if block is not None:
                 entries.append(_write_predictions(name, task, split, block, folder))
         if block is not None:
-            failed = [key for key, why in zip(block.keys, block.failures, strict=True) if why is not None]
-            name_failures(name, failed, num_samples=len(block.keys), reasons=folder / entries[-1]["predictions"])
+            failed = [
+                key for key, why in zip(block.keys, block.failures, strict=True) if why is not None
+            ]
+            name_failures(
+                name,
+                failed,
+                num_samples=len(block.keys),
+                reasons=folder / entries[-1]["predictions"],
+            )
     with errors_of_main(task.world):
         if not task.world.is_main:
             return None
         results = _results(task, entries, checkpoint)
-        write_file(folder / run_folder.RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+        write_file(
+            folder / run_folder.RESULTS,
+            (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(),
+        )
     return results
 
 
 @torch.no_grad()
 def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Block | None:
-    """Predictions of a whole manifest on the main rank; blocks go whole to ranks, class texts are encoded once.
+    """Predictions of a whole manifest on the main rank; blocks go whole to ranks, class texts are
+    encoded once.
 
-    Raises: StorageError on all ranks, when `data.max_failures` samples in a row of the manifest could not be read."""
+    Raises: StorageError on all ranks, when `data.max_failures` samples in a row of the manifest
+        could not be read."""
     world, backbone, num_samples = task.world, task.backbone, len(split.manifest)
     rule = FailureRule(failure_limit(task.config.data.max_failures, num_samples))
     loader = build_eval_loader(
@@ -82,13 +96,17 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
     with task.autocast():
         classes = None if method.encodes_together else method.class_features(split.texts)
         blocks, of_this_rank = [], iter(loader)
-        for first in range(0, num_blocks, world.size):  # in each round every rank has the next block, as far as they go
+        for first in range(
+            0, num_blocks, world.size
+        ):  # in each round every rank has the next block, as far as they go
             clips = next(of_this_rank, None)
             rule.count(share_failures([] if clips is None else clips.failures, world))
             if clips is None:
                 continue
             with saying_memory(len(clips.keys), "lower eval.batch_size"):
-                frames = normalize(clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std)
+                frames = normalize(
+                    clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std
+                )
                 scores_BK = method.score(
                     frames,
                     split.texts,
@@ -98,14 +116,26 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
                 )
                 scores_BK = scores_BK.float().cpu()
             blocks.append(
-                Block(clips.positions_B.numpy(), clips.keys, clips.labels_B.numpy(), scores_BK.numpy(), clips.failures)
+                Block(
+                    clips.positions_B.numpy(),
+                    clips.keys,
+                    clips.labels_B.numpy(),
+                    scores_BK.numpy(),
+                    clips.failures,
+                )
             )
             progress(min(first + world.size, num_blocks), num_blocks)
     gathered = gather_to_main(blocks, world)
-    return None if gathered is None else join_blocks([block for of_rank in gathered for block in of_rank])
+    return (
+        None
+        if gathered is None
+        else join_blocks([block for of_rank in gathered for block in of_rank])
+    )
 
 
-def _write_predictions(name: str, task: Task, split: Split, block: Block, folder: Path) -> dict[str, Any]:
+def _write_predictions(
+    name: str, task: Task, split: Split, block: Block, folder: Path
+) -> dict[str, Any]:
     """Write the predictions of one manifest and return its entry of results.json.
 
     Raises: ConfigError for scores by which no class can be ranked; StorageError."""
@@ -122,9 +152,13 @@ def _write_predictions(name: str, task: Task, split: Split, block: Block, folder
     top_NP = top_classes(block.scores_NK)
     write_file(folder / file, to_parquet(block, top_NP))
     scored = int(is_scored_N.sum())
-    correct = [count_correct(top_NP[is_scored_N], block.labels_N[is_scored_N], count) for count in (1, TOP)]
+    correct = [
+        count_correct(top_NP[is_scored_N], block.labels_N[is_scored_N], count) for count in (1, TOP)
+    ]
     verdicts = [
-        v for v, scored_ in zip(split.manifest.table["verdict"].to_pylist(), is_scored_N, strict=True) if scored_
+        v
+        for v, scored_ in zip(split.manifest.table["verdict"].to_pylist(), is_scored_N, strict=True)
+        if scored_
     ]
     return {
         "manifest": name,
@@ -145,7 +179,9 @@ def _write_predictions(name: str, task: Task, split: Split, block: Block, folder
     }
 
 
-def _results(task: Task, entries: list[dict[str, Any]], checkpoint: CheckpointInfo | None) -> dict[str, Any]:
+def _results(
+    task: Task, entries: list[dict[str, Any]], checkpoint: CheckpointInfo | None
+) -> dict[str, Any]:
     """results.json: no time stamp, so that the same run gives the same bytes."""
     top1 = {entry["manifest"]: entry["top1"] for entry in entries}
     has_parts = all(name in top1 for name in HM_PARTS)
@@ -170,11 +206,17 @@ def _results(task: Task, entries: list[dict[str, Any]], checkpoint: CheckpointIn
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """(short commit, whether tracked files differ from it) of the checkout around `folder`; (None, None) outside."""
+    """(short commit, whether tracked files differ from it) of the checkout around `folder`; (None,
+    None) outside."""
     answers = []
-    for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+    for command in (
+        ["rev-parse", "--short", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no"],
+    ):
         try:
-            answer = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
+            answer = subprocess.run(
+                ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
+            )
         except (OSError, subprocess.CalledProcessError):
             return None, None
         answers.append(answer.stdout.strip())

@@ -21,7 +21,10 @@ def results_table(results: dict[str, Any]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     if results["hm"] is not None:
         lines.append(f"HM of {' and '.join(results['hm_of'])}: {results['hm']:.2f}")
     return "\n".join(lines)

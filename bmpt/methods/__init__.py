@@ -1,4 +1,5 @@
-"""The methods, one file each. A new one is a file, a line in this table and a YAML in configs/methods."""
+"""The methods, one file each. A new one is a file, a line in this table and a YAML in
+configs/methods."""
 
 from __future__ import annotations
 
@@ -28,14 +29,22 @@ METHODS: dict[str, type[Method]] = {
 def method_kind(settings: MethodSettings) -> type[Method]:
     """The class of `method.name`. Raises: ConfigError that lists what there is."""
     if settings.name not in METHODS:
-        raise ConfigError(f"method.name={settings.name}: is no method; give one of {', '.join(METHODS)}")
+        raise ConfigError(
+            f"method.name={settings.name}: is no method; give one of {', '.join(METHODS)}"
+        )
     return METHODS[settings.name]
 
 
 def build_method(
-    backbone: Backbone, settings: MethodSettings, *, num_frames: int, seed: int, classes: Sequence[str] = ()
+    backbone: Backbone,
+    settings: MethodSettings,
+    *,
+    num_frames: int,
+    seed: int,
+    classes: Sequence[str] = (),
 ) -> Method:
-    """Make the method on a backbone for some trained classes; new tensors are drawn from `seed`, the rest is frozen."""
+    """Make the method on a backbone for some trained classes; new tensors are drawn from `seed`,
+    the rest is frozen."""
     kind = method_kind(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

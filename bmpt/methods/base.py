@@ -1,10 +1,11 @@
 """The seam between a method and everything else: class texts and clips in, a loss or scores out.
 
-    class sentences -> prepare_classes -> encode_sentence (a draw, in training) or class_features (all, in scoring)
-    frames          -> encode_clips
+    class sentences -> prepare_classes -> encode_sentence (a draw, in training) or class_features
+    (all, in scoring) frames          -> encode_clips
     both            -> logits of each kind -> loss_sum or scores
 
-Features and logits are named tensors: a method has as many kinds as it needs. Shapes: B clips, V views, T frames, K
+Features and logits are named tensors: a method has as many kinds as it needs. Shapes: B clips, V
+    views, T frames, K
 classes, P sentences a class, D joint width."""
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ ATTRIBUTES = "attributes"
 class ClassTexts:
     """What a method reads of its K classes, as token ids.
 
-    names: of the classes; ids_KPS: int64; negatives_KPS: of each class's negative, None where there are none"""
+    names: of the classes; ids_KPS: int64; negatives_KPS: of each class's negative, None where there
+        are none"""
 
     names: tuple[str, ...]
     ids_KPS: torch.Tensor
@@ -60,7 +62,11 @@ class ClassTexts:
     def drawn(self, sentence_K: torch.Tensor) -> ClassTexts:
         """One sentence a class, and the same one of its negative."""
         classes = torch.arange(len(sentence_K), device=sentence_K.device)
-        negatives = None if self.negatives_KPS is None else self.negatives_KPS[classes, sentence_K].unsqueeze(1)
+        negatives = (
+            None
+            if self.negatives_KPS is None
+            else self.negatives_KPS[classes, sentence_K].unsqueeze(1)
+        )
         return ClassTexts(self.names, self.ids_KPS[classes, sentence_K].unsqueeze(1), negatives)
 
 
@@ -87,12 +93,20 @@ class Method(nn.Module):
     takes_start_words = False
     reads: frozenset[str] = frozenset()  # keys of the section `text` that not every method can use
     compares_clips = False  # whether the loss of a clip depends on which clips are computed at once
-    encodes_together = False  # whether class features depend on the clips that they are computed with
+    encodes_together = (
+        False  # whether class features depend on the clips that they are computed with
+    )
 
     def __init__(
-        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+        self,
+        backbone: Backbone,
+        settings: MethodSettings,
+        *,
+        num_frames: int,
+        classes: Sequence[str] = (),
     ) -> None:
-        """classes: those it is trained on. Raises: ConfigError for settings that the backbone cannot carry."""
+        """classes: those it is trained on. Raises: ConfigError for settings that the backbone
+        cannot carry."""
         super().__init__()
         if settings.tune not in self.tunes:
             raise ConfigError(
@@ -107,7 +121,9 @@ class Method(nn.Module):
         self.settings = settings
         self.num_frames = num_frames
         self.tokenize = backbone.tokenize
-        self.space_time_blocks = _checked_blocks(settings, self.default_space_time_blocks, backbone.vision_layers)
+        self.space_time_blocks = _checked_blocks(
+            settings, self.default_space_time_blocks, backbone.vision_layers
+        )
         if settings.causal and not self.space_time_blocks:
             raise ConfigError(
                 "method.causal=true: acts in blocks that see all frames, and there are none; set "
@@ -124,14 +140,22 @@ class Method(nn.Module):
         """Token ids [K, S] of one text a class."""
         return self.tokenize(list(texts))
 
-    def prepare_classes(self, sentences: ClassSentences, negatives: ClassSentences | None = None) -> ClassTexts:
-        """Token ids of all sentences. Raises: ConfigError for texts that leave classes indistinguishable."""
+    def prepare_classes(
+        self, sentences: ClassSentences, negatives: ClassSentences | None = None
+    ) -> ClassTexts:
+        """Token ids of all sentences. Raises: ConfigError for texts that leave classes
+        indistinguishable."""
         return ClassTexts(
-            sentences.classes, self._stack(sentences), None if negatives is None else self._stack(negatives)
+            sentences.classes,
+            self._stack(sentences),
+            None if negatives is None else self._stack(negatives),
         )
 
     def _stack(self, sentences: ClassSentences) -> torch.Tensor:
-        return torch.stack([self.prepare_texts(sentences.at(index)) for index in range(sentences.num_sentences)], dim=1)
+        return torch.stack(
+            [self.prepare_texts(sentences.at(index)) for index in range(sentences.num_sentences)],
+            dim=1,
+        )
 
     def note_on(self, texts: ClassTexts) -> str | None:
         """What a person should know of scoring these classes, None of nothing."""
@@ -147,16 +171,24 @@ class Method(nn.Module):
         found = [self.encode_sentence(texts, index) for index in range(texts.num_sentences)]
         if len(found) == 1:
             return found[0]
-        return {kind: mean_over_sentences(torch.stack([one[kind] for one in found])) for kind in found[0]}
+        return {
+            kind: mean_over_sentences(torch.stack([one[kind] for one in found]))
+            for kind in found[0]
+        }
 
     def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
         """Features [B, V, ...] of normalised frames."""
         return {COSINE: self._pool(self._encode_tokens(frames_BVTCHW)[..., 0, :])}
 
     def encode_together(
-        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, index: int = 0
+        self,
+        frames_BVTCHW: torch.Tensor,
+        texts: ClassTexts,
+        weights_B: torch.Tensor,
+        index: int = 0,
     ) -> tuple[Features, Features]:
-        """Features of clips and of classes by one sentence each; weights_B: 0 for an empty place."""
+        """Features of clips and of classes by one sentence each; weights_B: 0 for an empty
+        place."""
         return self.encode_clips(frames_BVTCHW), self.encode_sentence(texts, index)
 
     def start_frames(self, frames_BVTCHW: torch.Tensor, prompts: Prompts) -> FrameWalk:
@@ -185,15 +217,20 @@ class Method(nn.Module):
         return {COSINE: self.scaled_cosines(clips[COSINE], classes[COSINE])}
 
     def scaled_cosines(self, clips_BVD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
-        """CLIP's logits [B, V, K] of unit features, never in half precision, which would make many of them equal."""
+        """CLIP's logits [B, V, K] of unit features, never in half precision, which would make many
+        of them equal."""
         return widen(self.clip.logit_scale).exp() * cosines(clips_BVD, classes_KD)
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
-        """The loss summed over the clips of a micro-batch of one view: the cross-entropies of all kinds of logits."""
+        """The loss summed over the clips of a micro-batch of one view: the cross-entropies of all
+        kinds of logits."""
         return torch.stack(
             [
                 cross_entropy_sum(
-                    logits_BVK[:, 0], targets.labels_B, targets.weights_B, label_smoothing=targets.label_smoothing
+                    logits_BVK[:, 0],
+                    targets.labels_B,
+                    targets.weights_B,
+                    label_smoothing=targets.label_smoothing,
                 )
                 for logits_BVK in self.logits(clips, classes).values()
             ]
@@ -217,7 +254,9 @@ class Method(nn.Module):
         classes: `class_features(texts)`, which a caller computes once for all clips
         weights_B, attributes_BD: as in `Targets`"""
         classes = self.class_features(texts) if classes is None else classes
-        return self.scores(with_attributes(self.encode_clips(frames_BVTCHW), attributes_BD), classes)
+        return self.scores(
+            with_attributes(self.encode_clips(frames_BVTCHW), attributes_BD), classes
+        )
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
         """Prompt tokens of every block: (vision, text)."""
@@ -231,7 +270,11 @@ class Method(nn.Module):
         """The CLIP weights that train when everything does.
 
         Not the token embedding: the originals compute it once, outside the graph."""
-        names = [f"clip.{name}" for name, _ in self.clip.named_parameters() if name != "token_embedding.weight"]
+        names = [
+            f"clip.{name}"
+            for name, _ in self.clip.named_parameters()
+            if name != "token_embedding.weight"
+        ]
         return names + (["temporal_TE"] if self.temporal_group == "backbone" else [])
 
     def new_temporal(self) -> dict[str, Group]:
@@ -247,7 +290,9 @@ class Method(nn.Module):
     def trained_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors alone, on the CPU: what a prompt checkpoint holds."""
         trained = self.trained_groups()
-        return {name: p.detach().cpu().clone() for name, p in self.named_parameters() if name in trained}
+        return {
+            name: p.detach().cpu().clone() for name, p in self.named_parameters() if name in trained
+        }
 
 
 class TrainingLoss(nn.Module):
@@ -258,9 +303,14 @@ class TrainingLoss(nn.Module):
         self.method = method
 
     def forward(
-        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, targets: Targets, classes: Features | None = None
+        self,
+        frames_BVTCHW: torch.Tensor,
+        texts: ClassTexts,
+        targets: Targets,
+        classes: Features | None = None,
     ) -> torch.Tensor:
-        """texts: the one sentence a class that was drawn for the step; classes: their features, if they are there."""
+        """texts: the one sentence a class that was drawn for the step; classes: their features, if
+        they are there."""
         method = self.method
         if classes is None:
             clips, classes = method.encode_together(frames_BVTCHW, texts, targets.weights_B)
@@ -274,7 +324,9 @@ def with_attributes(clips: Features, attributes_BD: torch.Tensor | None) -> Feat
     return clips if attributes_BD is None else {**clips, ATTRIBUTES: attributes_BD}
 
 
-def _checked_blocks(settings: MethodSettings, default: tuple[int, ...], layers: int) -> tuple[int, ...]:
+def _checked_blocks(
+    settings: MethodSettings, default: tuple[int, ...], layers: int
+) -> tuple[int, ...]:
     """Raises: ConfigError for a block beyond the tower's depth, stating both."""
     blocks = default if settings.space_time_blocks is None else settings.space_time_blocks
     for block in blocks:
@@ -289,7 +341,8 @@ def _checked_blocks(settings: MethodSettings, default: tuple[int, ...], layers: 
 def _temporal_position(
     backbone: Backbone, settings: MethodSettings, num_frames: int
 ) -> tuple[nn.Parameter | None, Group | None]:
-    """The per-frame embedding [T, Ev]: the backbone's own if it came with one, else zeros that train as a prompt."""
+    """The per-frame embedding [T, Ev]: the backbone's own if it came with one, else zeros that
+    train as a prompt."""
     if settings.temporal_position == "none":
         return None, None
     if backbone.temporal_TE is None:

@@ -1,4 +1,5 @@
-"""BDC-CLIP: space-time attention, and how the channels of tokens covary beside CLIP's cosine. Source: Long et al."""
+"""BDC-CLIP: space-time attention, and how the channels of tokens covary beside CLIP's cosine.
+Source: Long et al."""
 
 from __future__ import annotations
 
@@ -20,13 +21,19 @@ COVARIANCE, CLASSIFIER = "covariance", "classifier"
 class BdcClip(Method):
     """Every weight trains, and the heads with rates of their own.
 
-    The classifier knows the classes it was trained on: where others are scored, its share is left out."""
+    The classifier knows the classes it was trained on: where others are scored, its share is left
+    out."""
 
     default_space_time_blocks = (3, 7, 11)
     tunes = ("all",)
 
     def __init__(
-        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+        self,
+        backbone: Backbone,
+        settings: MethodSettings,
+        *,
+        num_frames: int,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
         self.trained_classes = tuple(classes)
@@ -80,9 +87,12 @@ class BdcClip(Method):
         return found
 
     def scores(self, clips: Features, classes: Features) -> torch.Tensor:
-        """Probabilities of each kind, weighted by `method.coefficients`; those of absent kinds are left out."""
+        """Probabilities of each kind, weighted by `method.coefficients`; those of absent kinds are
+        left out."""
         logits = self.logits(clips, classes)
-        shares = dict(zip((COSINE, CLASSIFIER, COVARIANCE), self.settings.coefficients, strict=True))
+        shares = dict(
+            zip((COSINE, CLASSIFIER, COVARIANCE), self.settings.coefficients, strict=True)
+        )
         return fuse_probabilities(*logits.values(), coefficients=[shares[kind] for kind in logits])
 
     def trained_groups(self) -> dict[str, Group]:

@@ -1,8 +1,11 @@
-"""BIKE: a temporal transformer over frames, classes that pick the frames that show them, and attributes beside them.
+"""BIKE: a temporal transformer over frames, classes that pick the frames that show them, and
+attributes beside them.
 
-The attributes branch trains beside the video branch, which is the same with and without it: its head alone, on frozen
-text features. (The release trains it after the video branch, with the same config.) Scores are then of both.
-Source: Wu et al. 2023. Training compares the clips of all ranks' micro-batches with each other's class texts, so its
+The attributes branch trains beside the video branch, which is the same with and without it: its
+head alone, on frozen text features. (The release trains it after the video branch, with the same
+config.) Scores are then of both.
+Source: Wu et al. 2023. Training compares the clips of all ranks' micro-batches with each other's
+    class texts, so its
 loss, unlike that of the other methods, depends on how many clips are computed at once."""
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ from bmpt.clip.towers import cut_to_longest, encode_text_tokens, take_eot
 from bmpt.config import MethodSettings
 from bmpt.methods.base import ATTRIBUTES, COSINE, ClassTexts, Features, Group, Method, Targets
 from bmpt.methods.components.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, AttributeHead
-from bmpt.methods.components.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
+from bmpt.methods.components.bike_video import (
+    TemporalTransformer,
+    mean_frame_cosines,
+    spotted_cosines,
+    word_mask,
+)
 from bmpt.methods.components.fusion import fuse_probabilities
 from bmpt.methods.components.gather import row_gather
 from bmpt.methods.components.losses import matching_sum
@@ -30,13 +38,19 @@ FRAMES, WORDS, IS_WORD = "frames", "words", "is_word"
 
 
 class Bike(Method):
-    """`tune: image` trains the visual tower and the temporal transformer (`fix_text`), `all` the text tower too."""
+    """`tune: image` trains the visual tower and the temporal transformer (`fix_text`), `all` the
+    text tower too."""
 
     tunes = ("image", "all")
     compares_clips = True
 
     def __init__(
-        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+        self,
+        backbone: Backbone,
+        settings: MethodSettings,
+        *,
+        num_frames: int,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
         if settings.attributes and settings.tune != "image":
@@ -46,7 +60,10 @@ class Bike(Method):
             )
         self.attributes = None
         if settings.attributes:
-            self.attributes, self.reads = AttributeHead(backbone.joint_width), frozenset({"attributes"})
+            self.attributes, self.reads = (
+                AttributeHead(backbone.joint_width),
+                frozenset({"attributes"}),
+            )
         self.temporal = None
         if settings.temporal_layers > 0:
             num_heads = max(1, backbone.text_width // 64)
@@ -69,8 +86,11 @@ class Bike(Method):
         mask_KS = word_mask(ids_KS, counts_padding=self.settings.counts_padding)
         return {COSINE: take_eot(tokens_KSD, ids_KS), WORDS: tokens_KSD, IS_WORD: mask_KS}
 
-    def prepare_classes(self, sentences: ClassSentences, negatives: ClassSentences | None = None) -> ClassTexts:
-        """Token ids of one sentence a class: words of several cannot be averaged. Raises: ConfigError for more."""
+    def prepare_classes(
+        self, sentences: ClassSentences, negatives: ClassSentences | None = None
+    ) -> ClassTexts:
+        """Token ids of one sentence a class: words of several cannot be averaged. Raises:
+        ConfigError for more."""
         if sentences.num_sentences > 1:
             raise ConfigError(
                 f"method.name=bike: takes one text a class, got {sentences.num_sentences}; set text.template alone"
@@ -85,7 +105,9 @@ class Bike(Method):
         """Features of frames [B, V, T, D], after the temporal transformer where there is one."""
         frames_BVTD = self._encode_tokens(frames_BVTCHW)[..., 0, :]
         if self.temporal is not None:
-            frames_BVTD = self.temporal(frames_BVTD.flatten(0, 1)).unflatten(0, frames_BVTD.shape[:2])
+            frames_BVTD = self.temporal(frames_BVTD.flatten(0, 1)).unflatten(
+                0, frames_BVTD.shape[:2]
+            )
         return {FRAMES: frames_BVTD}
 
     def logits(self, clips: Features, classes: Features) -> dict[str, torch.Tensor]:
@@ -99,25 +121,33 @@ class Bike(Method):
         return found
 
     def scores(self, clips: Features, classes: Features) -> torch.Tensor:
-        """Probabilities, the mean over views; with attributes 0.7 of the video's and 0.3 of theirs."""
+        """Probabilities, the mean over views; with attributes 0.7 of the video's and 0.3 of
+        theirs."""
         found = self.logits(clips, classes)
         shares = (1.0,) if self.attributes is None else (VIDEO_SHARE, ATTRIBUTES_SHARE)
         return fuse_probabilities(*found.values(), coefficients=shares)
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
-        """Each clip among the class texts of all clips of this micro-batch on all ranks, and each text among them."""
+        """Each clip among the class texts of all clips of this micro-batch on all ranks, and each
+        text among them."""
         gather = row_gather(len(targets.labels_B), targets.labels_B.device)
         labels_N, weights_N = gather(targets.labels_B), gather(targets.weights_B)
         of_labels = {kind: value[labels_N] for kind, value in classes.items()}
         cosines_NN = self._cosines(gather(clips[FRAMES][:, 0].contiguous()), of_labels)
         matching = partial(
-            matching_sum, labels_N=labels_N, weights_N=weights_N, own=gather.own, dual=self.settings.dual_softmax
+            matching_sum,
+            labels_N=labels_N,
+            weights_N=weights_N,
+            own=gather.own,
+            dual=self.settings.dual_softmax,
         )
         scale = widen(self.clip.logit_scale).exp()
         loss = matching(scale * cosines_NN)
         if self.attributes is not None and targets.attributes_BD is not None:
             cosines_NN = self.attributes(gather(targets.attributes_BD), of_labels[COSINE])
-            loss = loss + matching(scale.detach() * cosines_NN)  # the video branch alone moves the scale
+            loss = loss + matching(
+                scale.detach() * cosines_NN
+            )  # the video branch alone moves the scale
         return loss
 
     def _cosines(self, frames_BTD: torch.Tensor, classes: Features) -> torch.Tensor:
@@ -126,10 +156,17 @@ class Bike(Method):
         return spotted_cosines(frames_BTD, classes[COSINE], classes[WORDS], classes[IS_WORD])
 
     def trained_groups(self) -> dict[str, Group]:
-        """Temporal transformer, head of the attributes, visual tower and scale, with `tune: all` the text tower."""
+        """Temporal transformer, head of the attributes, visual tower and scale, with `tune: all`
+        the text tower."""
         names = self.backbone_names()
         if self.settings.tune == "image":
-            names = [name for name in names if name.startswith(("clip.visual.", "clip.logit_scale", "temporal_TE"))]
+            names = [
+                name
+                for name in names
+                if name.startswith(("clip.visual.", "clip.logit_scale", "temporal_TE"))
+            ]
         is_head = ("temporal.", "attributes.")
-        heads: dict[str, Group] = {name: "head" for name, _ in self.named_parameters() if name.startswith(is_head)}
+        heads: dict[str, Group] = {
+            name: "head" for name, _ in self.named_parameters() if name.startswith(is_head)
+        }
         return {**dict.fromkeys(names, "backbone"), **heads, **self.new_temporal()}

@@ -1,9 +1,10 @@
 """BMPT: deep prompts in both towers that move each other, space-time attention, class texts.
 
-`exchange: bidirectional` (default): text prompts stand in slots of their own between SOT and caption, and layers
+`exchange: bidirectional` (default): text prompts stand in slots of their own between SOT and
+    caption, and layers
 exchange halves of their prompts. `exchange: batch_gated`: likewise, but features exchange, see
-`bmpt/methods/components/batch_gated.py`. `exchange: none` is the released behaviour: no exchange, and from block 1 on text
-prompts overwrite the first caption tokens."""
+`bmpt/methods/components/batch_gated.py`. `exchange: none` is the released behaviour: no exchange,
+and from block 1 on text prompts overwrite the first caption tokens."""
 
 from __future__ import annotations
 
@@ -27,14 +28,20 @@ NEGATIVE = "negative"
 
 
 class Bmpt(Method):
-    """Bidirectional mutual prompt tuning; `tune: prompts` trains prompts and exchange, `tune: all` everything."""
+    """Bidirectional mutual prompt tuning; `tune: prompts` trains prompts and exchange, `tune: all`
+    everything."""
 
     default_space_time_blocks = (3, 7, 11)
     tunes = ("prompts", "all")
     reads = frozenset({"negatives", "knowledge"})
 
     def __init__(
-        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+        self,
+        backbone: Backbone,
+        settings: MethodSettings,
+        *,
+        num_frames: int,
+        classes: Sequence[str] = (),
     ) -> None:
         """Raises: ConfigError for a depth beyond a tower, or an exchange of nothing."""
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
@@ -44,7 +51,9 @@ class Bmpt(Method):
         self.encodes_together = settings.exchange == "batch_gated"
         # the released text side has no prompt of layer 0: its layers 1 .. depth - 1 are stored
         text_layers = settings.text_depth if self.has_slots else max(0, settings.text_depth - 1)
-        self.vision_LPE = new_prompts(settings.vision_depth, settings.vision_tokens, backbone.vision_width)
+        self.vision_LPE = new_prompts(
+            settings.vision_depth, settings.vision_tokens, backbone.vision_width
+        )
         self.text_LPE = new_prompts(text_layers, settings.text_tokens, backbone.text_width)
         self.exchange = self._new_exchange(backbone)
 
@@ -66,13 +75,16 @@ class Bmpt(Method):
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S], with slots for the prompts but under `none`.
 
-        Raises: ConfigError where classes would share one feature: under `none` for texts whose EOT would be
+        Raises: ConfigError where classes would share one feature: under `none` for texts whose EOT
+            would be
         overwritten, else for texts that are equal once the slots have pushed out their ends."""
         ids_KS = super().prepare_texts(texts)
         if self.has_slots:
             return slot_texts(texts, ids_KS, self.settings)
         too_short = [
-            text for text, eot in zip(texts, ids_KS.argmax(dim=1), strict=True) if eot <= self.settings.text_tokens
+            text
+            for text, eot in zip(texts, ids_KS.argmax(dim=1), strict=True)
+            if eot <= self.settings.text_tokens
         ]
         if too_short and len(self.text_LPE) > 0:
             raise ConfigError(
@@ -91,7 +103,11 @@ class Bmpt(Method):
         return found
 
     def encode_together(
-        self, frames_BVTCHW: torch.Tensor, texts: ClassTexts, weights_B: torch.Tensor, index: int = 0
+        self,
+        frames_BVTCHW: torch.Tensor,
+        texts: ClassTexts,
+        weights_B: torch.Tensor,
+        index: int = 0,
     ) -> tuple[Features, Features]:
         """Features of clips and classes; under `batch_gated` the towers move each other."""
         if not isinstance(self.exchange, BatchGatedExchange):
@@ -127,7 +143,8 @@ class Bmpt(Method):
         classes: Features | None = None,
         attributes_BD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Under `batch_gated` class features belong to the clips they are computed with: all sentences in one walk."""
+        """Under `batch_gated` class features belong to the clips they are computed with: all
+        sentences in one walk."""
         if not self.encodes_together:
             return super().score(frames_BVTCHW, texts, weights_B, classes=classes)
         every_sentence = ClassTexts((), texts.ids_KPS.flatten(0, 1).unsqueeze(1))
@@ -136,7 +153,8 @@ class Bmpt(Method):
         return self.scores(clips, {COSINE: mean_over_sentences(features_PKD)})
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
-        """Cross-entropy, and where there are negatives or knowledge texts, the losses on those, of hard labels."""
+        """Cross-entropy, and where there are negatives or knowledge texts, the losses on those, of
+        hard labels."""
         loss = super().loss_sum(clips, classes, targets)
         if NEGATIVE in classes:
             loss = loss + self.settings.negative_weight * negative_margin_sum(
@@ -146,7 +164,9 @@ class Bmpt(Method):
                 targets.weights_B,
             )
         if targets.knowledge_BD is not None:
-            logits_BK = knowledge_logits(targets.knowledge_BD, classes[COSINE], widen(self.clip.logit_scale).exp())
+            logits_BK = knowledge_logits(
+                targets.knowledge_BD, classes[COSINE], widen(self.clip.logit_scale).exp()
+            )
             loss = loss + self.settings.knowledge_weight * cross_entropy_sum(
                 logits_BK, targets.labels_B, targets.weights_B
             )
@@ -161,8 +181,12 @@ class Bmpt(Method):
     def trained_groups(self) -> dict[str, Group]:
         """Prompts and exchange; with `tune: all` every CLIP weight too."""
         groups: dict[str, Group] = {"vision_LPE": "prompts", "text_LPE": "prompts"}
-        groups |= {name: "exchange" for name, _ in self.named_parameters() if name.startswith("exchange.")}
+        groups |= {
+            name: "exchange" for name, _ in self.named_parameters() if name.startswith("exchange.")
+        }
         groups |= self.new_temporal()
         if self.settings.tune != "prompts":
             groups |= dict.fromkeys(self.backbone_names(), "backbone")
-        return {name: group for name, group in groups.items() if self.get_parameter(name).numel() > 0}
+        return {
+            name: group for name, group in groups.items() if self.get_parameter(name).numel() > 0
+        }

@@ -1,6 +1,7 @@
 """ViFi-CLIP: frame-wise CLIP, mean over frames. Source: Rasheed et al. 2023.
 
-tune: both towers (all of CLIP), one of them, or prompts alone (IVLP: tokens of their own in both towers, no exchange,
+tune: both towers (all of CLIP), one of them, or prompts alone (IVLP: tokens of their own in both
+    towers, no exchange,
 the text's between SOT and class name)."""
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from bmpt.methods.components.prompted import check_depth, slot_texts
 from bmpt.methods.components.prompts import new_prompts
 from shards.errors import ConfigError
 
-_TOWERS = {"image": ("clip.visual.",), "text": ("clip.transformer.", "clip.ln_final.", "clip.text_projection")}
+_TOWERS = {
+    "image": ("clip.visual.",),
+    "text": ("clip.transformer.", "clip.ln_final.", "clip.text_projection"),
+}
 _TEXT_POSITIONS = "clip.positional_embedding"
 
 
@@ -27,7 +31,12 @@ class VifiClip(Method):
     takes_start_words = True
 
     def __init__(
-        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+        self,
+        backbone: Backbone,
+        settings: MethodSettings,
+        *,
+        num_frames: int,
+        classes: Sequence[str] = (),
     ) -> None:
         """Raises: ConfigError for a depth beyond a tower, or start words that do not fit."""
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
@@ -40,8 +49,12 @@ class VifiClip(Method):
         if self.has_prompts:
             check_depth("vision", settings.vision_depth, backbone.vision_layers)
             check_depth("text", settings.text_depth, backbone.text_layers)
-            self.vision_LPE = new_prompts(settings.vision_depth, settings.vision_tokens, backbone.vision_width)
-            self.text_LPE = new_prompts(settings.text_depth, settings.text_tokens, backbone.text_width)
+            self.vision_LPE = new_prompts(
+                settings.vision_depth, settings.vision_tokens, backbone.vision_width
+            )
+            self.text_LPE = new_prompts(
+                settings.text_depth, settings.text_tokens, backbone.text_width
+            )
             if settings.start_words is not None:
                 self._start_from_words(backbone, settings.start_words)
 
@@ -65,7 +78,8 @@ class VifiClip(Method):
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids [K, S], with slots for the prompts where there are some.
 
-        Before prompts `_` is a space even in raw names: the release replaces it there, and in no other variant."""
+        Before prompts `_` is a space even in raw names: the release replaces it there, and in no
+        other variant."""
         if self.has_prompts:
             texts = [text.replace("_", " ") for text in texts]
         ids_KS = super().prepare_texts(texts)
@@ -80,7 +94,9 @@ class VifiClip(Method):
         tune = self.settings.tune
         if tune == "prompts":
             groups: dict[str, Group] = {"vision_LPE": "prompts", "text_LPE": "prompts"}
-            return {name: g for name, g in groups.items() if self.get_parameter(name).numel()} | self.new_temporal()
+            return {
+                name: g for name, g in groups.items() if self.get_parameter(name).numel()
+            } | self.new_temporal()
         names = self.backbone_names()
         if tune == "image":
             names = [name for name in names if name.startswith((*_TOWERS["image"], "temporal_TE"))]

@@ -1,4 +1,5 @@
-"""CLIP as it is: nothing trains. Class texts: bare names, one template, or an ensemble of sentences."""
+"""CLIP as it is: nothing trains. Class texts: bare names, one template, or an ensemble of
+sentences."""
 
 from __future__ import annotations
 
@@ -11,12 +12,19 @@ from shards.errors import ConfigError
 
 
 class ZeroShot(Method):
-    """Frame-wise CLIP, or with the backbone's own space-time blocks and temporal embedding where it has them."""
+    """Frame-wise CLIP, or with the backbone's own space-time blocks and temporal embedding where it
+    has them."""
 
     def __init__(
-        self, backbone: Backbone, settings: MethodSettings, *, num_frames: int, classes: Sequence[str] = ()
+        self,
+        backbone: Backbone,
+        settings: MethodSettings,
+        *,
+        num_frames: int,
+        classes: Sequence[str] = (),
     ) -> None:
-        """Raises: ConfigError for a temporal embedding that the backbone has not and that nothing would train."""
+        """Raises: ConfigError for a temporal embedding that the backbone has not and that nothing
+        would train."""
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
         if self.temporal_group == "prompts":
             raise ConfigError(

@@ -1,1 +1,2 @@
-"""Stages that ask a model once, before training: class texts, negatives, knowledge texts, attributes."""
+"""Stages that ask a model once, before training: class texts, negatives, knowledge texts,
+attributes."""

@@ -1,7 +1,8 @@
 """Every answer of a model, kept in Parquet: what was answered once is never asked again.
 
-While a command asks, answers are appended to a journal beside the Parquet file and flushed one by one, so that a
-kill loses none; the next command that opens the file reads both, and closing it makes them one."""
+While a command asks, answers are appended to a journal beside the Parquet file and flushed one by
+one, so that a kill loses none; the next command that opens the file reads both, and closing it
+makes them one."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class MalformedError(BmptError):
 class Asking:
     """How a command asks its questions.
 
-    answers: Parquet file of all answers; retry_malformed: ask again for kept ones that cannot be used
+    answers: Parquet file of all answers; retry_malformed: ask again for kept ones that cannot be
+        used
     max_tokens: of an answer, None for what each kind of question takes"""
 
     endpoint: Endpoint
@@ -74,9 +76,14 @@ class AnswerBook:
         self._answers: dict[Place, Reply] = {}
 
     def __enter__(self) -> AnswerBook:
-        """Raises: ConfigError if another process holds it, FormatError for a file of another kind, StorageError."""
+        """Raises: ConfigError if another process holds it, FormatError for a file of another kind,
+        StorageError."""
         try:
-            self._made = [folder for folder in (self.path.parent, *self.path.parent.parents) if not folder.exists()]
+            self._made = [
+                folder
+                for folder in (self.path.parent, *self.path.parent.parents)
+                if not folder.exists()
+            ]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._journal = self._hold()
             try:
@@ -91,9 +98,13 @@ class AnswerBook:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """Make journal and Parquet file one, and leave no folder behind in which nothing was written.
+        """Make journal and Parquet file one, and leave no folder behind in which nothing was
+        written.
 
         Raises: StorageError; the journal stays then."""
         with self._journal:
@@ -128,7 +139,9 @@ class AnswerBook:
                 fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 journal.close()
-                raise ConfigError(f"{self.path}: another command is writing it; wait for it or give another") from None
+                raise ConfigError(
+                    f"{self.path}: another command is writing it; wait for it or give another"
+                ) from None
             try:
                 if self._journal_path.stat().st_ino == os.fstat(journal.fileno()).st_ino:
                     return journal
@@ -140,7 +153,9 @@ class AnswerBook:
         if self.path.exists():
             table = read_parquet(self.path.read_bytes(), where=str(self.path))
             if not table.schema.equals(ANSWERS_SCHEMA):
-                raise FormatError(f"{self.path}: holds no answers of a model; give another --answers")
+                raise FormatError(
+                    f"{self.path}: holds no answers of a model; give another --answers"
+                )
             for row in table.to_pylist():
                 place = (row.pop("key"), row.pop("prompt_version"), row.pop("model"))
                 self._answers[place] = Reply(**row)
@@ -167,7 +182,10 @@ class AnswerBook:
         ]
         buffer = io.BytesIO()
         pq.write_table(
-            pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA), buffer, compression="zstd", write_page_checksum=True
+            pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA),
+            buffer,
+            compression="zstd",
+            write_page_checksum=True,
         )
         return buffer.getvalue()
 
@@ -176,7 +194,8 @@ class AnswerBook:
 class Collected:
     """What is known of some questions after asking.
 
-    replies, refused: by key; refused holds why there will be no answer; num_asked: of this run, the rest was kept"""
+    replies, refused: by key; refused holds why there will be no answer; num_asked: of this run, the
+        rest was kept"""
 
     replies: dict[str, Reply] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -196,7 +215,8 @@ def collect(
     """Take the answers that the book has, and ask for the others.
 
     is_wanted: whether a kept answer will do, or is asked for again
-    Raises: EndpointError if the endpoint cannot be used or some questions found no answer, of which it gives the
+    Raises: EndpointError if the endpoint cannot be used or some questions found no answer, of which
+        it gives the
     number; what was answered is in the book then."""
     found = Collected()
     missing = []
@@ -218,7 +238,9 @@ def collect(
                 found.replies[outcome.key] = outcome.reply
                 found.num_asked += 1
             else:
-                (found.refused if outcome.is_refused else unanswered)[outcome.key] = outcome.failure or ""
+                (found.refused if outcome.is_refused else unanswered)[outcome.key] = (
+                    outcome.failure or ""
+                )
             done = len(found.replies) + len(found.refused) + len(unanswered)
             failed = len(found.refused) + len(unanswered)
             progress(done, len(questions), f"{failed} failed" if failed else "")

@@ -1,7 +1,10 @@
-"""`attributes.parquet`: the names that fit each clip best (BIKE), as a sentence and its CLIP text feature.
+"""`attributes.parquet`: the names that fit each clip best (BIKE), as a sentence and its CLIP text
+feature.
 
-Source: Wu et al. 2023, which ranks the names of a lexicon. The program for that is not published, the JSON files that
-it wrote are: they are read here too. A name's cosine is that of its sentence and the mean of the clip's frames."""
+Source: Wu et al. 2023, which ranks the names of a lexicon. The program for that is not published,
+    the JSON files that
+it wrote are: they are read here too. A name's cosine is that of its sentence and the mean of the
+    clip's frames."""
 
 from __future__ import annotations
 
@@ -72,7 +75,8 @@ class AttributesRow(FeatureRow):
 class AttributesReport:
     """What `bmpt attributes` has done.
 
-    source: the lexicon or the published file; entries: names or videos in it; used: of them, by any sample
+    source: the lexicon or the published file; entries: names or videos in it; used: of them, by any
+        sample
     missing: keys of samples without attributes; problems: why, for each of them
     warning: sentences that CLIP cuts, or None"""
 
@@ -111,9 +115,11 @@ def rank_attributes(
     num_workers: int = 0,
     progress: Progress = lambda name, done, total: None,
 ) -> AttributesReport:
-    """Give every sample the `top` names that fit 8 frames of it best, centre crop; computed on the CLIP's device.
+    """Give every sample the `top` names that fit 8 frames of it best, centre crop; computed on the
+    CLIP's device.
 
-    lexicon: where the names come from; they are written as words (`ApplyEyeMakeup` -> `apply eye makeup`) and used
+    lexicon: where the names come from; they are written as words (`ApplyEyeMakeup` -> `apply eye
+        makeup`) and used
     once each. A sample that cannot be read is left out of the file and named.
     Raises: ConfigError, FormatError, StorageError; the file is written whole or not at all."""
     check_target(file)
@@ -125,7 +131,9 @@ def rank_attributes(
         raise ConfigError(
             f"{lexicon}: has {len(words)} different names, --top asks for {top}; add names or ask for fewer"
         )
-    attributes, problems = _rank(pool, manifest, words, backbone, top, num_workers, partial(progress, "clips"))
+    attributes, problems = _rank(
+        pool, manifest, words, backbone, top, num_workers, partial(progress, "clips")
+    )
     found = _Found(
         source=lexicon,
         entries=len(words),
@@ -151,10 +159,13 @@ def import_attributes(
     top: int = NUM_ATTRIBUTES,
     progress: Progress = lambda name, done, total: None,
 ) -> AttributesReport:
-    """Take the `top` first names of each sample from BIKE's JSON {video path: {"classname_topk": [names]}}.
+    """Take the `top` first names of each sample from BIKE's JSON {video path: {"classname_topk":
+    [names]}}.
 
-    A sample's entry is the one whose path ends in the name of its video, with or without an extension.
-    Raises: ConfigError for a file of another data set or two entries of one sample, FormatError naming an entry that
+    A sample's entry is the one whose path ends in the name of its video, with or without an
+    extension.
+    Raises: ConfigError for a file of another data set or two entries of one sample, FormatError
+        naming an entry that
     is something else, StorageError; nothing is written then."""
     check_target(file)
     data = _read_bytes(source)
@@ -166,7 +177,9 @@ def import_attributes(
         # whole first: the folder of a video's frames may have a dot in its name
         key = stems.get(last) or stems.get(last.rpartition(".")[0])
         if key in found:
-            raise ConfigError(f"{source}: {found[key][0]!r} and {path!r} are both of {key}; remove one of the entries")
+            raise ConfigError(
+                f"{source}: {found[key][0]!r} and {path!r} are both of {key}; remove one of the entries"
+            )
         if key is not None:
             found[key] = (path, names)
     if not found:
@@ -211,13 +224,17 @@ def _rank(
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Names by key, best first, and why others have none, by key."""
     settings = ClipSettings(frames=NUM_FRAMES, size_px=backbone.image_size_px)
-    loader = build_eval_loader(pool, manifest, settings, block_size=_CLIPS_AT_ONCE, num_workers=num_workers)
+    loader = build_eval_loader(
+        pool, manifest, settings, block_size=_CLIPS_AT_ONCE, num_workers=num_workers
+    )
     words_LD = encode_unit_texts(backbone, [attribute_text([word]) for word in words])
     attributes: dict[str, list[str]] = {}
     problems: dict[str, str] = {}
     for clips in loader:
         cosines_BL = mean_frame_cosines(_frame_features(backbone, clips).cpu(), words_LD)
-        for key, failure, best in zip(clips.keys, clips.failures, top_classes(cosines_BL.numpy(), top), strict=True):
+        for key, failure, best in zip(
+            clips.keys, clips.failures, top_classes(cosines_BL.numpy(), top), strict=True
+        ):
             if failure is None:
                 attributes[key] = [words[index] for index in best]
             else:
@@ -229,14 +246,17 @@ def _rank(
 def _frame_features(backbone: Backbone, clips: ClipBatch) -> torch.Tensor:
     """CLIP's image features [B, T, D], not normalised."""
     device = next(backbone.model.parameters()).device
-    frames_BVTCHW = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
+    frames_BVTCHW = normalize(
+        clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std
+    )
     tokens_NSD = encode_frames(backbone.model, frames_BVTCHW.flatten(0, 2), num_frames=NUM_FRAMES)
     return tokens_NSD[:, 0].unflatten(0, (-1, NUM_FRAMES))
 
 
 @dataclass(frozen=True)
 class _Found:
-    """attributes: by key, best first; problems: by key, why a sample has none; origin: for the metadata of the file"""
+    """attributes: by key, best first; problems: by key, why a sample has none; origin: for the
+    metadata of the file"""
 
     source: Path
     entries: int
@@ -247,14 +267,20 @@ class _Found:
 
 
 def _write(
-    found: _Found, manifest: Manifest, backbone: Backbone, file: Path, progress: Callable[[int, int], None]
+    found: _Found,
+    manifest: Manifest,
+    backbone: Backbone,
+    file: Path,
+    progress: Callable[[int, int], None],
 ) -> AttributesReport:
     """Encode the sentences of at least one sample and write the file."""
     texts = [attribute_text(names) for names in found.attributes.values()]
     features_ND = encode_unit_texts(backbone, texts, progress=progress).numpy()
     rows = [
         AttributesRow(key, features_D, names, text)
-        for (key, names), text, features_D in zip(found.attributes.items(), texts, features_ND, strict=True)
+        for (key, names), text, features_D in zip(
+            found.attributes.items(), texts, features_ND, strict=True
+        )
     ]
     write_features(ATTRIBUTES, file, rows, manifest, backbone, **found.origin)
     return AttributesReport(
@@ -278,10 +304,13 @@ def _read_bytes(source: Path) -> bytes:
 
 
 def _parse_published(data: bytes, source: Path) -> list[tuple[str, list[str]]]:
-    """(video path, names, best first) of every entry, a path that is there twice too. Raises: FormatError."""
+    """(video path, names, best first) of every entry, a path that is there twice too. Raises:
+    FormatError."""
     form = f'{{video path: {{"{PUBLISHED_FIELD}": [names]}}}}'
     try:
-        videos = json.loads(data, object_pairs_hook=tuple)  # a dict would keep the last of two equal paths alone
+        videos = json.loads(
+            data, object_pairs_hook=tuple
+        )  # a dict would keep the last of two equal paths alone
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source}: is not JSON ({error}); expected {form}") from None
     if not isinstance(videos, tuple) or not videos:

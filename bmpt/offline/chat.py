@@ -1,4 +1,5 @@
-"""Ask many questions of one endpoint: several at a time, no faster than allowed, again where another try may help."""
+"""Ask many questions of one endpoint: several at a time, no faster than allowed, again where
+another try may help."""
 
 from __future__ import annotations
 
@@ -25,8 +26,10 @@ Messages = list[dict[str, Any]]
 class Pace:
     """How hard an endpoint is asked.
 
-    concurrency: questions at a time; requests_per_minute: of all of them, further tries counted; None: no limit
-    retries: further tries of a question; backoff_seconds: before the first of them, doubled for each next one"""
+    concurrency: questions at a time; requests_per_minute: of all of them, further tries counted;
+        None: no limit
+    retries: further tries of a question; backoff_seconds: before the first of them, doubled for
+        each next one"""
 
     concurrency: int = 8
     requests_per_minute: float | None = None
@@ -36,14 +39,19 @@ class Pace:
     def __post_init__(self) -> None:
         """Raises: ConfigError naming the option."""
         if self.concurrency < 1 or self.retries < 0:
-            raise ConfigError(f"--concurrency {self.concurrency} --retries {self.retries}: give at least 1 and 0")
+            raise ConfigError(
+                f"--concurrency {self.concurrency} --retries {self.retries}: give at least 1 and 0"
+            )
         if self.requests_per_minute is not None and not self.requests_per_minute > 0:
-            raise ConfigError(f"--requests-per-minute {self.requests_per_minute:g}: give more than 0, or leave it out")
+            raise ConfigError(
+                f"--requests-per-minute {self.requests_per_minute:g}: give more than 0, or leave it out"
+            )
 
 
 @dataclass(frozen=True)
 class Question:
-    """key: what it is about; messages: makes the chat's messages when its turn has come, in any thread"""
+    """key: what it is about; messages: makes the chat's messages when its turn has come, in any
+    thread"""
 
     key: str
     messages: Callable[[], Messages]
@@ -64,11 +72,14 @@ class Outcome:
     was_asked: bool = True
 
 
-def ask_all(client: Client, questions: Iterable[Question], pace: Pace) -> Generator[Outcome, None, None]:
+def ask_all(
+    client: Client, questions: Iterable[Question], pace: Pace
+) -> Generator[Outcome, None, None]:
     """Ask, and give each outcome as it comes, in any order.
 
     Closing the generator ends the open exchanges and closes the client.
-    Raises: EndpointError if the endpoint turns out unusable, or 16 questions in a row bring no reply."""
+    Raises: EndpointError if the endpoint turns out unusable, or 16 questions in a row bring no
+        reply."""
     asker = _Asker(client, pace)
     remaining = iter(questions)
     waiting: set[Future[Outcome]] = set()
@@ -81,7 +92,9 @@ def ask_all(client: Client, questions: Iterable[Question], pace: Pace) -> Genera
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=lambda one: one.exception() is not None):  # what has come is not lost
+            for future in sorted(
+                done, key=lambda one: one.exception() is not None
+            ):  # what has come is not lost
                 outcome = future.result()
                 if outcome.was_asked:
                     failures_in_row = 0 if outcome.reply is not None else failures_in_row + 1
@@ -108,19 +121,24 @@ class _Asker:
         self._next_turn = 0.0  # time.monotonic() of the next request
 
     def ask(self, question: Question) -> Outcome:
-        """Ask until there is a reply, tries are used up, or the run is over. Raises: EndpointError."""
+        """Ask until there is a reply, tries are used up, or the run is over. Raises:
+        EndpointError."""
         try:
             messages = question.messages()
         except (SampleError, StorageError) as error:
             is_one_sample = isinstance(error, SampleError)  # else the pool is gone
-            return Outcome(question.key, failure=str(error), is_refused=True, was_asked=not is_one_sample)
+            return Outcome(
+                question.key, failure=str(error), is_refused=True, was_asked=not is_one_sample
+            )
         failure = ""
         for attempt in range(1 + self._pace.retries):
             self._wait_for_turn()
             if self.is_over.is_set():
                 break
             try:
-                return Outcome(question.key, self._client.ask(messages, max_tokens=question.max_tokens))
+                return Outcome(
+                    question.key, self._client.ask(messages, max_tokens=question.max_tokens)
+                )
             except RefusedError as error:
                 return Outcome(question.key, failure=str(error), is_refused=True)
             except UnansweredError as error:
@@ -141,7 +159,9 @@ class _Asker:
         """Wait; a wait that the server asks for holds all questions back."""
         if asked_for_seconds is None:
             longest = min(_LONGEST_BACKOFF_SECONDS, self._pace.backoff_seconds * 2.0**attempt)
-            self.is_over.wait(longest * random.uniform(0.5, 1.0))  # apart, so that they do not all come back at once
+            self.is_over.wait(
+                longest * random.uniform(0.5, 1.0)
+            )  # apart, so that they do not all come back at once
             return
         if asked_for_seconds > _LONGEST_WAIT_SECONDS:
             raise EndpointError(

@@ -1,7 +1,9 @@
 """Class texts, negatives and paraphrases of classes, written by a language model.
 
-Three outputs for three uses: sentences that describe a class (BDC-CLIP's JSON), the name of a look-alike action that
-training pushes away, and the name of the same action in other words (both in the form of BMPT's mapping files)."""
+Three outputs for three uses: sentences that describe a class (BDC-CLIP's JSON), the name of a
+    look-alike action that
+training pushes away, and the name of the same action in other words (both in the form of BMPT's
+mapping files)."""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 class DescribedFile:
     """One output of `bmpt describe`.
 
-    asked: answers of this run; kept: those that an earlier one had; missing: classes without a usable answer
+    asked: answers of this run; kept: those that an earlier one had; missing: classes without a
+        usable answer
     problems: why, for each of them"""
 
     kind: Kind
@@ -86,10 +89,13 @@ class Description:
 
 
 def manifest_classes(address: str) -> list[str]:
-    """The classes of a manifest of a pool, POOL/manifests/PROTOCOL/NAME.parquet. Raises: ConfigError, FormatError."""
+    """The classes of a manifest of a pool, POOL/manifests/PROTOCOL/NAME.parquet. Raises:
+    ConfigError, FormatError."""
     found = re.fullmatch(r"(?:(.+)/)?manifests/([\w-]+/[\w-]+)\.parquet", address)
     if found is None:
-        raise ConfigError(f"{address}: is no manifest of a pool; expected POOL/manifests/PROTOCOL/NAME.parquet")
+        raise ConfigError(
+            f"{address}: is no manifest of a pool; expected POOL/manifests/PROTOCOL/NAME.parquet"
+        )
     return open_pool(found[1] or ".").manifest(found[2]).info.classes
 
 
@@ -145,7 +151,10 @@ def description_text(done: Description) -> str:
             f"({file.asked} answers of {done.model}, {file.kept} kept from before, {file.malformed} malformed, "
             f"{file.refused} refused)"
         )
-        lines += [f"  no {file.kind}: {name}: {why}" for name, why in zip(file.missing, file.problems, strict=True)]
+        lines += [
+            f"  no {file.kind}: {name}: {why}"
+            for name, why in zip(file.missing, file.problems, strict=True)
+        ]
     again = f"; {HOW_TO_ASK_AGAIN}" if any(file.malformed for file in done.files) else ""
     return "\n".join([*lines, f"answers: {done.answers}{again}"])
 
@@ -202,10 +211,14 @@ def _usable_by(parse: _Parse) -> Callable[[str, Reply], bool]:
 def _question(kind: Kind, count: int, class_name: str, max_tokens: int | None) -> Question:
     content = _PROMPTS[kind].format(name=readable(class_name), count=count)
     messages = [{"role": "user", "content": content}]
-    return Question(class_name, lambda: messages, max_tokens or _TOKENS_PER_STRING * count + _MORE_TOKENS)
+    return Question(
+        class_name, lambda: messages, max_tokens or _TOKENS_PER_STRING * count + _MORE_TOKENS
+    )
 
 
-def _write(kind: Kind, file: Path, classes: Sequence[str], found: Collected, parse: _Parse) -> DescribedFile:
+def _write(
+    kind: Kind, file: Path, classes: Sequence[str], found: Collected, parse: _Parse
+) -> DescribedFile:
     """Write what is usable; nothing if nothing is."""
     usable: dict[str, tuple[str, ...]] = {}
     problems = dict(found.refused)

@@ -1,7 +1,9 @@
-"""One exchange with an OpenAI-compatible chat endpoint (vLLM, llama.cpp, Ollama, hosted ones), with a hard deadline.
+"""One exchange with an OpenAI-compatible chat endpoint (vLLM, llama.cpp, Ollama, hosted ones), with
+a hard deadline.
 
-The standard library's HTTP client: what is sent and received is one JSON object each. It connects directly; proxies
-of the environment are not used. The key is sent to the endpoint and is in no message, file or `repr`."""
+The standard library's HTTP client: what is sent and received is one JSON object each. It connects
+directly; proxies of the environment are not used. The key is sent to the endpoint and is in no
+message, file or `repr`."""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _WORTH_ANOTHER_TRY = (408, 409, 425, _TOO_MANY)
 
 
 class EndpointError(BmptError):
-    """The endpoint as a whole cannot be used: it is down, refuses the key or does not know the model."""
+    """The endpoint as a whole cannot be used: it is down, refuses the key or does not know the
+    model."""
 
 
 class RefusedError(BmptError):
@@ -37,7 +40,8 @@ class RefusedError(BmptError):
 
 
 class UnansweredError(BmptError):
-    """This try brought no usable answer; another may. retry_after_seconds: what the server asked for, if it did."""
+    """This try brought no usable answer; another may. retry_after_seconds: what the server asked
+    for, if it did."""
 
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
@@ -48,7 +52,8 @@ class UnansweredError(BmptError):
 class Endpoint:
     """Where to ask; made by `parse_endpoint`.
 
-    url: the base, such as http://localhost:8000/v1; timeout_seconds: of one request, its whole answer included"""
+    url: the base, such as http://localhost:8000/v1; timeout_seconds: of one request, its whole
+        answer included"""
 
     url: str
     model: str
@@ -58,7 +63,8 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Reply:
-    """text: as the model wrote it; finish_reason: `stop`, or `length` for an answer that was cut; None if not stated"""
+    """text: as the model wrote it; finish_reason: `stop`, or `length` for an answer that was cut;
+    None if not stated"""
 
     text: str
     finish_reason: str | None = None
@@ -97,16 +103,22 @@ def parse_endpoint(
     if not is_address:
         raise ConfigError(f"--endpoint {shown}: is not an http:// or https:// address; {cure}")
     if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError(f"--endpoint {shown}: has a user, a query or a fragment; {cure}, and the key in a variable")
+        raise ConfigError(
+            f"--endpoint {shown}: has a user, a query or a fragment; {cure}, and the key in a variable"
+        )
     if not model.strip():
         raise ConfigError("--model is empty; name the model that the endpoint serves")
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     variable = api_key_env or DEFAULT_KEY_VARIABLE
     key = environment.get(variable, "").strip()
     if api_key_env and not key:
-        raise ConfigError(f"--api-key-env {api_key_env}: the variable is not set; export it, or leave the option out")
+        raise ConfigError(
+            f"--api-key-env {api_key_env}: the variable is not set; export it, or leave the option out"
+        )
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"${variable}: is no key, it holds characters that a header cannot; export it again")
+        raise ConfigError(
+            f"${variable}: is no key, it holds characters that a header cannot; export it again"
+        )
     return Endpoint(f"{parts.scheme}://{host}{path}", model, key or None, timeout_seconds)
 
 
@@ -128,7 +140,8 @@ class Client:
                 _hang_up(connected)
 
     def check(self) -> None:
-        """Ask for the list of models, so that an endpoint that is down or refuses the key is known at once.
+        """Ask for the list of models, so that an endpoint that is down or refuses the key is known
+        at once.
 
         Raises: EndpointError. A server that has no such list, or is still loading, passes."""
         try:
@@ -143,7 +156,8 @@ class Client:
             raise self._unusable(status, body)
 
     def ask(self, messages: list[dict[str, Any]], *, max_tokens: int) -> Reply:
-        """Ask one question at temperature 0. Raises: UnansweredError, RefusedError, EndpointError."""
+        """Ask one question at temperature 0. Raises: UnansweredError, RefusedError,
+        EndpointError."""
         question = {
             "model": self.endpoint.model,
             "messages": messages,
@@ -152,34 +166,49 @@ class Client:
             "stream": False,
         }
         body = json.dumps(question).encode()
-        status, headers, answer = self._exchange("POST", "/chat/completions", body, self.endpoint.timeout_seconds)
+        status, headers, answer = self._exchange(
+            "POST", "/chat/completions", body, self.endpoint.timeout_seconds
+        )
         if status == 200:
             return _parse_reply(answer)
         if status in _KEY_REFUSED or status in _NOT_KNOWN or status < 400:
             raise self._unusable(status, answer)
         reason = self._reason(status, answer)
         if status >= 500 or status in _WORTH_ANOTHER_TRY:
-            raise UnansweredError(reason, retry_after_seconds=_retry_after(headers.get("Retry-After")))
+            raise UnansweredError(
+                reason, retry_after_seconds=_retry_after(headers.get("Retry-After"))
+            )
         raise RefusedError(reason)
 
     def _exchange(
         self, method: str, path: str, body: bytes | None, seconds: float
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """(status, headers, body). Raises: UnansweredError, also for silence and for a body that does not end."""
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=min(_CONNECT_SECONDS, seconds))
+        """(status, headers, body). Raises: UnansweredError, also for silence and for a body that
+        does not end."""
+        kind = (
+            http.client.HTTPSConnection
+            if self._parts.scheme == "https"
+            else http.client.HTTPConnection
+        )
+        connection = kind(
+            self._parts.hostname or "", self._parts.port, timeout=min(_CONNECT_SECONDS, seconds)
+        )
         ends_at = time.monotonic() + seconds
         try:
             connection.connect()
             with self._deadline(connection.sock, ends_at - time.monotonic()) as is_over:
                 problem = None
                 try:
-                    connection.request(method, self._parts.path + path, body=body, headers=self._headers())
+                    connection.request(
+                        method, self._parts.path + path, body=body, headers=self._headers()
+                    )
                     answer = connection.getresponse()
                     data = answer.read(_LARGEST_REPLY_BYTES + 1)
                 except (OSError, http.client.HTTPException) as error:
                     problem = _in_words(error)
-            if is_over.is_set():  # whatever it looked like: a reset, an end of file, or a body that is merely short
+            if (
+                is_over.is_set()
+            ):  # whatever it looked like: a reset, an end of file, or a body that is merely short
                 problem = f"no answer within {seconds:g} s"
             if problem:
                 raise UnansweredError(problem)
@@ -193,7 +222,8 @@ class Client:
 
     @contextlib.contextmanager
     def _deadline(self, connected: socket.socket, seconds: float) -> Iterator[threading.Event]:
-        """Hang up after some seconds, since a socket's own timeout begins anew with every byte that drips in."""
+        """Hang up after some seconds, since a socket's own timeout begins anew with every byte that
+        drips in."""
         is_over = threading.Event()
 
         def end() -> None:
@@ -217,19 +247,26 @@ class Client:
 
     def _headers(self) -> dict[str, str]:
         key = self.endpoint.api_key
-        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        return {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {key}"} if key else {}),
+        }
 
     def _unusable(self, status: int, body: bytes) -> EndpointError:
         where = self.endpoint.url
         if status in _KEY_REFUSED:
             how = "refuses the key" if self.endpoint.api_key else "wants a key"
-            return EndpointError(f"{where}: {how} ({self._reason(status, body)}); export it, see --api-key-env")
+            return EndpointError(
+                f"{where}: {how} ({self._reason(status, body)}); export it, see --api-key-env"
+            )
         if status in _NOT_KNOWN:
             return EndpointError(
                 f"{where}: has no model {self.endpoint.model} or no /chat/completions ({self._reason(status, body)}); "
                 "correct --model or --endpoint"
             )
-        return EndpointError(f"{where}: answers with HTTP {status}; give the address that it leads to as --endpoint")
+        return EndpointError(
+            f"{where}: answers with HTTP {status}; give the address that it leads to as --endpoint"
+        )
 
     def _reason(self, status: int, body: bytes) -> str:
         """`HTTP 500: what the server says`, in one short line; a server may repeat the key."""
@@ -242,7 +279,9 @@ class Client:
 def _hang_up(connected: socket.socket) -> None:
     """Wakes a thread that is reading it, which closing would not."""
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # beneath TLS, whose own state is the reader's
+        socket.socket.shutdown(
+            connected, socket.SHUT_RDWR
+        )  # beneath TLS, whose own state is the reader's
 
 
 def _parse_reply(body: bytes) -> Reply:
@@ -250,14 +289,20 @@ def _parse_reply(body: bytes) -> Reply:
     try:
         values = json.loads(body)
         choice = values["choices"][0]
-        text, reason, usage = choice["message"]["content"], choice.get("finish_reason"), values.get("usage")
+        text, reason, usage = (
+            choice["message"]["content"],
+            choice.get("finish_reason"),
+            values.get("usage"),
+        )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         raise UnansweredError(f"not a chat completion: {_one_line(body)[:80]!r}") from None
     if not isinstance(text, str):
         raise UnansweredError(f"a chat completion without a text: {_one_line(body)[:80]!r}")
     counts = usage if isinstance(usage, dict) else {}
     return Reply(
-        text.encode("utf-8", "replace").decode(),  # JSON can hold halves of surrogate pairs, tables cannot
+        text.encode(
+            "utf-8", "replace"
+        ).decode(),  # JSON can hold halves of surrogate pairs, tables cannot
         reason if isinstance(reason, str) else None,
         _count(counts.get("prompt_tokens")),
         _count(counts.get("completion_tokens")),
@@ -269,7 +314,8 @@ def _count(value: object) -> int | None:
 
 
 def _error_text(body: bytes) -> str:
-    """The message of {"error": {"message": ...}}, {"error": ...}, {"detail": ...}, else the body."""
+    """The message of {"error": {"message": ...}}, {"error": ...}, {"detail": ...}, else the
+    body."""
     with contextlib.suppress(ValueError):
         values = json.loads(body)
         if isinstance(values, dict):
@@ -297,4 +343,8 @@ def _in_words(error: Exception) -> str:
         return "no connection in time"
     if isinstance(error, http.client.RemoteDisconnected):
         return "the connection ended without an answer"
-    return (isinstance(error, OSError) and error.strerror) or _one_line(str(error).encode()) or type(error).__name__
+    return (
+        (isinstance(error, OSError) and error.strerror)
+        or _one_line(str(error).encode())
+        or type(error).__name__
+    )

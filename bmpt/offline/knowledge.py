@@ -1,6 +1,7 @@
 """Knowledge texts: what a vision-language model sees in the frames of a training clip, as triples.
 
-Source: BMPT's annotation scripts: four frames a video, `Entity: X relation: Y Entity: Z` lines, CLIP text features.
+Source: BMPT's annotation scripts: four frames a video, `Entity: X relation: Y Entity: Z` lines,
+    CLIP text features.
 There entities of several words are cut to the first; here they stay whole."""
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import numpy as np
 import torch.nn.functional as F
 
 from bmpt.clip.backbone import Backbone
-from bmpt.offline.answers import HOW_TO_ASK_AGAIN, AnswerBook, Asking, MalformedError, collect, prompt_version
+from bmpt.offline.answers import (
+    HOW_TO_ASK_AGAIN,
+    AnswerBook,
+    Asking,
+    MalformedError,
+    collect,
+    prompt_version,
+)
 from bmpt.offline.chat import Messages, Question
 from bmpt.offline.endpoint import Reply
 from bmpt.texts.class_texts import cut_warning
@@ -43,7 +51,8 @@ _TRIPLE = re.compile(
 class KnowledgeReport:
     """What `bmpt knowledge` has done.
 
-    asked: answers of this run; kept: those that an earlier one had; malformed, refused: frames without a triple, and
+    asked: answers of this run; kept: those that an earlier one had; malformed, refused: frames
+        without a triple, and
     those that were not answered; other_lines: lines of answers that are no triple, left out
     missing: keys of samples without any triple; warning: sentences that CLIP cuts, or None
     first_malformed: a frame and what is wrong with its answer, or None"""
@@ -81,16 +90,25 @@ def describe_clips(
     """Ask about four frames of every sample, and write the CLIP text features of what is answered.
 
     A sample without a single triple is left out of the file and named.
-    Raises: ConfigError, EndpointError, FormatError, StorageError; the file is written whole or not at all."""
+    Raises: ConfigError, EndpointError, FormatError, StorageError; the file is written whole or not
+        at all."""
     check_target(file)
     if file == asking.answers:
-        raise ConfigError(f"{file}: is named for the features and for the answers; give each its own file")
+        raise ConfigError(
+            f"{file}: is named for the features and for the answers; give each its own file"
+        )
     if len(manifest) == 0:
-        raise ConfigError(f"{manifest.info.path}: has no sample to describe; build the pool with its videos")
+        raise ConfigError(
+            f"{manifest.info.path}: has no sample to describe; build the pool with its videos"
+        )
     rows = manifest.table.select(["key", "source_index", "num_frames_decoded"]).to_pylist()
     frames_of = [_frames_to_show(row) for row in rows]
     questions = [
-        Question(name, partial(_messages, pool, manifest, index, position), asking.max_tokens or _MAX_TOKENS)
+        Question(
+            name,
+            partial(_messages, pool, manifest, index, position),
+            asking.max_tokens or _MAX_TOKENS,
+        )
         for index, frames in enumerate(frames_of)
         for name, position in frames.items()
     ]
@@ -106,7 +124,9 @@ def describe_clips(
             progress=progress,
         )
     parsed = _parse_all(found.replies)
-    lines_of = {row["key"]: parsed.lines(frames) for row, frames in zip(rows, frames_of, strict=True)}
+    lines_of = {
+        row["key"]: parsed.lines(frames) for row, frames in zip(rows, frames_of, strict=True)
+    }
     lines_of = {key: lines for key, lines in lines_of.items() if lines}
     if lines_of:
         features = encode_knowledge(backbone, lines_of)
@@ -129,7 +149,9 @@ def describe_clips(
         refused=len(found.refused),
         other_lines=parsed.num_other_lines,
         missing=[row["key"] for row in rows if row["key"] not in lines_of],
-        warning=cut_warning(backbone, (x for lines in lines_of.values() for x in lines), what="knowledge lines"),
+        warning=cut_warning(
+            backbone, (x for lines in lines_of.values() for x in lines), what="knowledge lines"
+        ),
     )
 
 
@@ -158,15 +180,22 @@ def parse_triples(reply: Reply) -> tuple[list[str], int]:
     matches = [_TRIPLE.fullmatch(line) for line in lines]
     triples = [" ".join(" ".join(match.groups()).split()) for match in matches if match]
     if not triples:
-        raise MalformedError(f"no line `Entity: X relation: Y Entity: Z`: {' '.join(reply.said.split())[:60]!r}")
+        raise MalformedError(
+            f"no line `Entity: X relation: Y Entity: Z`: {' '.join(reply.said.split())[:60]!r}"
+        )
     return triples, len(lines) - len(triples)
 
 
-def encode_knowledge(backbone: Backbone, lines_of: Mapping[str, Sequence[str]]) -> dict[str, FloatArray]:
+def encode_knowledge(
+    backbone: Backbone, lines_of: Mapping[str, Sequence[str]]
+) -> dict[str, FloatArray]:
     """Features [D] of each key's lines: the mean of the lines' unit features, at unit length again.
 
     A line that comes again is encoded once, and counts as often as it comes."""
-    unique = {line: index for index, line in enumerate(dict.fromkeys(x for lines in lines_of.values() for x in lines))}
+    unique = {
+        line: index
+        for index, line in enumerate(dict.fromkeys(x for lines in lines_of.values() for x in lines))
+    }
     units_LD = encode_unit_texts(backbone, list(unique))
     return {
         key: F.normalize(units_LD[[unique[line] for line in lines]].mean(dim=0), dim=0).numpy()
@@ -217,10 +246,14 @@ def _frames_to_show(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _messages(pool: Pool, manifest: Manifest, index: int, position: int) -> Messages:
-    """The prompt with one frame, its JPEG bytes as they are stored. Raises: SampleError, StorageError."""
+    """The prompt with one frame, its JPEG bytes as they are stored. Raises: SampleError,
+    StorageError."""
     (frame,) = read_frame_bytes(pool.store, manifest.row(index), [position])
     picture = f"data:image/jpeg;base64,{base64.b64encode(frame).decode()}"
-    content = [{"type": "text", "text": PROMPT}, {"type": "image_url", "image_url": {"url": picture}}]
+    content = [
+        {"type": "text", "text": PROMPT},
+        {"type": "image_url", "image_url": {"url": picture}},
+    ]
     return [{"role": "user", "content": content}]
 
 

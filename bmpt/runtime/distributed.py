@@ -32,7 +32,8 @@ class World:
 def start_world(*, threads: int) -> World:
     """Join the ranks that torchrun announces by its environment, or stand alone.
 
-    threads: CPU threads of this process, the same for every topology, so that sums are taken in one order.
+    threads: CPU threads of this process, the same for every topology, so that sums are taken in one
+        order.
     Raises: ConfigError for more ranks on a node than GPUs."""
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -44,11 +45,14 @@ def start_world(*, threads: int) -> World:
 
 
 def choose_device(local_rank: int = 0) -> torch.device:
-    """Take the GPU of a rank of this node, the CPU where there is none; float32 is then float32 on either.
+    """Take the GPU of a rank of this node, the CPU where there is none; float32 is then float32 on
+    either.
 
     Raises: ConfigError for a rank without a GPU beside ranks that have one."""
-    # cuDNN computes convolutions, here the patch embedding, in TF32 unless told otherwise, and an environment variable
-    # may ask for it in products: with the first, cosine logits move by 3e-4 to 1e-3 of the largest (emulated on a CPU)
+    # cuDNN computes convolutions, here the patch embedding, in TF32 unless told otherwise, and an
+    # environment variable
+    # may ask for it in products: with the first, cosine logits move by 3e-4 to 1e-3 of the largest
+    # (emulated on a CPU)
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -70,7 +74,8 @@ def check_has_gpu(local_rank: int, num_gpus: int) -> None:
 
 @contextmanager
 def saying_memory(num_clips: int, cure: str) -> Iterator[None]:
-    """Raises: ConfigError where so many clips, computed at once, do not fit into the memory of the GPU."""
+    """Raises: ConfigError where so many clips, computed at once, do not fit into the memory of the
+    GPU."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -81,7 +86,8 @@ def leave_world(exit_code: int) -> None:
     """Leave the process group; under gloo the process ends here.
 
     Processes that stepped an optimiser under gloo sometimes abort while the interpreter shuts down
-    (`terminate called without an active exception`), so shutting down is left out. After a failure the other
+    (`terminate called without an active exception`), so shutting down is left out. After a failure
+    the other
     ranks may never come to a barrier: torchrun ends them."""
     if not dist.is_initialized():
         return
@@ -133,7 +139,8 @@ def from_main(value: Any, world: World) -> Any:
 
 @contextmanager
 def errors_of_main(world: World) -> Iterator[None]:
-    """Raise on all ranks what the main rank raises within: the others would wait for it without end.
+    """Raise on all ranks what the main rank raises within: the others would wait for it without
+    end.
 
     For what the main rank does alone, as writing files; costs an exchange.
     Raises: BmptError of the main rank; another rank's own error as it is."""

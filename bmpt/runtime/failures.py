@@ -12,7 +12,8 @@ _NUM_NAMED = 10
 
 
 def share_failures(failures: list[str | None], world: World) -> list[str | None]:
-    """Join what every rank says of its own samples (None for one that was read), in rank order, on all ranks.
+    """Join what every rank says of its own samples (None for one that was read), in rank order, on
+    all ranks.
 
     Costs one sum of two numbers; the reasons travel only if there are any."""
     num_failed = sum(failure is not None for failure in failures)
@@ -26,12 +27,16 @@ def all_failures(failures: list[str | None], world: World) -> list[str | None]:
 
 
 def failure_limit(max_failures: int, num_samples: int) -> int:
-    """Samples in a row that end a run: `data.max_failures`, or all of an epoch or a manifest if that is fewer."""
+    """Samples in a row that end a run: `data.max_failures`, or all of an epoch or a manifest if
+    that is fewer."""
     return min(max_failures, num_samples)
 
 
-def name_failures(where: str, keys: Collection[str], *, num_samples: int, reasons: Path, repeats: bool = False) -> None:
-    """Say on stderr how many samples of a manifest could not be read, and which; nothing if there are none.
+def name_failures(
+    where: str, keys: Collection[str], *, num_samples: int, reasons: Path, repeats: bool = False
+) -> None:
+    """Say on stderr how many samples of a manifest could not be read, and which; nothing if there
+    are none.
 
     repeats: samples are read once an epoch, and one epoch without them is enough to be named"""
     if not keys:

@@ -11,12 +11,15 @@ TOP = 5
 
 
 def top_classes(scores_NK: npt.NDArray[np.float32], count: int = TOP) -> npt.NDArray[np.int32]:
-    """The `min(count, K)` best classes of each row, best first; of equal scores the lower class id wins."""
+    """The `min(count, K)` best classes of each row, best first; of equal scores the lower class id
+    wins."""
     order_NK = np.argsort(-scores_NK, axis=1, kind="stable")
     return order_NK[:, :count].astype(np.int32)
 
 
-def count_correct(top_NP: npt.NDArray[np.int32], labels_N: npt.NDArray[np.int64], count: int) -> int:
+def count_correct(
+    top_NP: npt.NDArray[np.int32], labels_N: npt.NDArray[np.int64], count: int
+) -> int:
     """How many rows have their label among the first `count` classes."""
     return int((top_NP[:, :count] == labels_N[:, None]).any(axis=1).sum())
 

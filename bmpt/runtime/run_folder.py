@@ -35,12 +35,16 @@ def hold(config: TrainConfig, *, fresh: bool = False, scores_only: bool = False)
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}; give another run.dir") from None
+        raise StorageError(
+            f"{folder}: cannot be written: {error.strerror or error}; give another run.dir"
+        ) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"{folder}: another run is writing there; wait for it or give another run.dir") from None
+            raise ConfigError(
+                f"{folder}: another run is writing there; wait for it or give another run.dir"
+            ) from None
         if fresh:
             _clear(folder)
         _check_owner(folder, config, scores_only=scores_only)
@@ -54,7 +58,9 @@ def hold(config: TrainConfig, *, fresh: bool = False, scores_only: bool = False)
 def _check_owner(folder: Path, config: TrainConfig, *, scores_only: bool) -> None:
     """Raises: ConfigError naming the first key in which the folder's config differs."""
     if (folder / CONFIG).exists():
-        stored = build_settings(TrainConfig, read_yaml_with_base(folder / CONFIG), where=str(folder / CONFIG))
+        stored = build_settings(
+            TrainConfig, read_yaml_with_base(folder / CONFIG), where=str(folder / CONFIG)
+        )
         theirs, ours = (identity(each, with_places=True) for each in (stored, config))
         if scores_only:
             theirs["eval"] = ours["eval"]
@@ -69,12 +75,17 @@ def _check_owner(folder: Path, config: TrainConfig, *, scores_only: bool) -> Non
 def _clear(folder: Path) -> None:
     """Remove what a run leaves, and nothing else."""
     names = (CONFIG, STATE, CHECKPOINT, METRICS, RESULTS)
-    written = [*(folder / PREDICTIONS).glob("*.parquet"), *(folder / TENSORBOARD).glob("events.out.tfevents.*")]
+    written = [
+        *(folder / PREDICTIONS).glob("*.parquet"),
+        *(folder / TENSORBOARD).glob("events.out.tfevents.*"),
+    ]
     for path in [folder / name for name in names] + written:
         path.unlink(missing_ok=True)
 
 
-def _first_difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
+def _first_difference(
+    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any]:
     """(dotted key, their value, our value) of the first key that differs."""
     for key in sorted(theirs.keys() | ours.keys()):
         there, here = theirs.get(key), ours.get(key)

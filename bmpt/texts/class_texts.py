@@ -1,7 +1,10 @@
-"""Class names to class texts: what the text tower reads for each class, and for the class it must not be.
+"""Class names to class texts: what the text tower reads for each class, and for the class it must
+not be.
 
-Three inputs, never mixed: a JSON of sentences {class: [texts]} (BDC-CLIP, BMPT); a mapping `class -> negative`, a
-look-alike action that training pushes away; a mapping `class -> paraphrase`, the same action in other words."""
+Three inputs, never mixed: a JSON of sentences {class: [texts]} (BDC-CLIP, BMPT); a mapping `class
+    -> negative`, a
+look-alike action that training pushes away; a mapping `class -> paraphrase`, the same action in
+other words."""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ from shards.format.names import fold_name
 if TYPE_CHECKING:
     from bmpt.clip.backbone import Backbone
 
-NEGATIVE_TEMPLATE = "a video of a person {}"  # of a negative that has no sentences of its own; without a full stop
-# a capital after a small letter or digit, and the last capital of a run before a small letter: "TaiChi", "YoYo"
+NEGATIVE_TEMPLATE = (
+    "a video of a person {}"  # of a negative that has no sentences of its own; without a full stop
+)
+# a capital after a small letter or digit, and the last capital of a run before a small letter:
+# "TaiChi", "YoYo"
 _CAMEL_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -35,7 +41,8 @@ def readable(class_name: str) -> str:
 class ClassSentences:
     """P sentences for each of K classes.
 
-    sentences: [K][P], in the order of `classes`; notes: what a look-up found that a person should know, a line each"""
+    sentences: [K][P], in the order of `classes`; notes: what a look-up found that a person should
+        know, a line each"""
 
     classes: tuple[str, ...]
     sentences: tuple[tuple[str, ...], ...]
@@ -52,7 +59,8 @@ class ClassSentences:
 
 
 def class_sentences(class_names: Sequence[str], settings: TextSettings) -> ClassSentences:
-    """What a config says of classes: the sentences of a file, of several templates, or of one. Raises: ConfigError."""
+    """What a config says of classes: the sentences of a file, of several templates, or of one.
+    Raises: ConfigError."""
     if settings.sentences is not None:
         for key in ("templates", "paraphrases"):
             if getattr(settings, key):
@@ -76,15 +84,19 @@ def template_sentences(
 
     Raises: ConfigError for no template, or one without exactly one `{}`."""
     if not templates:
-        raise ConfigError("no template is given; expected at least one, for example 'a video of a person {}.'")
+        raise ConfigError(
+            "no template is given; expected at least one, for example 'a video of a person {}.'"
+        )
     columns = [_fill(template, class_names, raw_names=raw_names) for template in templates]
     return ClassSentences(tuple(class_names), tuple(zip(*columns, strict=True)))
 
 
 def file_sentences(class_names: Sequence[str], file: Path) -> ClassSentences:
-    """Look the classes up in a JSON of sentences; their number must be equal for all of them, as it is stacked.
+    """Look the classes up in a JSON of sentences; their number must be equal for all of them, as it
+    is stacked.
 
-    Raises: ConfigError that lists the classes without text, or says that the file is of another data set."""
+    Raises: ConfigError that lists the classes without text, or says that the file is of another
+        data set."""
     texts = read_sentences(file)
     found = look_up(class_names, texts, source=str(file), what="text")
     chosen = tuple(texts[key] for key in found.keys)
@@ -99,32 +111,49 @@ def file_sentences(class_names: Sequence[str], file: Path) -> ClassSentences:
 
 
 def negative_sentences(
-    class_names: Sequence[str], mapping: Path, num_sentences: int, *, texts: Path | None = None, raw_names: bool = False
+    class_names: Sequence[str],
+    mapping: Path,
+    num_sentences: int,
+    *,
+    texts: Path | None = None,
+    raw_names: bool = False,
 ) -> ClassSentences:
-    """P sentences of each class's negative: its own of the JSON `texts` if it stands there, else one template.
+    """P sentences of each class's negative: its own of the JSON `texts` if it stands there, else
+    one template.
 
-    Fewer than P repeat the last, more are cut, as BMPT does; BMPT finds a negative in its JSON by the exact spelling
+    Fewer than P repeat the last, more are cut, as BMPT does; BMPT finds a negative in its JSON by
+    the exact spelling
     alone. raw_names: only `_` becomes a space, as there.
-    Raises: ConfigError that lists the classes without a negative, or says that the mapping is of another data set."""
+    Raises: ConfigError that lists the classes without a negative, or says that the mapping is of
+        another data set."""
     named, notes = mapped_names(class_names, mapping, what="negative")
     for class_name, negative in zip(class_names, named, strict=True):
         if fold_name(class_name) == fold_name(negative):
-            raise ConfigError(f"{mapping}: {class_name!r} is its own negative; name another action for it")
+            raise ConfigError(
+                f"{mapping}: {class_name!r} is its own negative; name another action for it"
+            )
     known = read_sentences(texts) if texts is not None else {}
     keys = _Folded(known, source=str(texts))
     sentences = []
     for negative in named:
         key = keys.find(negative)
         name = negative.replace("_", " ") if raw_names else negative
-        own = known[key] if key is not None else tuple(_fill(NEGATIVE_TEMPLATE, [name], raw_names=raw_names))
+        own = (
+            known[key]
+            if key is not None
+            else tuple(_fill(NEGATIVE_TEMPLATE, [name], raw_names=raw_names))
+        )
         sentences.append((own + own[-1:] * num_sentences)[:num_sentences])
     return ClassSentences(tuple(class_names), tuple(sentences), notes)
 
 
-def mapped_names(class_names: Sequence[str], mapping: Path, *, what: str) -> tuple[list[str], tuple[str, ...]]:
+def mapped_names(
+    class_names: Sequence[str], mapping: Path, *, what: str
+) -> tuple[list[str], tuple[str, ...]]:
     """What a mapping file says of each class, in order, and the notes of the look-up.
 
-    Raises: ConfigError that lists the classes that are not in it, or says that it is of another data set."""
+    Raises: ConfigError that lists the classes that are not in it, or says that it is of another
+        data set."""
     pairs = read_mapping(mapping)
     found = look_up(class_names, pairs, source=str(mapping), what=what)
     return [pairs[key] for key in found.keys], found.notes
@@ -132,14 +161,16 @@ def mapped_names(class_names: Sequence[str], mapping: Path, *, what: str) -> tup
 
 @dataclass(frozen=True)
 class Lookup:
-    """keys: of the file, one a class; notes: lines on what was matched loosely and what was not used"""
+    """keys: of the file, one a class; notes: lines on what was matched loosely and what was not
+    used"""
 
     keys: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def look_up(class_names: Sequence[str], known: Iterable[str], *, source: str, what: str) -> Lookup:
-    """Find each class among the keys of a file: by its exact spelling, else without case, spaces, `_` and `-`.
+    """Find each class among the keys of a file: by its exact spelling, else without case, spaces,
+    `_` and `-`.
 
     A file may hold more classes than these, as that of a data set does for its base classes.
     Raises: ConfigError naming `source` and the classes that have no `what`."""
@@ -167,27 +198,37 @@ def look_up(class_names: Sequence[str], known: Iterable[str], *, source: str, wh
             f"for example {loose[0][0]!r} and {loose[0][1]!r}"
         )
     if unused:
-        notes.append(f"{source}: {len(unused)} of its {len(keys)} classes are not used here: {_listed(unused, 3)}")
+        notes.append(
+            f"{source}: {len(unused)} of its {len(keys)} classes are not used here: {_listed(unused, 3)}"
+        )
     return Lookup(chosen, tuple(notes))
 
 
 def read_sentences(file: Path) -> dict[str, tuple[str, ...]]:
-    """Read {class: [sentences]}. Raises: ConfigError naming the file, the class and what is wrong."""
+    """Read {class: [sentences]}. Raises: ConfigError naming the file, the class and what is
+    wrong."""
     try:
-        values = json.loads(_read_text(file), object_pairs_hook=lambda pairs: _without_repeats(pairs, file))
+        values = json.loads(
+            _read_text(file), object_pairs_hook=lambda pairs: _without_repeats(pairs, file)
+        )
     except ValueError as error:
-        raise ConfigError(f"{file}: is not JSON ({error}); expected {{class: [sentences]}}") from None
+        raise ConfigError(
+            f"{file}: is not JSON ({error}); expected {{class: [sentences]}}"
+        ) from None
     if not isinstance(values, dict) or not values:
         raise ConfigError(f"{file}: holds no classes; expected {{class: [sentences]}}")
     for name, sentences in values.items():
         is_list = isinstance(sentences, list) and len(sentences) > 0
         if not is_list or not all(isinstance(text, str) and text.strip() for text in sentences):
-            raise ConfigError(f"{file}: {name!r} has {str(sentences)[:80]!r}, expected a list of sentences; correct it")
+            raise ConfigError(
+                f"{file}: {name!r} has {str(sentences)[:80]!r}, expected a list of sentences; correct it"
+            )
     return {name: tuple(sentences) for name, sentences in values.items()}
 
 
 def read_mapping(file: Path) -> dict[str, str]:
-    """Read lines `class -> name`. Raises: ConfigError naming the file, the line and what is wrong."""
+    """Read lines `class -> name`. Raises: ConfigError naming the file, the line and what is
+    wrong."""
     pairs: dict[str, str] = {}
     spellings: dict[str, str] = {}
     for number, line in enumerate(_read_text(file).split("\n"), start=1):
@@ -195,11 +236,15 @@ def read_mapping(file: Path) -> dict[str, str]:
             continue
         parts = [part.strip() for part in line.split("->")]
         if len(parts) != 2 or not all(parts):
-            raise ConfigError(f"{file}: line {number} is {line.strip()[:80]!r}, expected `class -> name`; correct it")
+            raise ConfigError(
+                f"{file}: line {number} is {line.strip()[:80]!r}, expected `class -> name`; correct it"
+            )
         name, other = parts
         before = spellings.setdefault(fold_name(name), name)
         if name in pairs or before != name:
-            raise ConfigError(f"{file}: line {number} names {name!r} a second time; remove one of the lines")
+            raise ConfigError(
+                f"{file}: line {number} names {name!r} a second time; remove one of the lines"
+            )
         pairs[name] = other
     if not pairs:
         raise ConfigError(f"{file}: holds no line `class -> name`; get the mapping again")
@@ -245,13 +290,17 @@ class _Folded:
             return name
         found = self._spellings.get(fold_name(name), [])
         if len(found) > 1:
-            raise ConfigError(f"{self._source}: {name!r} may be {' or '.join(map(repr, found))}; keep one of them")
+            raise ConfigError(
+                f"{self._source}: {name!r} may be {' or '.join(map(repr, found))}; keep one of them"
+            )
         return found[0] if found else None
 
 
 def _fill(template: str, class_names: Sequence[str], *, raw_names: bool) -> list[str]:
     if template.count("{}") != 1:
-        raise ConfigError(f"text.template={template!r}: expected exactly one {{}} for the class name")
+        raise ConfigError(
+            f"text.template={template!r}: expected exactly one {{}} for the class name"
+        )
     before, after = template.split("{}")
     return [before + (name if raw_names else readable(name)) + after for name in class_names]
 

@@ -1,4 +1,5 @@
-"""`knowledge.parquet`: the CLIP text feature of each training clip's knowledge text, or a published one (BMPT)."""
+"""`knowledge.parquet`: the CLIP text feature of each training clip's knowledge text, or a published
+one (BMPT)."""
 
 from __future__ import annotations
 
@@ -67,31 +68,42 @@ class ImportReport:
         return not self.missing
 
 
-def write_knowledge(file: Path, rows: Sequence[KnowledgeRow], manifest: Manifest, backbone: Backbone | None) -> None:
-    """Write the rows atomically; backbone: the CLIP that made the features, None for published ones.
+def write_knowledge(
+    file: Path, rows: Sequence[KnowledgeRow], manifest: Manifest, backbone: Backbone | None
+) -> None:
+    """Write the rows atomically; backbone: the CLIP that made the features, None for published
+    ones.
 
     Raises: StorageError."""
-    write_features(KNOWLEDGE, file, rows, manifest, backbone, pooling=None if backbone is None else POOLING)
+    write_features(
+        KNOWLEDGE, file, rows, manifest, backbone, pooling=None if backbone is None else POOLING
+    )
 
 
 def read_knowledge(file: Path, keys: Sequence[str], backbone: Backbone) -> FloatArray:
-    """The features of some samples: float32 [N, D], unit rows, in the order of `keys`. Raises as `read_features`."""
+    """The features of some samples: float32 [N, D], unit rows, in the order of `keys`. Raises as
+    `read_features`."""
     return read_features(KNOWLEDGE, [file], keys, backbone)
 
 
 def import_features(folder: Path, manifest: Manifest, file: Path) -> ImportReport:
-    """Make a knowledge file of published `<video>_feature.npy` files, each float32 [1, D], unit length.
+    """Make a knowledge file of published `<video>_feature.npy` files, each float32 [1, D], unit
+    length.
 
-    A sample's file is named by the last part of its key. Raises: ConfigError naming the folder, or FormatError the
-    file that is something else; nothing is written then."""
+    A sample's file is named by the last part of its key. Raises: ConfigError naming the folder, or
+    FormatError the file that is something else; nothing is written then."""
     check_target(file)
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: is no folder; unpack the published archive and give its folder")
+        raise ConfigError(
+            f"{folder}: is no folder; unpack the published archive and give its folder"
+        )
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob(f"*{PUBLISHED_SUFFIX}")):
         other = files.setdefault(path.name.removesuffix(PUBLISHED_SUFFIX), path)
         if other != path:
-            raise ConfigError(f"{folder}: holds both {other} and {path}; give the folder of one data set")
+            raise ConfigError(
+                f"{folder}: holds both {other} and {path}; give the folder of one data set"
+            )
     stems = keys_by_stem(manifest)
     found = {stem: key for stem, key in stems.items() if stem in files}
     if not found:
@@ -131,10 +143,20 @@ def _read_published(path: Path) -> FloatArray:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FormatError(f"{path}: is not a NumPy array: {' '.join(str(error).split())[:120]}; get it again") from None
-    is_vector = isinstance(values, np.ndarray) and values.dtype.kind == "f" and values.shape[-1:] == (values.size,)
+        raise FormatError(
+            f"{path}: is not a NumPy array: {' '.join(str(error).split())[:120]}; get it again"
+        ) from None
+    is_vector = (
+        isinstance(values, np.ndarray)
+        and values.dtype.kind == "f"
+        and values.shape[-1:] == (values.size,)
+    )
     is_unit = is_vector and abs(float(np.linalg.norm(values)) - 1) < UNIT_TOLERANCE  # NaN is not
     if not is_unit:
-        what = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "no array"
-        raise FormatError(f"{path}: is {what}, expected one feature [1, D] of unit length; get it again")
+        what = (
+            f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else "no array"
+        )
+        raise FormatError(
+            f"{path}: is {what}, expected one feature [1, D] of unit length; get it again"
+        )
     return values.reshape(-1).astype(np.float32)

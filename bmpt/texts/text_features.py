@@ -1,6 +1,7 @@
 """Files of one CLIP text feature a sample, keyed by sample key: written once, read by training.
 
-A file says which CLIP made its features. Those of published archives do not, so only their width is checked."""
+A file says which CLIP made its features. Those of published archives do not, so only their width is
+checked."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class FileKind:
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """features: float32 [D], unit length; a kind's own rows have the other columns of its schema as fields"""
+    """features: float32 [D], unit length; a kind's own rows have the other columns of its schema as
+    fields"""
 
     key: str
     features: FloatArray
@@ -63,7 +65,8 @@ def check_target(file: Path) -> None:
 
 
 def keys_by_stem(manifest: Manifest) -> dict[str, str]:
-    """The key of each sample by the file name of its video, as published features are named, in manifest order.
+    """The key of each sample by the file name of its video, as published features are named, in
+    manifest order.
 
     Raises: ConfigError for two samples that have one name."""
     keys: dict[str, str] = {}
@@ -85,9 +88,11 @@ def write_features(
     backbone: Backbone | None,
     **origin: Any,
 ) -> None:
-    """Write the rows atomically, with the manifest and the CLIP that they belong to; None: which CLIP is not known.
+    """Write the rows atomically, with the manifest and the CLIP that they belong to; None: which
+    CLIP is not known.
 
-    origin: entries of the metadata that this kind has beside the common ones. Raises: StorageError."""
+    origin: entries of the metadata that this kind has beside the common ones. Raises:
+        StorageError."""
     info = manifest.info
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -98,21 +103,28 @@ def write_features(
         "expected": len(manifest),
         "found": len(rows),
         "width": len(rows[0].features) if rows else None,
-        "clip": None if backbone is None else {"name": backbone.name, "weights_sha256": backbone.weights_sha256},
+        "clip": None
+        if backbone is None
+        else {"name": backbone.name, "weights_sha256": backbone.weights_sha256},
         **origin,
     }
     columns = {name: [getattr(row, name) for row in rows] for name in kind.schema.names}
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
-    table = pa.table(columns, schema=kind.schema).replace_schema_metadata({METADATA_KEY: text.encode()})
+    table = pa.table(columns, schema=kind.schema).replace_schema_metadata(
+        {METADATA_KEY: text.encode()}
+    )
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     open_store(file.absolute().parent).put(file.name, buffer.getvalue())
 
 
-def read_features(kind: FileKind, files: Sequence[Path], keys: Sequence[str], backbone: Backbone) -> FloatArray:
+def read_features(
+    kind: FileKind, files: Sequence[Path], keys: Sequence[str], backbone: Backbone
+) -> FloatArray:
     """The features of some samples: float32 [N, D], unit rows, in the order of `keys`.
 
-    files: which together have all of them. Raises: ConfigError that counts the keys without features, or for features
+    files: which together have all of them. Raises: ConfigError that counts the keys without
+        features, or for features
     of another CLIP; FormatError."""
     row_of: dict[str, int] = {}
     parts: list[FloatArray] = []
@@ -146,7 +158,9 @@ def _read_file(kind: FileKind, file: Path, backbone: Backbone) -> tuple[list[str
             f"{file}: its features have {lists.value_lengths()[0]} values, those of {backbone.name} {width}; make it "
             "again with this CLIP"
         )
-    features_MD = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
+    features_MD = (
+        lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
+    )
     if not np.all(np.abs(np.linalg.norm(features_MD, axis=1) - 1) < UNIT_TOLERANCE):
         raise FormatError(f"{file}: holds features that are not of unit length; make it again")
     return table["key"].to_pylist(), features_MD
@@ -159,7 +173,8 @@ def encode_unit_texts(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
-    """CLIP text features of at least one text: float32 [L, D], unit rows, on the CPU; computed on the CLIP's device."""
+    """CLIP text features of at least one text: float32 [L, D], unit rows, on the CPU; computed on
+    the CLIP's device."""
     device = next(backbone.model.parameters()).device
     blocks = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -174,11 +189,15 @@ def _metadata(kind: FileKind, table: pa.Table, file: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((table.schema.metadata or {})[METADATA_KEY])
         is_of_kind = table.schema.remove_metadata().equals(kind.schema)
-        is_of_kind = is_of_kind and (metadata["clip"] is None or {"name", "weights_sha256"} <= metadata["clip"].keys())
+        is_of_kind = is_of_kind and (
+            metadata["clip"] is None or {"name", "weights_sha256"} <= metadata["clip"].keys()
+        )
     except (KeyError, ValueError, AttributeError, TypeError):
         is_of_kind = False
     if not is_of_kind or metadata.get("format_version") != FORMAT_VERSION:
-        raise FormatError(f"{file}: is no {kind.name} file of format {FORMAT_VERSION}; `bmpt {kind.name}` makes one")
+        raise FormatError(
+            f"{file}: is no {kind.name} file of format {FORMAT_VERSION}; `bmpt {kind.name}` makes one"
+        )
     return metadata
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from preprocess.coordinator.workspace import Workspace, open_workspace
 from preprocess.protocols import ProtocolPlan, plan_protocols
 from preprocess.records.expected import read_expected
-from preprocess.records.state import PoolState, join_versions, library_versions, part_name, write_note
+from preprocess.records.state import (
+    PoolState,
+    join_versions,
+    library_versions,
+    part_name,
+    write_note,
+)
 from preprocess.settings import BuildSettings
 from preprocess.sources import Source, SourceVideo, open_source
 from preprocess.workers.child import DecodeOptions
@@ -18,7 +24,9 @@ from shards.errors import ConfigError
 from shards.format.schema import POOL_CARD
 from shards.storage.open import Store
 
-Progress = Callable[[int, int], None]  # (videos done, videos in all); the first call says what stood before
+Progress = Callable[
+    [int, int], None
+]  # (videos done, videos in all); the first call says what stood before
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,12 @@ class Job:
         return DecodeOptions(settings.encoding, settings.timeout_seconds, settings.hwaccel)
 
     def begin_writing(self, state: PoolState, *, rewritten: Collection[str]) -> None:
-        """Note what this build was started with; while shards of a closed pool are rewritten it has no card."""
+        """Note what this build was started with; while shards of a closed pool are rewritten it has
+        no card."""
         now = library_versions(self.settings.decoder, self.settings.hwaccel)
-        write_note(self.store, self.settings, join_versions(state.libraries, now), rewritten=rewritten)
+        write_note(
+            self.store, self.settings, join_versions(state.libraries, now), rewritten=rewritten
+        )
         if rewritten:
             self.store.delete(POOL_CARD)
         if self.settings.part is not None:
@@ -63,7 +74,9 @@ class Job:
 
 def open_job(settings: BuildSettings, progress: Progress) -> Job:
     """Open the pool, find videos and lists, audit the labels. Raises: ConfigError, StorageError."""
-    if settings.decoder == "ffmpeg" and settings.engine == "local":  # a node of a cluster looks for itself
+    if (
+        settings.decoder == "ffmpeg" and settings.engine == "local"
+    ):  # a node of a cluster looks for itself
         from preprocess.decode.ffmpeg_process import check_ffmpeg
 
         check_ffmpeg(settings.hwaccel)
@@ -71,8 +84,18 @@ def open_job(settings: BuildSettings, progress: Progress) -> Job:
     source = open_source(settings.dataset, settings.videos, settings.annotations)
     if settings.expect_sources is not None:
         expected = read_expected(settings.expect_sources)
-        source = replace(source, videos=[replace(video, expected=expected.get(video.key)) for video in source.videos])
+        source = replace(
+            source,
+            videos=[replace(video, expected=expected.get(video.key)) for video in source.videos],
+        )
     if not source.videos:
         raise ConfigError(f"{settings.videos}: no videos below it; give their folder with --videos")
     protocols = plan_protocols(source, settings.splits, labels=settings.labels, seed=settings.seed)
-    return Job(settings, workspace, source, protocols, {video.key: video for video in source.videos}, progress)
+    return Job(
+        settings,
+        workspace,
+        source,
+        protocols,
+        {video.key: video for video in source.videos},
+        progress,
+    )

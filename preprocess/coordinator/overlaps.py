@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from preprocess.protocols import ManifestPlan
 
-_SPLIT_NUMBER = re.compile(r"_split\d+$")  # fully_supervised/train_split2 goes with val_split2 alone
+_SPLIT_NUMBER = re.compile(
+    r"_split\d+$"
+)  # fully_supervised/train_split2 goes with val_split2 alone
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Videos of a test manifest that are in a train manifest of its protocol too, by key or by the bytes of the file.
+    """Videos of a test manifest that are in a train manifest of its protocol too, by key or by the
+    bytes of the file.
 
     train, val: `<protocol>/<name>`; keys: those of the test manifest, in its order"""
 
@@ -32,7 +35,8 @@ class Overlap:
 
 
 def find_duplicates(samples: pa.Table) -> list[Duplicates]:
-    """Group the rows of `samples.parquet` by the bytes of their files, groups of two and more; empty files are none."""
+    """Group the rows of `samples.parquet` by the bytes of their files, groups of two and more;
+    empty files are none."""
     groups: dict[str, list[str]] = {}
     columns = (samples[name].to_pylist() for name in ("key", "source_sha256", "source_bytes"))
     for key, digest, num_bytes in zip(*columns, strict=True):
@@ -41,13 +45,19 @@ def find_duplicates(samples: pa.Table) -> list[Duplicates]:
     return [Duplicates(keys) for keys in groups.values() if len(keys) > 1]
 
 
-def find_overlaps(manifests: Sequence[ManifestPlan], duplicates: Sequence[Duplicates] = ()) -> list[Overlap]:
+def find_overlaps(
+    manifests: Sequence[ManifestPlan], duplicates: Sequence[Duplicates] = ()
+) -> list[Overlap]:
     """Compare every train manifest with the test manifests that are scored after training on it."""
     first_of = {key: group.keys[0] for group in duplicates for key in group.keys}
     overlaps = []
     for train, val in _pairs(manifests):
         known = set(_names(train, first_of))
-        keys = [row.key for row, name in zip(val.rows, _names(val, first_of), strict=True) if name in known]
+        keys = [
+            row.key
+            for row, name in zip(val.rows, _names(val, first_of), strict=True)
+            if name in known
+        ]
         if keys:
             overlaps.append(Overlap(train.path, val.path, keys))
     return overlaps

@@ -1,7 +1,8 @@
-"""run_build(): raw videos -> a pool. Plans first (mistakes cost seconds), then decodes, then closes.
+"""run_build(): raw videos -> a pool. Plans first (mistakes cost seconds), then decodes, then
+closes.
 
-This process coordinates and alone writes tars; workers decode. Whatever kills a run, the same command goes on where
-it stopped, and the pool is byte for byte that of an undisturbed run."""
+This process coordinates and alone writes tars; workers decode. Whatever kills a run, the same
+command goes on where it stopped, and the pool is byte for byte that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -31,10 +32,13 @@ from shards.format.schema import count_samples
 from shards.format.writer import encode_sample
 
 
-def run_build(settings: BuildSettings, *, progress: Progress = lambda done, total: None) -> BuildReport:
+def run_build(
+    settings: BuildSettings, *, progress: Progress = lambda done, total: None
+) -> BuildReport:
     """Build, continue, extend or close a pool; a finished one is only checked.
 
-    Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an error."""
+    Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an
+        error."""
     started = time.monotonic()
     job = open_job(settings, progress)
     with job.workspace.lock(settings):
@@ -58,7 +62,8 @@ def run_build(settings: BuildSettings, *, progress: Progress = lambda done, tota
 
 
 def dry_run(settings: BuildSettings) -> BuildReport:
-    """Say what a build would do and estimate what it takes, from about two seconds of decoding; nothing is written."""
+    """Say what a build would do and estimate what it takes, from about two seconds of decoding;
+    nothing is written."""
     started = time.monotonic()
     job = open_job(settings, lambda done, total: None)
     state = load_state(job.store, settings)
@@ -70,22 +75,32 @@ def dry_run(settings: BuildSettings) -> BuildReport:
         out=job.settings.out,
         pool_id=state.card.pool_id if state.card else None,
         counts={"videos": len(job.source.videos), "missing": len(job.protocols.missing)},
-        planned=[PlannedManifest(plan.path, plan.expected, len(plan.rows)) for plan in job.protocols.manifests],
+        planned=[
+            PlannedManifest(plan.path, plan.expected, len(plan.rows))
+            for plan in job.protocols.manifests
+        ],
         warnings=_warnings(job, state),
         num_shards=len(layout),
         num_to_decode=len(videos),
-        estimate=estimate_build(job, videos, num_shards=num_open, planning_seconds=time.monotonic() - started),
+        estimate=estimate_build(
+            job, videos, num_shards=num_open, planning_seconds=time.monotonic() - started
+        ),
         seconds=time.monotonic() - started,
     )
 
 
 def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
-    """Decode what is left and write the open shards in order; their bytes do not depend on the workers."""
+    """Decode what is left and write the open shards in order; their bytes do not depend on the
+    workers."""
     if not work.open:
         return work.standing
-    job.begin_writing(state, rewritten=[plan.name for plan, _ in work.open if plan.name in state.broken])
+    job.begin_writing(
+        state, rewritten=[plan.name for plan, _ in work.open if plan.name in state.broken]
+    )
     todo = [job.videos[key] for plan, num_done in work.open for key in plan.keys[num_done:]]
-    total = sum(len(shard.plan.keys) for shard in work.standing) + sum(len(plan.keys) for plan, _ in work.open)
+    total = sum(len(shard.plan.keys) for shard in work.standing) + sum(
+        len(plan.keys) for plan, _ in work.open
+    )
     done = itertools.count(total - len(todo))
     job.progress(next(done), total)
     finished = list(work.standing)
@@ -106,7 +121,11 @@ def _write_shard(
     try:
         for answer in answers:
             row = answer.row
-            sample = encode_sample(row["key"], answer.frames, sample_facts(row)) if answer.frames else None
+            sample = (
+                encode_sample(row["key"], answer.frames, sample_facts(row))
+                if answer.frames
+                else None
+            )
             writer.append(row, sample)
             tick()
         entry = writer.finish()
@@ -115,7 +134,9 @@ def _write_shard(
     return ShardRows(plan, rows_table(writer.rows), entry)
 
 
-def _close(job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded: int, started: float) -> BuildReport:
+def _close(
+    job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded: int, started: float
+) -> BuildReport:
     card, samples, manifests = close_pool(job, state, shards, has_new_bytes=num_decoded > 0)
     duplicates = find_duplicates(samples)
     overlaps = find_overlaps(job.protocols.manifests, duplicates)
@@ -170,7 +191,9 @@ def _end_part(
 def _compare_sources(job: Job, samples: pa.Table) -> SourceCheck | None:
     if job.settings.expect_sources is None:
         return None
-    expected = {key: video.expected for key, video in job.videos.items() if video.expected is not None}
+    expected = {
+        key: video.expected for key, video in job.videos.items() if video.expected is not None
+    }
     return count_different(samples, expected)
 
 
@@ -184,12 +207,16 @@ def _warnings(job: Job, state: PoolState) -> list[str]:
         )
     gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
     if gone:
-        warnings.append(f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})")
+        warnings.append(
+            f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})"
+        )
     warnings += [
         f"{tar_name(name)} was missing or cut short, or its rewriting was broken off; it was built again"
         for name in sorted(state.broken)
     ]
-    split = [f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version]
+    split = [
+        f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version
+    ]
     if split:
         warnings.append(f"library versions changed between builds of this pool: {'; '.join(split)}")
     return warnings

@@ -40,7 +40,8 @@ class BuildReport:
     kind: build | part | dry run
     counts: as in pool.json; of a part, its own videos; of a dry run, `videos` and `missing` alone
     manifests: of a build; planned: of a dry run
-    num_audited, num_not_audited: list lines whose label was compared with the class of the video, and lines whose
+    num_audited, num_not_audited: list lines whose label was compared with the class of the video,
+        and lines whose
     class nothing tells
     duplicates: videos with the same bytes; overlaps: videos that a protocol trains on and tests on
     expected_sources: None without `--expect-sources`

@@ -1,4 +1,5 @@
-"""Decide what a run has to do: which shards stand, which go on, which begin anew, and what has changed since."""
+"""Decide what a run has to do: which shards stand, which go on, which begin anew, and what has
+changed since."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from shards.files import hash_file
 class Work:
     """What is left to do.
 
-    standing: finished shards; open: the others of this run, in order, with the number of videos already journalled"""
+    standing: finished shards; open: the others of this run, in order, with the number of videos
+        already journalled"""
 
     standing: list[ShardRows]
     open: list[tuple[ShardPlan, int]]
@@ -31,7 +33,9 @@ class Work:
         return sum(len(plan.keys) - num_done for plan, num_done in self.open)
 
 
-def plan_layout(state: PoolState, videos: Sequence[SourceVideo], settings: BuildSettings) -> list[ShardPlan]:
+def plan_layout(
+    state: PoolState, videos: Sequence[SourceVideo], settings: BuildSettings
+) -> list[ShardPlan]:
     """All shards of the pool once this build has ended; `--limit` looks at the first keys alone."""
     keys = [video.key for video in videos][: settings.limit]
     return plan_shards(
@@ -51,14 +55,20 @@ def plan_work(
 ) -> Work:
     """Sort the shards of this run (all, or those of its part) into finished and open ones.
 
-    What is left of a shard that does not agree with the plan (a file changed or came in between) is discarded.
+    What is left of a shard that does not agree with the plan (a file changed or came in between) is
+    discarded.
     Raises: ConfigError if a shard must be built whose videos are gone."""
     standing: list[ShardRows] = []
     open_shards: list[tuple[ShardPlan, int]] = []
     for plan in layout:
-        if part_of(plan.index, settings.num_parts) != settings.part_index and settings.part is not None:
+        if (
+            part_of(plan.index, settings.num_parts) != settings.part_index
+            and settings.part is not None
+        ):
             continue
-        if state.is_closed(plan.name) or (plan.name in state.whole and not workspace.is_begun(plan.name)):
+        if state.is_closed(plan.name) or (
+            plan.name in state.whole and not workspace.is_begun(plan.name)
+        ):
             standing.append(state.whole[plan.name])
             continue
         begun = workspace.begun(plan.name)
@@ -73,22 +83,32 @@ def plan_work(
     return Work(standing, open_shards)
 
 
-def _agrees(begun: BegunShard, plan: ShardPlan, videos: Mapping[str, SourceVideo], *, hashed: bool) -> bool:
+def _agrees(
+    begun: BegunShard, plan: ShardPlan, videos: Mapping[str, SourceVideo], *, hashed: bool
+) -> bool:
     """Whether the rows that are there are those that the plan begins with, of the same files.
 
     hashed: compare contents too, as `--check-sources` asks"""
     known = (videos[key] for key in plan.keys if key in videos)
-    expected = [(video.key, video.relative_path, video.num_bytes, video.class_name) for video in known]
-    found = [(row["key"], row["source_path"], row["source_bytes"], row["class_name"]) for row in begun.rows]
+    expected = [
+        (video.key, video.relative_path, video.num_bytes, video.class_name) for video in known
+    ]
+    found = [
+        (row["key"], row["source_path"], row["source_bytes"], row["class_name"])
+        for row in begun.rows
+    ]
     if found != (expected if begun.is_ended else expected[: len(found)]):
         return False
-    if hashed and any(row["source_sha256"] not in (None, hash_file(videos[row["key"]].path)) for row in begun.rows):
+    if hashed and any(
+        row["source_sha256"] not in (None, hash_file(videos[row["key"]].path)) for row in begun.rows
+    ):
         return False
     return all(is_settled(row, videos[row["key"]].expected) for row in begun.rows)
 
 
 def check_videos_are_there(plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> None:
-    """Raise ConfigError if a shard that has to be built names a video that is no longer below `--videos`."""
+    """Raise ConfigError if a shard that has to be built names a video that is no longer below
+    `--videos`."""
     gone = [key for key in plan.keys if key not in videos]
     if gone:
         raise ConfigError(

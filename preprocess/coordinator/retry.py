@@ -22,7 +22,8 @@ _COMPARED = ("verdict", "source_sha256", "source_path", "num_frames_decoded")
 
 
 def check_sources(job: Job, state: PoolState) -> None:
-    """Compare the finished videos with their files. Raises: ConfigError telling the cure if one is another now."""
+    """Compare the finished videos with their files. Raises: ConfigError telling the cure if one is
+    another now."""
     changed = _changed_keys(state.whole.values(), job.videos, hashed=job.settings.check_sources)
     if changed:
         raise ConfigError(
@@ -38,9 +39,12 @@ def check_sources(job: Job, state: PoolState) -> None:
 
 
 def check_classes(job: Job, state: PoolState) -> None:
-    """Raises: ConfigError if a finished video has another class now: the class stands in its sample's bytes."""
+    """Raises: ConfigError if a finished video has another class now: the class stands in its
+    sample's bytes."""
     for shard in state.whole.values():
-        for key, before in zip(*(shard.table[name].to_pylist() for name in ("key", "class_name")), strict=True):
+        for key, before in zip(
+            *(shard.table[name].to_pylist() for name in ("key", "class_name")), strict=True
+        ):
             video = job.videos.get(key)
             if video is not None and video.class_name != before:
                 raise ConfigError(
@@ -50,10 +54,12 @@ def check_classes(job: Job, state: PoolState) -> None:
 
 
 def drop_recovered(job: Job, state: PoolState) -> int:
-    """Decode failed and changed videos again; drop the shards of those that come out otherwise than before.
+    """Decode failed and changed videos again; drop the shards of those that come out otherwise than
+    before.
 
-    A dropped shard is then built like a new one, so that it equals that of an undisturbed build; a video that fails
-    as before costs its own decoding alone. Returns: how many videos were decoded."""
+    A dropped shard is then built like a new one, so that it equals that of an undisturbed build; a
+    video that fails as before costs its own decoding alone. Returns: how many videos were
+    decoded."""
     shards = list(state.whole.values())
     changed = _changed_keys(shards, job.videos, hashed=job.settings.check_sources)
     again = {*changed, *_failed_keys(shards), *_unexpected_keys(shards, job.videos)}
@@ -75,15 +81,22 @@ def drop_recovered(job: Job, state: PoolState) -> int:
     return len(videos)
 
 
-def _changed_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo], *, hashed: bool) -> list[str]:
+def _changed_keys(
+    shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo], *, hashed: bool
+) -> list[str]:
     """Keys of videos whose file has another path or size now or, if `hashed`, another content."""
     changed = []
     for shard in shards:
-        for row in shard.table.select(["key", "source_path", "source_bytes", "source_sha256"]).to_pylist():
+        for row in shard.table.select(
+            ["key", "source_path", "source_bytes", "source_sha256"]
+        ).to_pylist():
             video = videos.get(row["key"])
             if video is None:
                 continue
-            same = (video.relative_path, video.num_bytes) == (row["source_path"], row["source_bytes"])
+            same = (video.relative_path, video.num_bytes) == (
+                row["source_path"],
+                row["source_bytes"],
+            )
             if same and hashed and row["source_sha256"] is not None:
                 same = _hash_or_none(video) == row["source_sha256"]
             if not same:
@@ -92,13 +105,16 @@ def _changed_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo]
 
 
 def _unexpected_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo]) -> list[str]:
-    """Keys of videos that are stored as ok and whose file is not the one that `--expect-sources` states."""
+    """Keys of videos that are stored as ok and whose file is not the one that `--expect-sources`
+    states."""
     if all(video.expected is None for video in videos.values()):
         return []
     return [
         row["key"]
         for shard in shards
-        for row in shard.table.select(["key", "verdict", "source_bytes", "source_sha256"]).to_pylist()
+        for row in shard.table.select(
+            ["key", "verdict", "source_bytes", "source_sha256"]
+        ).to_pylist()
         if row["key"] in videos and not is_settled(row, videos[row["key"]].expected)
     ]
 

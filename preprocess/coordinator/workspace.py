@@ -1,8 +1,11 @@
-"""Where a build writes: open shards and their journals in a local folder, finished shards in the pool.
+"""Where a build writes: open shards and their journals in a local folder, finished shards in the
+pool.
 
-For a local pool both are the pool's own folder. A pool in object storage has a scratch folder beside it: a finished
-shard goes up while the next one is written, followed by a receipt (its rows and its hash), and leaves scratch. A later
-run, on any machine, goes on from the receipts; what scratch holds saves decoding and may be lost."""
+For a local pool both are the pool's own folder. A pool in object storage has a scratch folder
+beside it: a finished shard goes up while the next one is written, followed by a receipt (its rows
+    and its hash), and leaves scratch. A later
+run, on any machine, goes on from the receipts; what scratch holds saves decoding and may be
+lost."""
 
 from __future__ import annotations
 
@@ -22,7 +25,14 @@ from types import TracebackType
 from typing import Any
 
 from preprocess.records.state import BUILD_NOTE, PARTS, REPAIR, SHARDS, tar_name
-from preprocess.records.tables import ShardRows, join_tables, read_samples, rows_table, split_by_shard, to_parquet
+from preprocess.records.tables import (
+    ShardRows,
+    join_tables,
+    read_samples,
+    rows_table,
+    split_by_shard,
+    to_parquet,
+)
 from preprocess.settings import BuildSettings
 from shards.errors import ConfigError, StorageError
 from shards.format.schema import POOL_CARD, ShardEntry
@@ -36,7 +46,8 @@ _UPLOADS_AHEAD = 2  # finished shards that wait for theirs, so that scratch stay
 class BegunShard:
     """What earlier runs left of a shard that no closed pool has.
 
-    rows: of its first videos; is_ended: nothing can be added; is_in_pool: the tar lies where the pool has it
+    rows: of its first videos; is_ended: nothing can be added; is_in_pool: the tar lies where the
+        pool has it
     entry: its line in `pool.json` where that is known, else None"""
 
     rows: list[dict[str, Any]]
@@ -58,7 +69,10 @@ class Workspace:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         return
 
@@ -66,24 +80,35 @@ class Workspace:
     def lock(self, settings: BuildSettings) -> Iterator[None]:
         """Hold the folder for one run, or one part of it for one run of that part.
 
-        The kernel releases the locks when the process ends, however it ends. Raises: ConfigError, StorageError."""
+        The kernel releases the locks when the process ends, however it ends. Raises: ConfigError,
+        StorageError."""
         held: list[int] = []
         try:
             try:
                 (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
                 held.append(os.open(self.folder, os.O_RDONLY))
                 if settings.part is not None:
-                    lock = self.folder / SHARDS / f".part-{settings.part_index}-of-{settings.num_parts}.lock"
+                    lock = (
+                        self.folder
+                        / SHARDS
+                        / f".part-{settings.part_index}-of-{settings.num_parts}.lock"
+                    )
                     held.append(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644))
             except OSError as error:
-                raise StorageError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+                raise StorageError(
+                    f"{self.folder}: cannot be written: {error.strerror or error}"
+                ) from None
             modes = [fcntl.LOCK_EX] if settings.part is None else [fcntl.LOCK_SH, fcntl.LOCK_EX]
-            if not all(_try_lock(descriptor, mode) for descriptor, mode in zip(held, modes, strict=True)):
+            if not all(
+                _try_lock(descriptor, mode) for descriptor, mode in zip(held, modes, strict=True)
+            ):
                 raise ConfigError(
                     f"{self.folder}: another build is writing there; wait for it, or give another folder with --out"
                 )
             for other in (self.folder / SHARDS).glob(".part-*-of-*.lock"):
-                if settings.part is not None and not other.name.endswith(f"-of-{settings.num_parts}.lock"):
+                if settings.part is not None and not other.name.endswith(
+                    f"-of-{settings.num_parts}.lock"
+                ):
                     _check_free(other)
             yield
         finally:
@@ -114,15 +139,22 @@ class Workspace:
     def discard(self, name: str) -> None:
         """Remove a shard's tar and journal, so that it is built from its first video on."""
         folder = self.folder / SHARDS
-        for path in (folder / f"{name}.tar", folder / f".{name}.tar.part", folder / f".{name}.jsonl"):
+        for path in (
+            folder / f"{name}.tar",
+            folder / f".{name}.tar.part",
+            folder / f".{name}.jsonl",
+        ):
             path.unlink(missing_ok=True)
 
     def keep(self, shard: ShardRows) -> None:
         """Take a shard that its writer has finished."""
 
     def clear(self, dataset: str, names: set[str]) -> None:
-        """Remove what only an unfinished build needs, and tars of this dataset that are not among `names`."""
-        ours = re.compile(rf"\.?({re.escape(dataset)}-\d{{6,}})\.(tar|tar\.part|jsonl)|\.part-\d+-of-\d+\.lock")
+        """Remove what only an unfinished build needs, and tars of this dataset that are not among
+        `names`."""
+        ours = re.compile(
+            rf"\.?({re.escape(dataset)}-\d{{6,}})\.(tar|tar\.part|jsonl)|\.part-\d+-of-\d+\.lock"
+        )
         for path in (self.folder / SHARDS).iterdir():
             match = ours.fullmatch(path.name)
             if match and not (path.name.endswith(".tar") and match[1] in names):
@@ -149,11 +181,17 @@ class ScratchWorkspace(Workspace):
     def lock(self, settings: BuildSettings) -> Iterator[None]:
         """As for a folder; nothing that is empty stays behind."""
         address = hashlib.sha256(self.store.uri("").encode()).hexdigest()[:16]
-        everywhere = Path(tempfile.gettempdir()) / f"bmpt-{os.getuid()}-{address}.lock"  # whatever --scratch is
+        everywhere = (
+            Path(tempfile.gettempdir()) / f"bmpt-{os.getuid()}-{address}.lock"
+        )  # whatever --scratch is
         try:
-            with _hold_file(everywhere, fcntl.LOCK_EX if settings.part is None else fcntl.LOCK_SH) as is_free:
+            with _hold_file(
+                everywhere, fcntl.LOCK_EX if settings.part is None else fcntl.LOCK_SH
+            ) as is_free:
                 if not is_free:
-                    raise ConfigError(f"{self.store.uri('')}: another build on this machine writes there; wait for it")
+                    raise ConfigError(
+                        f"{self.store.uri('')}: another build on this machine writes there; wait for it"
+                    )
                 with super().lock(settings):
                     yield
         finally:
@@ -179,9 +217,13 @@ class ScratchWorkspace(Workspace):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """Wait for the uploads, after an error for the running one alone. Raises: StorageError of the first."""
+        """Wait for the uploads, after an error for the running one alone. Raises: StorageError of
+        the first."""
         assert self._uploader is not None
         self._uploader.shutdown(wait=True, cancel_futures=error is not None)
         uploads, self._uploads = self._uploads, []
@@ -202,16 +244,24 @@ class ScratchWorkspace(Workspace):
         """By its receipt, else what scratch has."""
         found = self._receipt_of(name)
         if found is not None:
-            return BegunShard(found.table.to_pylist(), is_ended=True, is_in_pool=True, entry=found.entry)
+            return BegunShard(
+                found.table.to_pylist(), is_ended=True, is_in_pool=True, entry=found.entry
+            )
         here = super().begun(name)
-        return None if here is None else BegunShard(here.rows, is_ended=here.is_ended, is_in_pool=False)
+        return (
+            None
+            if here is None
+            else BegunShard(here.rows, is_ended=here.is_ended, is_in_pool=False)
+        )
 
     def _receipt_of(self, name: str) -> ShardRows | None:
         """What a receipt says, if the tar that it is for is there."""
         receipt = _receipt(name)
         if receipt not in self._held:
             return None
-        (shard,) = split_by_shard(read_samples(self.store.read(receipt), where=self.store.uri(receipt)))
+        (shard,) = split_by_shard(
+            read_samples(self.store.read(receipt), where=self.store.uri(receipt))
+        )
         if shard.entry is None or self._held.get(tar_name(name)) != shard.entry.size:
             return None
         return shard
@@ -224,7 +274,8 @@ class ScratchWorkspace(Workspace):
         super().discard(name)
 
     def keep(self, shard: ShardRows) -> None:
-        """Upload a shard while the next one is written. Raises: StorageError of an earlier upload."""
+        """Upload a shard while the next one is written. Raises: StorageError of an earlier
+        upload."""
         assert self._uploader is not None
         self._uploads.append(self._uploader.submit(self._upload, shard))
         while len(self._uploads) > _UPLOADS_AHEAD or (self._uploads and self._uploads[0].done()):
@@ -233,7 +284,9 @@ class ScratchWorkspace(Workspace):
     def _upload(self, shard: ShardRows) -> None:
         name = shard.plan.name
         self.store.adopt(tar_name(name), self.folder / tar_name(name))
-        self.store.put(_receipt(name), to_parquet(join_tables([shard], rows_table([]), with_entries=True)))
+        self.store.put(
+            _receipt(name), to_parquet(join_tables([shard], rows_table([]), with_entries=True))
+        )
         super().discard(name)
 
     def clear(self, dataset: str, names: set[str]) -> None:
@@ -249,7 +302,8 @@ class ScratchWorkspace(Workspace):
 
 
 def open_workspace(settings: BuildSettings) -> Workspace:
-    """Open the pool of `--out`, and for object storage the scratch folder of exactly this pool and encoding.
+    """Open the pool of `--out`, and for object storage the scratch folder of exactly this pool and
+    encoding.
 
     Raises: ConfigError, StorageError, at once if the bucket cannot be read."""
     store = open_store(settings.out)
@@ -263,7 +317,8 @@ def open_workspace(settings: BuildSettings) -> Workspace:
 
 
 def _try_lock(descriptor: int, mode: int) -> bool:
-    """Take a lock without waiting; False if another process has it. Raises: OSError where files cannot be locked."""
+    """Take a lock without waiting; False if another process has it. Raises: OSError where files
+    cannot be locked."""
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -273,7 +328,8 @@ def _try_lock(descriptor: int, mode: int) -> bool:
 
 @contextlib.contextmanager
 def _hold_file(path: Path, mode: int) -> Iterator[bool]:
-    """Lock a file that is made for it and removed by the last who held it; gives False if another process has it."""
+    """Lock a file that is made for it and removed by the last who held it; gives False if another
+    process has it."""
     while True:
         with path.open("ab") as file:
             if not _try_lock(file.fileno(), mode):
@@ -301,7 +357,9 @@ def _check_free(lock: Path) -> None:
     with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
         if not _try_lock(file.fileno(), fcntl.LOCK_EX):
             name = lock.name.removeprefix(".part-").removesuffix(".lock").replace("-of-", "/")
-            raise ConfigError(f"{lock.parent.parent}: part {name} is being built there; all parts need the same N")
+            raise ConfigError(
+                f"{lock.parent.parent}: part {name} is being built there; all parts need the same N"
+            )
 
 
 def _receipt(name: str) -> str:

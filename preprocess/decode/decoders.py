@@ -1,7 +1,9 @@
 """Which decoder reads a video stream: libvpx for VP8 and VP9, FFmpeg's own for all else.
 
-libvpx gives the same pixels as FFmpeg's decoders (75 of 75 sample clips, all 8-bit formats), costs about 10 % more, and
-checks where tiles and frames end: it sees 67 % of the single flipped bytes that change a pixel, the others 17 %."""
+libvpx gives the same pixels as FFmpeg's decoders (75 of 75 sample clips, all 8-bit formats), costs
+about 10 % more, and
+checks where tiles and frames end: it sees 67 % of the single flipped bytes that change a pixel, the
+    others 17 %."""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ ERR_DETECT = "crccheck+bitstream+buffer"  # `aggressive` and `careful` reject 25
 _LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
-# Entropy coding leaves no long runs of zeros (h264 forbids three in a row; longest in VP8 and VP9, static pictures
-# included: 8), and the decoders take them as they come: a zeroed disk block was seen in 6 of 18 VP9 files without this.
+# Entropy coding leaves no long runs of zeros (h264 forbids three in a row; longest in VP8 and VP9,
+# static pictures
+# included: 8), and the decoders take them as they come: a zeroed disk block was seen in 6 of 18 VP9
+# files without this.
 _ZEROS = {"h264": 64, "vp8": 64, "vp9": 64}
 
 
 class PacketDecoder:
-    """Decodes the packets of one stream in one thread (with more, damaged files differ from run to run)."""
+    """Decodes the packets of one stream in one thread (with more, damaged files differ from run to
+    run)."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -38,7 +43,8 @@ class PacketDecoder:
             _prepare(self._context)
 
     def decode(self, packet: Any) -> list[Any]:
-        """The frames that a packet completes; an empty packet asks for those that wait. Raises: av.FFmpegError."""
+        """The frames that a packet completes; an empty packet asks for those that wait. Raises:
+        av.FFmpegError."""
         if self._context is self._stream.codec_context:
             return packet.decode()
         if self._rotation_degrees is None:
@@ -50,7 +56,8 @@ class PacketDecoder:
         return rotation_of(frame) if self._rotation_degrees is None else self._rotation_degrees
 
     def _ask_rotation(self, packet: Any) -> int | None:
-        """Rotation is told to the stream's own decoder alone, which puts it on its frames: let it do the first."""
+        """Rotation is told to the stream's own decoder alone, which puts it on its frames: let it
+        do the first."""
         with av.logging.Capture(local=True):
             try:
                 frames = packet.decode()
@@ -60,12 +67,14 @@ class PacketDecoder:
 
 
 def is_shown(packet: Any, codec: str) -> bool:
-    """Whether a packet becomes a frame: VP8 has packets that are only referred to (6 of 106 in a two-pass file)."""
+    """Whether a packet becomes a frame: VP8 has packets that are only referred to (6 of 106 in a
+    two-pass file)."""
     return codec != "vp8" or bool(bytes(packet)[0] >> 4 & 1)
 
 
 def has_zeroed_block(packet: Any, codec: str) -> bool:
-    """Whether zeros stand where coded video should; zeros at the end of a packet are padding. Costs a copy of it."""
+    """Whether zeros stand where coded video should; zeros at the end of a packet are padding. Costs
+    a copy of it."""
     length = _ZEROS.get(codec)
     return length is not None and bytes(length) in bytes(packet).rstrip(b"\0")
 

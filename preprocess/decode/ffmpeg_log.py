@@ -1,8 +1,10 @@
-"""What FFmpeg's log tells of one decoding: each frame with its time, which are damaged, what the decoder said.
+"""What FFmpeg's log tells of one decoding: each frame with its time, which are damaged, what the
+decoder said.
 
-At level `verbose` with `-debug_ts` the decoder's thread prints a line a frame, so that its complaints stand between the
-frames they belong to. Other threads print in between in any order: only the decoder's own lines are looked at. (At
-level `debug` a filter prints in pieces, which tears the lines of others.)"""
+At level `verbose` with `-debug_ts` the decoder's thread prints a line a frame, so that its
+complaints stand between the frames they belong to. Other threads print in between in any order:
+only the decoder's own lines are looked at. (At level `debug` a filter prints in pieces, which tears
+the lines of others.)"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ _ROTATION = re.compile(r"isplay ?[Mm]atrix: rotation of (-?[\d.]+) degrees")
 _LEVELS = {"panic": 0, "fatal": 8, "error": 16, "warning": 24, "info": 32}
 _COUNT = re.compile(r"Input stream #0:\d+ \(video\): .* (\d+) frames decoded;")
 _DAMAGED_FRAME = "corrupt decoded frame"
-_MARK, _REFUSAL = "mark", "refusal"  # of the thread around the decoder; other speakers are memory addresses
+_MARK, _REFUSAL = (
+    "mark",
+    "refusal",
+)  # of the thread around the decoder; other speakers are memory addresses
 _NO_FRAME = ("Error submitting packet to decoder: ", "Decoding error: ")
 
 
@@ -34,7 +39,8 @@ class DecodeLog:
     damaged: indices of the frames that are marked corrupt
     rotation_degrees: of the stream, counter-clockwise
     size, pixel_format: (width, height) of the frames and their layout, None before the first
-    has_started: whether the decoder began at all; last_error: the last line at level `error`, whoever printed it"""
+    has_started: whether the decoder began at all; last_error: the last line at level `error`,
+        whoever printed it"""
 
     stream_index: int
     times_seconds: list[float] = field(default_factory=list)
@@ -47,7 +53,9 @@ class DecodeLog:
     last_error: str = ""
     _dumped_stream: int | None = None
     _decoder_name: str = ""
-    _complaints: list[tuple[int, str, str]] = field(default_factory=list)  # (position, speaker, text)
+    _complaints: list[tuple[int, str, str]] = field(
+        default_factory=list
+    )  # (position, speaker, text)
     _num_refused: int = 0
     _num_before_flush: int | None = None
 
@@ -74,12 +82,16 @@ class DecodeLog:
             self.size, self.pixel_format = (int(first[1]), int(first[2])), first[3]
 
     def findings(self, heard: Collection[str]) -> list[Finding]:
-        """What the decoder complained about, in order; a damaged frame has its own number, counted from 1.
+        """What the decoder complained about, in order; a damaged frame has its own number, counted
+        from 1.
 
-        heard: what the demuxing in this process has brought up; the parser there says it under the decoder's name,
+        heard: what the demuxing in this process has brought up; the parser there says it under the
+            decoder's name,
         at any moment here, so a speaker who has nothing to add is left out"""
         delay = 0
-        if self._num_before_flush is not None:  # so many packets go in before the first frame comes out
+        if (
+            self._num_before_flush is not None
+        ):  # so many packets go in before the first frame comes out
             delay = len(self.times_seconds) - self._num_before_flush
         texts: dict[str, set[str]] = {}
         for _, speaker, text in self._complaints:
@@ -118,7 +130,9 @@ class DecodeLog:
         elif text.startswith("Decoder thread received EOF"):
             self._num_before_flush = len(self.times_seconds)
         elif text.startswith(_NO_FRAME):
-            self._complaints.append((self._position, _REFUSAL, f"decoding failed: {text.split(': ', 1)[1]}"))
+            self._complaints.append(
+                (self._position, _REFUSAL, f"decoding failed: {text.split(': ', 1)[1]}")
+            )
             self._num_refused += 1
 
     @property

@@ -1,4 +1,5 @@
-"""The FFmpeg binary of imageio-ffmpeg: is it there, what can it do here, and one run of it that cannot be orphaned."""
+"""The FFmpeg binary of imageio-ffmpeg: is it there, what can it do here, and one run of it that
+cannot be orphaned."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def find_ffmpeg() -> str:
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
-        raise ConfigError(f"--decoder ffmpeg: imageio-ffmpeg has no FFmpeg for this machine; {_CURE}") from None
+        raise ConfigError(
+            f"--decoder ffmpeg: imageio-ffmpeg has no FFmpeg for this machine; {_CURE}"
+        ) from None
 
 
 def ffmpeg_version() -> str:
@@ -37,18 +40,42 @@ def ffmpeg_version() -> str:
 def check_ffmpeg(hwaccel: str | None) -> None:
     """Try the binary, and the hardware decoder if one is named, on one made-up frame; 30 ms.
 
-    Raises: ConfigError if it does not run, does not know that name, or cannot open such a device on this machine."""
+    Raises: ConfigError if it does not run, does not know that name, or cannot open such a device on
+        this machine."""
     binary = find_ffmpeg()
     device: list[str] = []
     if hwaccel is not None:
-        known = _run(binary, "-hwaccels").stdout.split()[3:]  # behind "Hardware acceleration methods:"
+        known = _run(binary, "-hwaccels").stdout.split()[
+            3:
+        ]  # behind "Hardware acceleration methods:"
         if hwaccel not in known:
             raise ConfigError(
                 f"--hwaccel {hwaccel}: FFmpeg {ffmpeg_version()} knows {', '.join(known)}; give one of these"
             )
         device = ["-init_hw_device", hwaccel]
-    one_frame = ["-f", "lavfi", "-i", "nullsrc=s=16x16", "-vf", "scale=8:8:in_chroma_loc=left", "-frames:v", "1"]
-    tried = _run(binary, "-nostdin", "-v", "error", *device, *one_frame, "-fps_mode", "passthrough", "-f", "null", "-")
+    one_frame = [
+        "-f",
+        "lavfi",
+        "-i",
+        "nullsrc=s=16x16",
+        "-vf",
+        "scale=8:8:in_chroma_loc=left",
+        "-frames:v",
+        "1",
+    ]
+    tried = _run(
+        binary,
+        "-nostdin",
+        "-v",
+        "error",
+        *device,
+        *one_frame,
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "null",
+        "-",
+    )
     if tried.returncode == 0:
         return
     said = next(iter(tried.stderr.splitlines()), "it said nothing").split("] ")[-1]
@@ -63,15 +90,22 @@ def check_ffmpeg(hwaccel: str | None) -> None:
 def _run(binary: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            [binary, "-hide_banner", *arguments], capture_output=True, text=True, errors="replace", check=False
+            [binary, "-hide_banner", *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     except OSError as error:
-        raise ConfigError(f"--decoder ffmpeg: {binary} cannot be run: {error.strerror}; {_CURE}") from None
+        raise ConfigError(
+            f"--decoder ffmpeg: {binary} cannot be run: {error.strerror}; {_CURE}"
+        ) from None
 
 
 @contextlib.contextmanager
 def running(command: list[str], feed: Callable[[str], None]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run FFmpeg with its log read by a thread; once left, the process is gone and its log is read to the end."""
+    """Run FFmpeg with its log read by a thread; once left, the process is gone and its log is read
+    to the end."""
     parent = os.getpid()
     process = subprocess.Popen(
         command,
@@ -105,7 +139,8 @@ def running(command: list[str], feed: Callable[[str], None]) -> Iterator[subproc
 
 
 def _die_with(parent: int) -> None:
-    """In the new process, before FFmpeg: have the kernel kill it once the process that started it is gone."""
+    """In the new process, before FFmpeg: have the kernel kill it once the process that started it
+    is gone."""
     assert _prctl is not None
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -1,8 +1,9 @@
 """Video file -> stored frames and facts, by one FFmpeg process a video: `--decoder ffmpeg`.
 
-The container is read in this process (its facts, packet counts, what the demuxer says), nothing is decoded here. The
-process decodes all frames with one thread and hands over the wanted ones as raw planes, already scaled; its log is
-the decoder's part of the evidence. It is killed by the kernel when this process ends, however that ends."""
+The container is read in this process (its facts, packet counts, what the demuxer says), nothing is
+decoded here. The process decodes all frames with one thread and hands over the wanted ones as raw
+planes, already scaled; its log is the decoder's part of the evidence. It is killed by the kernel
+when this process ends, however that ends."""
 
 from __future__ import annotations
 
@@ -26,8 +27,12 @@ from shards.errors import SampleError
 from shards.format import jpeg
 from shards.format.schema import Encoding
 
-_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # they see more damage, see `preprocess.decode.decoders`
-# Codecs that do not say where colour samples lie. The others say `left` and the scaler keeps that in PyAV; FFmpeg's
+_DECODERS = {
+    "vp8": "libvpx",
+    "vp9": "libvpx-vp9",
+}  # they see more damage, see `preprocess.decode.decoders`
+# Codecs that do not say where colour samples lie. The others say `left` and the scaler keeps that
+# in PyAV; FFmpeg's
 # filter would move them to the centre (up to 0.35 grey levels on average).
 _NO_CHROMA_PLACE = ("vp8", "vp9", "av1", "mjpeg")
 _SOFTWARE_FORMATS = ("yuv420p", "yuvj420p", "yuv420p10le")  # hardware gives nv12 or p010 instead
@@ -35,7 +40,8 @@ _SOFTWARE_FORMATS = ("yuv420p", "yuvj420p", "yuv420p10le")  # hardware gives nv1
 
 @dataclass
 class _Run:
-    """What one FFmpeg process has given: its log and, by index among all frames, the kept ones as raw planes."""
+    """What one FFmpeg process has given: its log and, by index among all frames, the kept ones as
+    raw planes."""
 
     log: DecodeLog
     size: tuple[int, int]
@@ -45,7 +51,9 @@ class _Run:
     @property
     def good(self) -> list[int]:
         """Indices of the frames that decoded without an error."""
-        return [index for index in range(len(self.log.times_seconds)) if index not in self.log.damaged]
+        return [
+            index for index in range(len(self.log.times_seconds)) if index not in self.log.damaged
+        ]
 
 
 class FfmpegReader:
@@ -61,13 +69,16 @@ class FfmpegReader:
     def read(self, path: Path) -> ReadVideo:
         """Decode a video, keep its evenly spread frames as JPEG, judge it.
 
-        A second process only if the first decoded another number of good frames, or another size, than the container
+        A second process only if the first decoded another number of good frames, or another size,
+        than the container
         made expect. Raises: OSError, SampleError."""
         survey = survey_video(path)
         if survey.evidence.problem is not None:
             return ReadVideo(survey.stream, judge(survey.evidence))
         num_kept = self._encoding.frames_per_clip
-        done = self._decode(path, survey, stored_indices(survey.num_frames_expected, num_kept), _size_of(survey))
+        done = self._decode(
+            path, survey, stored_indices(survey.num_frames_expected, num_kept), _size_of(survey)
+        )
         wanted = stored_indices(len(done.good), num_kept)
         needed = [done.good[index] for index in wanted]
         size = done.log.size or done.size
@@ -76,7 +87,9 @@ class FfmpegReader:
             done = self._decode(path, survey, needed, size)
             if done.good != counted:
                 was, now = len(counted), len(done.good)
-                raise SampleError(f"decoded {was} frames, then {now}: does something write this file?")
+                raise SampleError(
+                    f"decoded {was} frames, then {now}: does something write this file?"
+                )
         self._tell_software(done.log, survey)
         evidence = _evidence_of(survey.evidence, done, path)
         rotation = done.log.rotation_degrees if wanted else 0
@@ -92,7 +105,9 @@ class FfmpegReader:
             stored_size=((height, width) if rotation % 180 else stored) if wanted else None,
         )
 
-    def _decode(self, path: Path, survey: Survey, wanted: Sequence[int], size: tuple[int, int]) -> _Run:
+    def _decode(
+        self, path: Path, survey: Survey, wanted: Sequence[int], size: tuple[int, int]
+    ) -> _Run:
         """Run one process; `size` is that of the decoded frames. Raises: OSError, SampleError."""
         run = _Run(DecodeLog(survey.stream_index), size)
         stored = stored_size(*size, short_side_px=self._encoding.short_side_px)
@@ -101,7 +116,10 @@ class FfmpegReader:
             assert process.stdout is not None
             num_bytes = sum(height * width for height, width in _planes(stored))
             delivered: list[bytes] = []
-            while len(delivered) < len(wanted) and len(data := process.stdout.read(num_bytes)) == num_bytes:
+            while (
+                len(delivered) < len(wanted)
+                and len(data := process.stdout.read(num_bytes)) == num_bytes
+            ):
                 delivered.append(data)
             run.exit_code = process.wait()
         decoded = [index for index in wanted if index < len(run.log.times_seconds)]
@@ -109,7 +127,9 @@ class FfmpegReader:
             raise SampleError(f"FFmpeg was ended by signal {-run.exit_code}")
         if run.log.num_counted != len(run.log.times_seconds):
             listed = len(run.log.times_seconds)
-            raise SampleError(f"FFmpeg counted {run.log.num_counted} frames and its log lists {listed}")
+            raise SampleError(
+                f"FFmpeg counted {run.log.num_counted} frames and its log lists {listed}"
+            )
         if len(delivered) != len(decoded):
             said = without_path(run.log.last_error, path) or "it said nothing"
             raise SampleError(f"FFmpeg gave {len(delivered)} of {len(decoded)} frames: {said}")
@@ -117,7 +137,8 @@ class FfmpegReader:
         return run
 
     def _encode(self, data: bytes, size: tuple[int, int], rotation_degrees: int) -> bytes:
-        """Cut one raw frame of (width, height) into its planes [height, width], turn it upright, encode it."""
+        """Cut one raw frame of (width, height) into its planes [height, width], turn it upright,
+        encode it."""
         planes, start = [], 0
         for height, width in _planes(size):
             plane = np.frombuffer(data, np.uint8, height * width, start).reshape(height, width)
@@ -128,15 +149,23 @@ class FfmpegReader:
     def _tell_software(self, log: DecodeLog, survey: Survey) -> None:
         """Say once a codec that the hardware that was asked for does not decode it."""
         codec = survey.stream.codec or "unknown"
-        if self._hwaccel is not None and log.pixel_format in _SOFTWARE_FORMATS and codec not in self._in_software:
+        if (
+            self._hwaccel is not None
+            and log.pixel_format in _SOFTWARE_FORMATS
+            and codec not in self._in_software
+        ):
             self._in_software.add(codec)
-            print(f"--hwaccel {self._hwaccel}: FFmpeg decodes {codec} on the CPU instead", file=sys.stderr)
+            print(
+                f"--hwaccel {self._hwaccel}: FFmpeg decodes {codec} on the CPU instead",
+                file=sys.stderr,
+            )
 
 
 def _command(
     path: Path, survey: Survey, wanted: Sequence[int], size: tuple[int, int], hwaccel: str | None
 ) -> list[str]:
-    """Decode everything, hand over some frames scaled to `size` (before rotation) as raw full-range planes."""
+    """Decode everything, hand over some frames scaled to `size` (before rotation) as raw full-range
+    planes."""
     reading: dict[str, Any] = {
         "hide_banner": None,
         "nostdin": None,
@@ -157,12 +186,15 @@ def _command(
     elif survey.stream.codec in _DECODERS:
         reading["c:v"] = _DECODERS[survey.stream.codec]
     flags = "bicubic+accurate_rnd+full_chroma_int+bitexact"
-    place = "" if survey.stream.codec in _NO_CHROMA_PLACE else ":in_chroma_loc=left:out_chroma_loc=left"
+    place = (
+        "" if survey.stream.codec in _NO_CHROMA_PLACE else ":in_chroma_loc=left:out_chroma_loc=left"
+    )
     # interl=-1: interlaced frames by their two fields, as PyAV does
     scale = f"scale={size[0]}:{size[1]}:flags={flags}:interl=-1:out_range=full:out_color_matrix=bt601{place}"
     stream = ffmpeg.input(f"file:{path}", **reading)[str(survey.stream_index)]
     raw = {
-        # reversed, nothing comes out before the last frame is decoded: the description of the output is printed in
+        # reversed, nothing comes out before the last frame is decoded: the description of the
+        # output is printed in
         # pieces and tore a line of the decoder in 1 of 450 runs
         "vf": f"select='{_select(wanted)}',{scale},format=yuv420p,reverse",
         "fps_mode": "passthrough",  # no frame twice, none left out
@@ -172,7 +204,8 @@ def _command(
 
 
 def _select(indices: Sequence[int]) -> str:
-    """An expression of FFmpeg that is true for ascending frame numbers; a tree, as it takes no sum of 999 terms."""
+    """An expression of FFmpeg that is true for ascending frame numbers; a tree, as it takes no sum
+    of 999 terms."""
     if not indices:
         return "0"
     if len(indices) == 1:
@@ -182,7 +215,8 @@ def _select(indices: Sequence[int]) -> str:
 
 
 def _size_of(survey: Survey) -> tuple[int, int]:
-    """(width, height) of the frames as the file states it; any other makes a second process necessary."""
+    """(width, height) of the frames as the file states it; any other makes a second process
+    necessary."""
     return survey.stream.width or 16, survey.stream.height or 16
 
 
@@ -200,4 +234,9 @@ def _evidence_of(survey: Evidence, run: _Run, path: Path) -> Evidence:
         return replace(survey, problem=f"FFmpeg does not decode it: {said}")
     heard = {finding.text for finding in survey.findings}
     findings = (*survey.findings, *run.log.findings(heard))
-    return replace(survey, num_frames_good=len(run.good), num_frames_bad=len(run.log.damaged), findings=findings)
+    return replace(
+        survey,
+        num_frames_good=len(run.good),
+        num_frames_bad=len(run.log.damaged),
+        findings=findings,
+    )

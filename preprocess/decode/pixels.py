@@ -1,4 +1,5 @@
-"""Decoded frame to JPEG: one scaler pass to full-range BT.601 planes, rotation, encode; never through RGB."""
+"""Decoded frame to JPEG: one scaler pass to full-range BT.601 planes, rotation, encode; never
+through RGB."""
 
 from __future__ import annotations
 
@@ -12,17 +13,29 @@ from shards.format import jpeg
 from shards.format.schema import Encoding
 
 # bicubic+accurate_rnd+full_chroma_int+bitexact, as `pool.json` states it
-_SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-_UNSPECIFIED_SPACE, _BT601_SPACES = 2, (5, 6)  # of AVColorSpace; the scaler takes the first for BT.601 too
+_SCALER = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.BITEXACT
+)
+_UNSPECIFIED_SPACE, _BT601_SPACES = (
+    2,
+    (5, 6),
+)  # of AVColorSpace; the scaler takes the first for BT.601 too
 _UNSPECIFIED_RANGE, _LIMITED_RANGE = 0, 1  # of AVColorRange; 4:2:0 without a range is limited
 
 
 def stored_size(width: int, height: int, *, short_side_px: int) -> tuple[int, int]:
-    """Scale (width, height) so that the short side is at most `short_side_px`; never upscaled, odd sizes stay."""
+    """Scale (width, height) so that the short side is at most `short_side_px`; never upscaled, odd
+    sizes stay."""
     short = min(width, height)
     if short <= short_side_px:
         return width, height
-    return (max(1, round(width * short_side_px / short)), max(1, round(height * short_side_px / short)))
+    return (
+        max(1, round(width * short_side_px / short)),
+        max(1, round(height * short_side_px / short)),
+    )
 
 
 def rotation_of(frame: VideoFrame) -> int:
@@ -46,11 +59,16 @@ class FrameEncoder:
         """Encode one frame; `size` is before rotation. 0.22 ms for 320x240."""
         if size == (frame.width, frame.height) and _needs_range_alone(frame):
             tables = (self._expand_luma, self._expand_chroma, self._expand_chroma)
-            planes = [np.take(table, _visible(plane)) for table, plane in zip(tables, frame.planes, strict=True)]
+            planes = [
+                np.take(table, _visible(plane))
+                for table, plane in zip(tables, frame.planes, strict=True)
+            ]
         else:
             planes = [_visible(plane) for plane in self._scale(frame, size).planes]
         if rotation_degrees:
-            planes = [np.ascontiguousarray(np.rot90(plane, rotation_degrees // 90)) for plane in planes]
+            planes = [
+                np.ascontiguousarray(np.rot90(plane, rotation_degrees // 90)) for plane in planes
+            ]
         return jpeg.encode_planes(*planes, quality=self._encoding.jpeg_quality)
 
     def _scale(self, frame: VideoFrame, size: tuple[int, int]) -> VideoFrame:
@@ -66,9 +84,11 @@ class FrameEncoder:
         )
 
     def _expansion_tables(self) -> tuple[jpeg.Image, jpeg.Image]:
-        """Limited to full range for each of 256 values of luma and chroma [256], read off the scaler.
+        """Limited to full range for each of 256 values of luma and chroma [256], read off the
+        scaler.
 
-        Where nothing but the range changes, a look-up gives the scaler's bytes in 60 % of its time."""
+        Where nothing but the range changes, a look-up gives the scaler's bytes in 60 % of its
+        time."""
         ramp = VideoFrame(256, 512, "yuv420p")  # chroma planes are [256, 128]
         levels = np.arange(256, dtype=np.uint8)
         for plane, values in zip(ramp.planes, (np.repeat(levels, 2), levels, levels), strict=True):
@@ -78,7 +98,8 @@ class FrameEncoder:
 
 
 def _needs_range_alone(frame: VideoFrame) -> bool:
-    """Whether a frame is 8-bit 4:2:0 in limited-range BT.601: as nearly all of UCF-101, HMDB-51 and SSv2."""
+    """Whether a frame is 8-bit 4:2:0 in limited-range BT.601: as nearly all of UCF-101, HMDB-51 and
+    SSv2."""
     return (
         frame.format.name == "yuv420p"
         and frame.color_range in (_UNSPECIFIED_RANGE, _LIMITED_RANGE)

@@ -1,8 +1,8 @@
 """Video file -> stored frames and facts, by PyAV (libav in this process): decoded once, one thread.
 
-Demuxes every stream (cut audio counts), decodes the video stream alone. The verdict's traps: one decoder thread
-(with more, damaged files give different frames from run to run), log lines captured for this thread alone and
-never repeated lines skipped (libav remembers them across files)."""
+Demuxes every stream (cut audio counts), decodes the video stream alone. The verdict's traps: one
+decoder thread (with more, damaged files give different frames from run to run), log lines captured
+for this thread alone and never repeated lines skipped (libav remembers them across files)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from av.stream import Disposition
 from preprocess.decode.containers import Structure, check_container
 from preprocess.decode.decoders import ERR_DETECT, PacketDecoder, has_zeroed_block, is_shown
 from preprocess.decode.pixels import FrameEncoder
-from preprocess.decode.verdicts import CUT_LINES, HARMLESS_LINES, WARNING_LEVEL, Evidence, Finding, Verdict, judge
+from preprocess.decode.verdicts import (
+    CUT_LINES,
+    HARMLESS_LINES,
+    WARNING_LEVEL,
+    Evidence,
+    Finding,
+    Verdict,
+    judge,
+)
 from preprocess.planning import stored_indices
 from shards.errors import SampleError
 from shards.format.schema import Encoding
@@ -45,7 +53,8 @@ class StreamFacts:
 class ReadVideo:
     """One video as it will be stored; without frames if it is undecodable.
 
-    frames: JPEG bytes; source_index and source_time_seconds: of each, ascending index among the good frames
+    frames: JPEG bytes; source_index and source_time_seconds: of each, ascending index among the
+        good frames
     stored_size: (width, height) of the JPEGs"""
 
     stream: StreamFacts
@@ -64,7 +73,8 @@ class Survey:
 
     stream_index: of the video stream in its container
     num_frames_expected: what a whole file decodes to
-    evidence: structure, packet counts and what the demuxer said; no frame and nothing a decoder would say"""
+    evidence: structure, packet counts and what the demuxer said; no frame and nothing a decoder
+        would say"""
 
     stream: StreamFacts
     stream_index: int
@@ -96,24 +106,31 @@ def set_up_logging() -> None:
     """Make libav hand over its lines; once a process, before the first file."""
     av.logging.set_level(av.logging.INFO)
     av.logging.set_skip_repeated(False)
-    logging.getLogger("libav").setLevel(logging.CRITICAL)  # lines outside a capture would go to stderr
+    logging.getLogger("libav").setLevel(
+        logging.CRITICAL
+    )  # lines outside a capture would go to stderr
 
 
 def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVideo:
     """Decode a video, keep its evenly spread frames as JPEG, judge it.
 
-    A second pass only if the decoded count is not the expected one. Raises: OSError, SampleError, av.FFmpegError."""
+    A second pass only if the decoded count is not the expected one. Raises: OSError, SampleError,
+    av.FFmpegError."""
     if path.stat().st_size == 0:
         return ReadVideo(StreamFacts(), judge(_EMPTY))
     structure = check_container(path)
     expected = structure.num_blocks or _expect_frames(path)
-    done = _read_through(path, encoder, frozenset(stored_indices(expected, encoding.frames_per_clip)))
+    done = _read_through(
+        path, encoder, frozenset(stored_indices(expected, encoding.frames_per_clip))
+    )
     wanted = stored_indices(done.num_good, encoding.frames_per_clip)
     if not done.kept.keys() >= set(wanted):
         counted = done.num_good
         done = _read_through(path, encoder, frozenset(wanted))
         if done.num_good != counted:
-            raise SampleError(f"decoded {counted} frames, then {done.num_good}: does something write this file?")
+            raise SampleError(
+                f"decoded {counted} frames, then {done.num_good}: does something write this file?"
+            )
     return ReadVideo(
         stream=done.stream,
         verdict=judge(_with_counts(done, structure)),
@@ -132,7 +149,12 @@ def survey_video(path: Path) -> Survey:
         return Survey(StreamFacts(), 0, 0, _EMPTY)
     structure = check_container(path)
     done = _read_through(path, None, frozenset())
-    return Survey(done.stream, done.stream_index, done.num_stated or done.num_shown, _with_counts(done, structure))
+    return Survey(
+        done.stream,
+        done.stream_index,
+        done.num_stated or done.num_shown,
+        _with_counts(done, structure),
+    )
 
 
 def _with_counts(done: _Pass, structure: Structure) -> Evidence:
@@ -150,17 +172,22 @@ def _with_counts(done: _Pass, structure: Structure) -> Evidence:
 
 def _open(path: Path) -> Any:
     # generated times run backwards in AVI with packed B-frames (HMDB-51)
-    return av.open(str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT, "fflags": "-genpts"})
+    return av.open(
+        str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT, "fflags": "-genpts"}
+    )
 
 
 def _expect_frames(path: Path) -> int:
-    """The number of frames to expect: stated, else counted by demuxing; 0 if the file cannot be read."""
+    """The number of frames to expect: stated, else counted by demuxing; 0 if the file cannot be
+    read."""
     try:
         with av.logging.Capture(local=True), _open(path) as container:
             stream = _video_stream(container)
             if stream is None:
                 return 0
-            return _stated_frames(stream) or sum(packet.size > 0 for packet in container.demux(stream))
+            return _stated_frames(stream) or sum(
+                packet.size > 0 for packet in container.demux(stream)
+            )
     except (av.FFmpegError, OSError):
         return 0  # the decoding pass says why
 
@@ -174,7 +201,8 @@ def _stated_frames(stream: Any) -> int:
 
 
 def _read_through(path: Path, encoder: FrameEncoder | None, wanted: frozenset[int]) -> _Pass:
-    """One pass; keeps the frames whose index among the good ones is wanted. Without an encoder nothing is decoded."""
+    """One pass; keeps the frames whose index among the good ones is wanted. Without an encoder
+    nothing is decoded."""
     state = _Pass(wanted)
     with av.logging.Capture(local=True) as lines:
         try:
@@ -211,7 +239,9 @@ def _take_packets(
         try:
             packet = next(packets, None)
         except av.FFmpegError as error:
-            state.findings.append(Finding(state.num_packets, f"reading failed: {error.strerror}", is_missing=True))
+            state.findings.append(
+                Finding(state.num_packets, f"reading failed: {error.strerror}", is_missing=True)
+            )
             packet = None
         frames: list[Any] = []
         failure: str | None = None
@@ -237,7 +267,9 @@ def _decode_packet(
     """Decode a packet of the video stream; returns its frames and what failed, in words."""
     if packet.stream.index != stream.index:  # flushing packets all have the stream_index 0
         if packet.is_corrupt:
-            state.findings.append(Finding(state.num_packets, "an audio packet is cut", is_missing=True))
+            state.findings.append(
+                Finding(state.num_packets, "an audio packet is cut", is_missing=True)
+            )
         return [], None
     if packet.is_corrupt:
         state.findings.append(Finding(state.num_packets, "the packet is marked corrupt"))
@@ -253,27 +285,36 @@ def _count_packet(packet: Any, state: _Pass) -> None:
     state.num_packets += 1
     state.num_shown += is_shown(packet, state.stream.codec or "")
     if packet.pts is not None:
-        state.last_packet_seconds = max(state.last_packet_seconds, float(packet.pts * packet.time_base))
+        state.last_packet_seconds = max(
+            state.last_packet_seconds, float(packet.pts * packet.time_base)
+        )
 
 
 def _take_frame(frame: Any, decoder: PacketDecoder, state: _Pass, encoder: FrameEncoder) -> None:
-    """Count one decoded frame and keep it if it is good and wanted; never a neighbour in its place."""
+    """Count one decoded frame and keep it if it is good and wanted; never a neighbour in its
+    place."""
     time = _time_of(frame, state)
     if frame.is_corrupt:
         # a frame comes out some packets after its own, so its place is its own number
-        state.findings.append(Finding(state.num_good + state.num_bad + 1, "the frame is marked corrupt"))
+        state.findings.append(
+            Finding(state.num_good + state.num_bad + 1, "the frame is marked corrupt")
+        )
         state.num_bad += 1
         return
     if state.size is None:
         state.size = encoder.size_of(frame)
         state.stream = replace(state.stream, rotation_degrees=decoder.rotation_degrees(frame))
     if state.num_good in state.wanted:
-        state.kept[state.num_good] = (encoder.encode(frame, state.size, state.stream.rotation_degrees), time)
+        state.kept[state.num_good] = (
+            encoder.encode(frame, state.size, state.stream.rotation_degrees),
+            time,
+        )
     state.num_good += 1
 
 
 def _time_of(frame: Any, state: _Pass) -> float:
-    """Seconds; where the container has no presentation times, the decoding time, as FFmpeg takes it."""
+    """Seconds; where the container has no presentation times, the decoding time, as FFmpeg takes
+    it."""
     ticks = frame.dts if frame.pts is None else frame.pts
     if ticks is not None:
         seconds = float(ticks * frame.time_base)
@@ -292,7 +333,9 @@ def findings_in(lines: Sequence[LogLine], *, packet: int) -> list[Finding]:
         text = " ".join(raw.split())
         if text.startswith(CUT_LINES):
             found.append(Finding(packet, text, is_missing=True))
-        elif text.startswith("concealing") or (level <= WARNING_LEVEL and not text.startswith(HARMLESS_LINES)):
+        elif text.startswith("concealing") or (
+            level <= WARNING_LEVEL and not text.startswith(HARMLESS_LINES)
+        ):
             found.append(Finding(packet, text))
     return found
 
@@ -304,7 +347,11 @@ def _video_stream(container: Any) -> Any:
 
 
 def _moving_pictures(container: Any) -> list[Any]:
-    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    return [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+    ]
 
 
 def _no_stream(container: Any) -> str:
@@ -332,7 +379,8 @@ def _facts_of(container: Any, stream: Any) -> StreamFacts:
 
 
 def _evidence_of(container: Any, stream: Any, state: _Pass) -> Evidence:
-    """The counts the container states; its duration only for Matroska with one stream (audio may be longer)."""
+    """The counts the container states; its duration only for Matroska with one stream (audio may be
+    longer)."""
     gap = 0.0
     if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:
         shown = state.last_packet_seconds + (1 / state.stream.fps if state.stream.fps else 0.0)

@@ -1,8 +1,10 @@
 """What a decoding showed -> ok | short | damaged | undecodable, with a reason a person understands.
 
-Pure. The rules and what they miss were measured on 132 clean clips and about 4000 damaged copies of them: no
-false alarm, every truncation seen, 55 to 92 % of single flipped bytes that change a pixel. A byte that changes
-pixels without breaking the code words is invisible to every decoder; `source_sha256` is there for that."""
+Pure. The rules and what they miss were measured on 132 clean clips and about 4000 damaged copies of
+them: no false alarm, every truncation seen, 55 to 92 % of single flipped bytes that change a pixel.
+    A byte that changes
+pixels without breaking the code words is invisible to every decoder; `source_sha256` is there for
+that."""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ from dataclasses import dataclass
 
 WARNING_LEVEL = 24  # of libav's log
 # Lines that clean files give: 1 UCF-101 clip; junk behind a whole WebM.
-HARMLESS_LINES = ("Discarding excessive bitstream in packed xvid", "File extends beyond end of segment")
+HARMLESS_LINES = (
+    "Discarding excessive bitstream in packed xvid",
+    "File extends beyond end of segment",
+)
 CUT_LINES = ("File ended prematurely", "Packet corrupt")
 TAIL_PACKETS = 2  # a finding in the last packets also fits a video that was merely cut
 
@@ -19,7 +24,8 @@ TAIL_PACKETS = 2  # a finding in the last packets also fits a video that was mer
 class Finding:
     """Something the demuxer or the decoder complained about.
 
-    packet: index of the video packet, -1 while opening; of a damaged frame its number, counted from 1
+    packet: index of the video packet, -1 while opening; of a damaged frame its number, counted from
+        1
     is_missing: whether it says that bytes are missing at the end, instead of wrong inside"""
 
     packet: int
@@ -36,7 +42,8 @@ class Evidence:
     inconsistent: what contradicts itself in that structure, else None
     num_packets_shown: packets that should become a frame, None if all
     num_frames_good: frames that decoded without an error; num_frames_bad: frames marked corrupt
-    end_gap_seconds: how far the last packet ends before the stated end; 0 if that is not known or not reliable"""
+    end_gap_seconds: how far the last packet ends before the stated end; 0 if that is not known or
+        not reliable"""
 
     problem: str | None = None
     missing_end: str | None = None
@@ -61,8 +68,13 @@ class Verdict:
 
 
 def judge(evidence: Evidence) -> Verdict:
-    """Decide. Nothing decoded, else damage inside, else a missing end, else damage at the end, else ok."""
-    contradiction = f"the container contradicts itself: {evidence.inconsistent}" if evidence.inconsistent else None
+    """Decide. Nothing decoded, else damage inside, else a missing end, else damage at the end, else
+    ok."""
+    contradiction = (
+        f"the container contradicts itself: {evidence.inconsistent}"
+        if evidence.inconsistent
+        else None
+    )
     if evidence.problem is not None:
         why = f"cut short: {evidence.missing_end}" if evidence.missing_end else contradiction
         return Verdict("undecodable", "; ".join(filter(None, (evidence.problem, why))))
@@ -81,7 +93,8 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _split_findings(evidence: Evidence) -> tuple[list[Finding], list[Finding]]:
-    """Findings of damage inside the video and in its last packets; frames that never came out count as inside."""
+    """Findings of damage inside the video and in its last packets; frames that never came out count
+    as inside."""
     damage = [finding for finding in evidence.findings if not finding.is_missing]
     first_tail = evidence.num_packets - TAIL_PACKETS
     inside = [finding for finding in damage if finding.packet < first_tail]
@@ -89,7 +102,9 @@ def _split_findings(evidence: Evidence) -> tuple[list[Finding], list[Finding]]:
     # DivX packs two frames into one packet and leaves one packet empty (10 of 11 HMDB-51 clips)
     slack = 1 if evidence.codec == "mpeg4" else 0
     num_frames = evidence.num_frames_good + evidence.num_frames_bad
-    num_shown = evidence.num_packets if evidence.num_packets_shown is None else evidence.num_packets_shown
+    num_shown = (
+        evidence.num_packets if evidence.num_packets_shown is None else evidence.num_packets_shown
+    )
     if not damage and evidence.inconsistent is None and num_frames < num_shown - slack:
         lost = f"{num_shown} packets gave {num_frames} frames"
         inside.append(Finding(packet=0, text=lost))
@@ -113,7 +128,11 @@ def _missing(evidence: Evidence) -> str | None:
 
 def _describe(evidence: Evidence, findings: list[Finding]) -> str:
     first = findings[0]
-    at = "while opening" if first.packet < 0 else f"at packet {first.packet} of {evidence.num_packets}"
+    at = (
+        "while opening"
+        if first.packet < 0
+        else f"at packet {first.packet} of {evidence.num_packets}"
+    )
     bad = f", {evidence.num_frames_bad} damaged frames left out" if evidence.num_frames_bad else ""
     count = f"{len(findings)} decoder findings" if len(findings) > 1 else "1 decoder finding"
     return f"{count}{bad}, the first {at}: {first.text}"
@@ -121,7 +140,11 @@ def _describe(evidence: Evidence, findings: list[Finding]) -> str:
 
 def _no_frames(evidence: Evidence) -> str:
     damage = [finding for finding in evidence.findings if not finding.is_missing]
-    why = _missing(evidence) or evidence.inconsistent or (damage[0].text if damage else "the decoder said nothing")
+    why = (
+        _missing(evidence)
+        or evidence.inconsistent
+        or (damage[0].text if damage else "the decoder said nothing")
+    )
     if evidence.num_frames_bad:
         return f"none of {evidence.num_frames_bad} frames decodes without an error; {why}"
     return f"no frame in {evidence.num_packets} video packets; {why}"

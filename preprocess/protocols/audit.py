@@ -1,7 +1,7 @@
 """Compare the class names of every list line with the data set's own class of that video.
 
-Published class files are wrong in places (ViFi-CLIP's HMDB-51 CSVs swap kick / kick ball and sword / sword
-exercise), and a wrong name costs accuracy without any error. Three ways to go on:
+Published class files are wrong in places (ViFi-CLIP's HMDB-51 CSVs swap kick / kick ball and sword
+/ sword exercise), and a wrong name costs accuracy without any error. Three ways to go on:
 
 csv       the class file is right; a disagreement stops
 official  the name of id i is the one official class of all lines with label i
@@ -29,7 +29,8 @@ ClassOf = Callable[[str], str | None]
 class AuditReport:
     """The class names that each list's labels index.
 
-    names: by class file; None stands for lists without one, keyed by their own path in `names_without_file`
+    names: by class file; None stands for lists without one, keyed by their own path in
+        `names_without_file`
     num_audited, num_not_audited: lines, each list counted once per class file"""
 
     names: Mapping[Path, ClassNames]
@@ -45,9 +46,11 @@ class AuditReport:
 
 
 def audit(uses: Sequence[ListUse], class_of: ClassOf, labels: str) -> AuditReport:
-    """Audit every line of every list, found or not. `class_of` tells the class of a line's name, None if unknown.
+    """Audit every line of every list, found or not. `class_of` tells the class of a line's name,
+    None if unknown.
 
-    Raises: ConfigError for a label outside its class file, for a disagreement under `csv`, for an id with two
+    Raises: ConfigError for a label outside its class file, for a disagreement under `csv`, for an
+        id with two
     official classes under `official`."""
     counts: dict[tuple[Path, Path | None], Counter[tuple[int, str | None]]] = {}
     for use in uses:
@@ -57,7 +60,10 @@ def audit(uses: Sequence[ListUse], class_of: ClassOf, labels: str) -> AuditRepor
             known = map(class_of, use.split_list.names)
             counts[where] = Counter(zip(use.split_list.labels, known, strict=True))
     files = {use.class_file.path: use.class_file for use in uses if use.class_file is not None}
-    by_file = {path: _votes([votes for (_, file), votes in counts.items() if file == path]) for path in files}
+    by_file = {
+        path: _votes([votes for (_, file), votes in counts.items() if file == path])
+        for path in files
+    }
     if labels == "csv":
         _check_agreement(files, by_file)
     names = {
@@ -66,21 +72,33 @@ def audit(uses: Sequence[ListUse], class_of: ClassOf, labels: str) -> AuditRepor
         else ClassNames(file.names, labels, file.sha256)
         for path, file in files.items()
     }
-    without = {path: _names_from_lines(path, _votes([votes])) for (path, file), votes in counts.items() if file is None}
+    without = {
+        path: _names_from_lines(path, _votes([votes]))
+        for (path, file), votes in counts.items()
+        if file is None
+    }
     num_lines = sum(votes.total() for votes in counts.values())
-    unknown = sum(count for votes in counts.values() for (_, name), count in votes.items() if name is None)
+    unknown = sum(
+        count for votes in counts.values() for (_, name), count in votes.items() if name is None
+    )
     return AuditReport(names, without, num_lines - unknown, unknown)
 
 
 def _check_range(use: ListUse) -> None:
     """Every label must index a name."""
     split_list = use.split_list
-    num_classes = len(use.class_file.names) if use.class_file is not None else max(split_list.labels) + 1
+    num_classes = (
+        len(use.class_file.names) if use.class_file is not None else max(split_list.labels) + 1
+    )
     if min(split_list.labels) >= 0 and max(split_list.labels) < num_classes:
         return
     for number, label in zip(split_list.line_numbers, split_list.labels, strict=True):
         if not 0 <= label < num_classes:
-            source = f"the {num_classes} classes of {use.class_file.path}" if use.class_file is not None else "0 and up"
+            source = (
+                f"the {num_classes} classes of {use.class_file.path}"
+                if use.class_file is not None
+                else "0 and up"
+            )
             raise ConfigError(
                 f"{split_list.path}: line {number} has label {label}, outside {source} "
                 f"(0 to {num_classes - 1}); give the class file that belongs to this list"
@@ -99,7 +117,9 @@ def _votes(counts: Sequence[Counter[tuple[int, str | None]]]) -> dict[int, dict[
     return votes
 
 
-def _check_agreement(files: Mapping[Path, ClassFile], by_file: Mapping[Path, Mapping[int, Mapping[str, str]]]) -> None:
+def _check_agreement(
+    files: Mapping[Path, ClassFile], by_file: Mapping[Path, Mapping[int, Mapping[str, str]]]
+) -> None:
     """One error for all class files, naming each wrong class once."""
     wrong: dict[str, str] = {}  # folded -> as the class file spells it
     wrong_files: list[Path] = []
@@ -107,7 +127,9 @@ def _check_agreement(files: Mapping[Path, ClassFile], by_file: Mapping[Path, Map
     for path, file in files.items():
         for label, spellings in sorted(by_file[path].items()):
             name = file.names[label]
-            others = [spelling for folded, spelling in spellings.items() if folded != fold_name(name)]
+            others = [
+                spelling for folded, spelling in spellings.items() if folded != fold_name(name)
+            ]
             if not others:
                 continue
             wrong.setdefault(fold_name(name), name)

@@ -1,4 +1,5 @@
-"""Which list and which class file make which manifest: the table "Manifest names and sources" of the format."""
+"""Which list and which class file make which manifest: the table "Manifest names and sources" of
+the format."""
 
 from __future__ import annotations
 
@@ -71,14 +72,21 @@ def class_files(dataset: str) -> tuple[str, ...]:
 def list_rules(dataset: str) -> list[ListRule]:
     """All lists that checkouts may hold for a data set, in the order of the format's table."""
     if dataset not in _SPLITS_FOLDER:
-        return [ListRule(full_spec(split), f"{split}.txt", (OWN_CLASS_FILE,)) for split in ("train", "val")]
+        return [
+            ListRule(full_spec(split), f"{split}.txt", (OWN_CLASS_FILE,))
+            for split in ("train", "val")
+        ]
     folder = f"datasets_splits/{_SPLITS_FOLDER[dataset]}"
     classes = class_files(dataset)
     rules = [
-        ListRule(full_spec(split), f"{folder}/{name}", classes) for split, name in _FULL_LISTS.get(dataset, {}).items()
+        ListRule(full_spec(split), f"{folder}/{name}", classes)
+        for split, name in _FULL_LISTS.get(dataset, {}).items()
     ]
     if dataset in _FEW_SHOT_VAL:
-        rules += [ListRule(few_shot_spec(shot), f"{folder}/train1_few_shot_{shot}.txt", classes) for shot in SHOTS]
+        rules += [
+            ListRule(few_shot_spec(shot), f"{folder}/train1_few_shot_{shot}.txt", classes)
+            for shot in SHOTS
+        ]
         rules.append(ListRule(FEW_SHOT_VAL, f"{folder}/{_FEW_SHOT_VAL[dataset]}", classes))
     if dataset in _PARTS_STEM:
         rules += _base_to_novel_rules(dataset)
@@ -108,13 +116,17 @@ def _zero_shot_rules(dataset: str, folder: str) -> list[ListRule]:
             rules.append(ListRule(spec, f"{folder}/ZS_split{number}_K600_eval.txt", classes))
     if dataset in _HALF_LISTS:
         list_file, classes_file = _HALF_LISTS[dataset]
-        rules.append(ListRule(half_spec(None), list_file, (classes_file,), num_columns=3, in_halves=True))
+        rules.append(
+            ListRule(half_spec(None), list_file, (classes_file,), num_columns=3, in_halves=True)
+        )
     return rules
 
 
 def full_spec(split: str, number: int = 1) -> ManifestSpec:
     """fully_supervised/train, val, train_split2, ..."""
-    return ManifestSpec("fully_supervised", split if number == 1 else f"{split}_split{number}", split)
+    return ManifestSpec(
+        "fully_supervised", split if number == 1 else f"{split}_split{number}", split
+    )
 
 
 def few_shot_spec(shot: int, *, seed: int | None = None) -> ManifestSpec:
@@ -125,7 +137,9 @@ def few_shot_spec(shot: int, *, seed: int | None = None) -> ManifestSpec:
 def train_base_spec(number: int, *, seed: int | None = None) -> ManifestSpec:
     """base_to_novel/train_base_s<number>: 16 shots of the base classes."""
     seed = number if seed is None else seed
-    return ManifestSpec("base_to_novel", f"train_base_s{number}", "train", part="base", shot=BASE_SHOT, seed=seed)
+    return ManifestSpec(
+        "base_to_novel", f"train_base_s{number}", "train", part="base", shot=BASE_SHOT, seed=seed
+    )
 
 
 def half_spec(seed: int | None) -> ManifestSpec:

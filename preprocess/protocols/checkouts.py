@@ -1,4 +1,5 @@
-"""Find the lists and class files of ViFi-CLIP, BDC-CLIP, BMPT and BIKE checkouts, and of one's own folders."""
+"""Find the lists and class files of ViFi-CLIP, BDC-CLIP, BMPT and BIKE checkouts, and of one's own
+folders."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ class Checkout:
     """One `--splits` folder.
 
     splits: its folder of lists, which may have another name if it was given itself
-    origin: whose checkout it is, as a manifest's `source` says it; empty for one's own folder. It is read from
-    what the folder holds, never from its name, so that manifests do not depend on where a checkout lies"""
+    origin: whose checkout it is, as a manifest's `source` says it; empty for one's own folder. It
+        is read from
+    what the folder holds, never from its name, so that manifests do not depend on where a checkout
+    lies"""
 
     root: Path
     splits: Path
@@ -36,7 +39,8 @@ class Checkout:
 
 @dataclass(frozen=True)
 class ListUse:
-    """A list that is there, with the class file that its labels index (None: no class file was found)."""
+    """A list that is there, with the class file that its labels index (None: no class file was
+    found)."""
 
     rule: ListRule
     source: str
@@ -51,7 +55,9 @@ def open_checkouts(folders: Sequence[Path]) -> list[Checkout]:
 
 def _open_checkout(folder: Path) -> Checkout:
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give --splits a checkout that holds {_SPLITS}/ and labels/")
+        raise ConfigError(
+            f"{folder}: no such folder; give --splits a checkout that holds {_SPLITS}/ and labels/"
+        )
     is_inner = not any((folder / mark).is_dir() for mark in _MARKS) and any(folder.glob("*_splits"))
     root = folder.absolute().parent if is_inner else folder
     return Checkout(root, folder if is_inner else folder / _SPLITS, _origin(root))
@@ -94,7 +100,9 @@ def no_lists(dataset: str, checkouts: Sequence[Checkout]) -> ConfigError:
     """The error of checkouts that hold nothing of the data set."""
     expected = ", ".join(rule.list_file for rule in list_rules(dataset)[:3])
     folders = ", ".join(str(checkout.root) for checkout in checkouts)
-    return ConfigError(f"--splits {folders}: no list of {dataset} there; expected files such as {expected}")
+    return ConfigError(
+        f"--splits {folders}: no list of {dataset} there; expected files such as {expected}"
+    )
 
 
 def find_first(checkouts: Sequence[Checkout], names: Sequence[str]) -> tuple[Checkout, Path] | None:

@@ -1,7 +1,9 @@
 """Own splits, when no lists are given: seeded, the same on every machine, whatever files are there.
 
-The rule: a video's place is sha256 of "<seed> TAB <key>", UTF-8; a draw of K takes the first K of each class in
-that order. Hence the 2-shot videos are among the 4-shot ones, and a new class changes no other draw."""
+The rule: a video's place is sha256 of "<seed> TAB <key>", UTF-8; a draw of K takes the first K of
+    each class in
+that order. Hence the 2-shot videos are among the 4-shot ones, and a new class changes no other
+draw."""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def keyed_order(keys: Iterable[str], seed: int) -> list[str]:
 
 
 def folder_annotations(source: Source, seed: int) -> Annotations:
-    """Split a data set without official lists 80/20 in each class: floor(4n/5), at least one, to train.
+    """Split a data set without official lists 80/20 in each class: floor(4n/5), at least one, to
+    train.
 
     Classes are the folders, sorted; videos outside a folder are in neither list."""
     by_class: dict[str, list[str]] = {}
@@ -48,9 +51,13 @@ def folder_annotations(source: Source, seed: int) -> Annotations:
         num_train = max(1, len(keys) * _TRAIN_OF_FIVE // 5)
         lines["train"] += [(path_of[key], class_name) for key in keys[:num_train]]
         lines["val"] += [(path_of[key], class_name) for key in keys[num_train:]]
-    digest = sha256("".join(f"{v.key}\t{v.class_name}\n" for v in source.videos if v.class_name).encode()).hexdigest()
+    digest = sha256(
+        "".join(f"{v.key}\t{v.class_name}\n" for v in source.videos if v.class_name).encode()
+    ).hexdigest()
     lists = [
-        OfficialList(1, split, [name for name, _ in rows], [name for _, name in rows], drawn(seed), digest)
+        OfficialList(
+            1, split, [name for name, _ in rows], [name for _, name in rows], drawn(seed), digest
+        )
         for split, rows in lines.items()
     ]
     class_of = {key: class_name for class_name, keys in by_class.items() for key in keys}
@@ -65,11 +72,15 @@ def drawn(seed: int) -> str:
 def draw(dataset: str, annotations: Annotations, seed: int) -> tuple[list[Selection], list[str]]:
     """few_shot and base_to_novel from the official split 1, and warnings.
 
-    base_to_novel: classes by number of training videos, descending, ties by name; the first ceil(K/2) are base.
-    Seeds of train_base_s1 to s3 are seed + 1 to seed + 3. Without a training list nothing is drawn."""
+    base_to_novel: classes by number of training videos, descending, ties by name; the first
+        ceil(K/2) are base.
+    Seeds of train_base_s1 to s3 are seed + 1 to seed + 3. Without a training list nothing is
+    drawn."""
     first = {official.split: official for official in annotations.lists if official.number == 1}
     if "train" not in first:
-        return [], [f"{dataset}: no official training list, so few_shot and base_to_novel are not drawn"]
+        return [], [
+            f"{dataset}: no official training list, so few_shot and base_to_novel are not drawn"
+        ]
     train, val = first["train"], first.get("val")
     full = own_class_names(annotations.classes)
     counts = Counter(train.classes)
@@ -77,13 +88,18 @@ def draw(dataset: str, annotations: Annotations, seed: int) -> tuple[list[Select
     num_base = math.ceil(len(by_count) / 2)
     warnings = []
     if len(by_count) < 4:
-        warnings.append(f"{dataset}: {len(by_count)} classes leave base or novel with one class, whose answer is given")
+        warnings.append(
+            f"{dataset}: {len(by_count)} classes leave base or novel with one class, whose answer is given"
+        )
     base, novel = own_class_names(by_count[:num_base]), own_class_names(by_count[num_base:])
-    selections = [_shots(dataset, few_shot_spec(shot, seed=seed), train, full, seed) for shot in SHOTS]
+    selections = [
+        _shots(dataset, few_shot_spec(shot, seed=seed), train, full, seed) for shot in SHOTS
+    ]
     if val is not None:
         selections.append(_all(FEW_SHOT_VAL, val, full, seed))
     selections += [
-        _shots(dataset, train_base_spec(number, seed=seed + number), train, base, seed) for number in BASE_SEEDS
+        _shots(dataset, train_base_spec(number, seed=seed + number), train, base, seed)
+        for number in BASE_SEEDS
     ]
     selections.append(_all(TRAIN_BASE, train, base, seed))
     if val is not None:
@@ -96,7 +112,9 @@ def _all(spec: ManifestSpec, official: OfficialList, classes: ClassNames, seed: 
     return select(spec, official, classes, _ids(classes), source=drawn(seed))
 
 
-def _shots(dataset: str, spec: ManifestSpec, train: OfficialList, classes: ClassNames, seed: int) -> Selection:
+def _shots(
+    dataset: str, spec: ManifestSpec, train: OfficialList, classes: ClassNames, seed: int
+) -> Selection:
     """The first `spec.shot` videos of each class in the order of `spec.seed`, class by class."""
     ids = _ids(classes)
     by_class: dict[str, dict[str, str]] = {name: {} for name in classes.names}
@@ -122,7 +140,11 @@ def _too_few(selections: Iterable[Selection], counts: Mapping[str, int]) -> list
     warnings = []
     for selection in selections:
         shot = selection.spec.shot
-        few = [name for name in selection.classes.names if shot is not None and counts.get(name, 0) < shot]
+        few = [
+            name
+            for name in selection.classes.names
+            if shot is not None and counts.get(name, 0) < shot
+        ]
         if few:
             warnings.append(
                 f"{selection.spec.path}: {len(few)} of {len(selection.classes.names)} classes have fewer than {shot} "

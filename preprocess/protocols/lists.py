@@ -37,16 +37,23 @@ def read_split_list(path: Path, *, num_columns: int = 2) -> SplitList:
         elif parts:
             malformed.append(number)
     if not names:
-        found = f"line {malformed[0]} is {file.lines()[malformed[0] - 1][:80]!r}" if malformed else "the file is empty"
+        found = (
+            f"line {malformed[0]} is {file.lines()[malformed[0] - 1][:80]!r}"
+            if malformed
+            else "the file is empty"
+        )
         form = "path label" if num_columns == 2 else "path frames label"
         raise ConfigError(
             f"{path}: no line has the form `{form}` ({found}); get the list again or take it out of --splits"
         )
-    return SplitList(path, file.sha256, names, labels, line_numbers, len(malformed), min(malformed, default=None))
+    return SplitList(
+        path, file.sha256, names, labels, line_numbers, len(malformed), min(malformed, default=None)
+    )
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Read the names of a CSV `id,name` with ids 0 to K-1, of a mapping `name -> other`, or one name a line.
+    """Read the names of a CSV `id,name` with ids 0 to K-1, of a mapping `name -> other`, or one
+    name a line.
 
     The form follows the file's name: `*.csv`, `*mapping*.txt`, else one name a line.
     Raises: ConfigError naming the file and what is wrong."""
@@ -63,7 +70,11 @@ def read_class_file(path: Path) -> ClassFile:
 
 
 def _names_by_id(path: Path, text: str) -> list[str]:
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+    rows = [
+        row
+        for row in csv.reader(io.StringIO(text, newline=""))
+        if any(cell.strip() for cell in row)
+    ]
     if rows and not rows[0][0].strip().isdecimal():
         rows = rows[1:]  # the header, `id,name` or `id,label`
     names: dict[int, str] = {}
@@ -76,5 +87,7 @@ def _names_by_id(path: Path, text: str) -> list[str]:
         names[int(row[0])] = name
     if sorted(names) != list(range(len(names))):
         absent = next(number for number in range(len(names)) if number not in names)
-        raise ConfigError(f"{path}: {len(names)} names, but no id {absent}; ids must be 0 to {len(names) - 1}")
+        raise ConfigError(
+            f"{path}: {len(names)} names, but no id {absent}; ids must be 0 to {len(names) - 1}"
+        )
     return [names[number] for number in range(len(names))]

@@ -1,4 +1,5 @@
-"""From a name in a list to the video it means, and to the class that the data set itself gives it."""
+"""From a name in a list to the video it means, and to the class that the data set itself gives
+it."""
 
 from __future__ import annotations
 
@@ -78,9 +79,11 @@ class VideoIndex:
 
 
 class ClassFinder:
-    """The class that the data set gives a video: official annotations, else its folder, else a token of its name.
+    """The class that the data set gives a video: official annotations, else its folder, else a
+    token of its name.
 
-    class_names: those of all class files. If these or official classes are there, a folder or token of another name
+    class_names: those of all class files. If these or official classes are there, a folder or token
+        of another name
     is not taken for a class, since mirrors have folders such as `part_1`"""
 
     def __init__(self, source: Source, class_names: Iterable[str]) -> None:
@@ -112,15 +115,18 @@ class ClassFinder:
 def _token_pattern(dataset: str, class_names: Iterable[str]) -> re.Pattern[str] | None:
     """How a file name states its class, if it does.
 
-    HMDB-51: `_<class>_[hulf]_[cn]m_np<N>_` with exact class names, the longest first, so that `draw_sword` is
-    not `sword`; checked against all 6766 official names."""
+    HMDB-51: `_<class>_[hulf]_[cn]m_np<N>_` with exact class names, the longest first, so that
+    `draw_sword` is not `sword`; checked against all 6766 official names."""
     if dataset == "ucf101":
         return _UCF_CLASS
     if dataset != "hmdb51":
         return None
     names = sorted(
-        {"_".join(re.findall(r"[^\W_]+", name)) for name in class_names}, key=lambda name: (-len(name), name)
+        {"_".join(re.findall(r"[^\W_]+", name)) for name in class_names},
+        key=lambda name: (-len(name), name),
     )
     if not names:
         return None
-    return re.compile("_(" + "|".join(map(re.escape, names)) + r")_[hulf]_[cn]m_np\d+_", re.IGNORECASE)
+    return re.compile(
+        "_(" + "|".join(map(re.escape, names)) + r")_[hulf]_[cn]m_np\d+_", re.IGNORECASE
+    )

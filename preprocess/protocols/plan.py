@@ -7,7 +7,14 @@ from pathlib import Path
 
 from preprocess.protocols.audit import LABELS, AuditReport, audit
 from preprocess.protocols.catalogue import MAPPING_FILE, SHARED_CLASS_DATASETS
-from preprocess.protocols.checkouts import ListUse, find_first, full_class_file, no_lists, open_checkouts, read_lists
+from preprocess.protocols.checkouts import (
+    ListUse,
+    find_first,
+    full_class_file,
+    no_lists,
+    open_checkouts,
+    read_lists,
+)
 from preprocess.protocols.draw import draw, folder_annotations
 from preprocess.protocols.halves import cut_in_halves
 from preprocess.protocols.lists import read_class_file
@@ -29,12 +36,16 @@ from shards.errors import ConfigError
 _YOUTUBE_ID_CHARS = 11
 
 
-def plan_protocols(source: Source, splits: Sequence[Path], *, labels: str = "csv", seed: int = 0) -> ProtocolPlan:
+def plan_protocols(
+    source: Source, splits: Sequence[Path], *, labels: str = "csv", seed: int = 0
+) -> ProtocolPlan:
     """Plan every manifest that the lists, else own draws, give for these videos; audit the labels.
 
-    splits: checkouts in order, the first that has a file wins; none: few_shot and base_to_novel are drawn by `seed`
+    splits: checkouts in order, the first that has a file wins; none: few_shot and base_to_novel are
+        drawn by `seed`
     labels: csv | official | legacy, see `preprocess.protocols.audit`
-    Raises: ConfigError for what a user must correct. A list line whose video is absent is not an error."""
+    Raises: ConfigError for what a user must correct. A list line whose video is absent is not an
+        error."""
     if labels not in LABELS:
         raise ConfigError(f"labels={labels}: not a way to read labels; known: {', '.join(LABELS)}")
     index = VideoIndex(source)
@@ -43,10 +54,14 @@ def plan_protocols(source: Source, splits: Sequence[Path], *, labels: str = "csv
     checkouts = open_checkouts(splits)
     uses = read_lists(source.dataset, checkouts)
     full_file = full_class_file(source.dataset, checkouts)
-    mapping = find_first(checkouts, (MAPPING_FILE,)) if source.dataset in SHARED_CLASS_DATASETS else None
+    mapping = (
+        find_first(checkouts, (MAPPING_FILE,)) if source.dataset in SHARED_CLASS_DATASETS else None
+    )
     if not uses and (source.annotations is None or (full_file is None and mapping is None)):
         raise no_lists(source.dataset, checkouts)
-    files = [use.class_file for use in uses if use.class_file is not None] + ([full_file] if full_file else [])
+    files = [use.class_file for use in uses if use.class_file is not None] + (
+        [full_file] if full_file else []
+    )
     finder = ClassFinder(source, (name for file in files for name in file.names))
     report = _audit_lines(uses, index, finder, labels)
     full = _full_names(full_file, report, labels)
@@ -55,7 +70,9 @@ def plan_protocols(source: Source, splits: Sequence[Path], *, labels: str = "csv
     if source.annotations is not None:
         official = fully_supervised(source.annotations, official_classes(source.annotations, full))
         if mapping is not None:
-            official += cross_dataset(source.dataset, source.annotations, read_class_file(mapping[1]))
+            official += cross_dataset(
+                source.dataset, source.annotations, read_class_file(mapping[1])
+            )
     first, second = (official, listed) if source.dataset == "ssv2" else (listed, official)
     taken = {selection.spec.path for selection in first}
     selections = first + [selection for selection in second if selection.spec.path not in taken]
@@ -82,7 +99,9 @@ def _plan_own(source: Source, index: VideoIndex, seed: int) -> ProtocolPlan:
             )
     if annotations is None:
         selections: list[Selection] = []
-        warnings = [f"{source.dataset}: neither --splits nor --annotations is given, so there are no manifests"]
+        warnings = [
+            f"{source.dataset}: neither --splits nor --annotations is given, so there are no manifests"
+        ]
     else:
         selections = fully_supervised(annotations, official_classes(annotations, None))
         own, warnings = draw(source.dataset, annotations, seed)
@@ -98,24 +117,32 @@ def _plan_own(source: Source, index: VideoIndex, seed: int) -> ProtocolPlan:
     )
 
 
-def _audit_lines(uses: Sequence[ListUse], index: VideoIndex, finder: ClassFinder, labels: str) -> AuditReport:
-    """Look up every list line, so that an ambiguous one is named with its number, and audit its label."""
+def _audit_lines(
+    uses: Sequence[ListUse], index: VideoIndex, finder: ClassFinder, labels: str
+) -> AuditReport:
+    """Look up every list line, so that an ambiguous one is named with its number, and audit its
+    label."""
     for split_list in {use.split_list.path: use.split_list for use in uses}.values():
         for number, name in zip(split_list.line_numbers, split_list.names, strict=True):
             index.find(name, where=f"{split_list.path}: line {number}")
-    return audit(uses, lambda name: finder.class_of(index.key_of(name), index.find(name, where="")), labels)
+    return audit(
+        uses, lambda name: finder.class_of(index.key_of(name), index.find(name, where="")), labels
+    )
 
 
 def _full_names(full_file: ClassFile | None, report: AuditReport, labels: str) -> ClassNames | None:
     """The names of all classes: audited if a list uses that file, else as they are in it."""
     if full_file is None:
         return None
-    as_written = ClassNames(full_file.names, "legacy" if labels == "legacy" else "csv", full_file.sha256)
+    as_written = ClassNames(
+        full_file.names, "legacy" if labels == "legacy" else "csv", full_file.sha256
+    )
     return report.names.get(full_file.path, as_written)
 
 
 def _own_classes(source: Source) -> list[str]:
-    """The data set's classes without a class file: the official ones, else those of the videos, sorted."""
+    """The data set's classes without a class file: the official ones, else those of the videos,
+    sorted."""
     if source.annotations is not None:
         return source.annotations.classes
     return sorted({video.class_name for video in source.videos if video.class_name is not None})
@@ -157,7 +184,9 @@ def _finish(
 ) -> ProtocolPlan:
     """Look up the videos of all selections and collect what is missing."""
     manifests = [_plan_manifest(selection, index) for selection in selections]
-    return ProtocolPlan(manifests, _missing_videos(index, finder), classes, warnings, num_audited, num_not_audited)
+    return ProtocolPlan(
+        manifests, _missing_videos(index, finder), classes, warnings, num_audited, num_not_audited
+    )
 
 
 def _plan_manifest(selection: Selection, index: VideoIndex) -> ManifestPlan:
@@ -189,12 +218,17 @@ def _plan_manifest(selection: Selection, index: VideoIndex) -> ManifestPlan:
 
 
 def _missing_videos(index: VideoIndex, finder: ClassFinder) -> list[MissingVideo]:
-    """Each absent video once: those that the annotation files name, then those of the lists just looked up.
+    """Each absent video once: those that the annotation files name, then those of the lists just
+    looked up.
 
-    Two spellings of one key count once, except in Kinetics, where case matters and a bare YouTube id is left out
-    if a name with times has it."""
+    Two spellings of one key count once, except in Kinetics, where case matters and a bare YouTube
+    id is left out if a name with times has it."""
     annotations = index.source.annotations
-    keys = [key for key in annotations.class_of if not index.has(key)] if annotations is not None else []
+    keys = (
+        [key for key in annotations.class_of if not index.has(key)]
+        if annotations is not None
+        else []
+    )
     keys += [index.key_of(name) for name in index.absent_names()]
     unique: dict[str, str] = {}
     for key in keys:

@@ -44,7 +44,8 @@ class ClassNames:
 
 @dataclass(frozen=True)
 class Selection:
-    """One manifest before its names are looked up: a list's names and labels, in the list's order."""
+    """One manifest before its names are looked up: a list's names and labels, in the list's
+    order."""
 
     spec: ManifestSpec
     classes: ClassNames
@@ -66,8 +67,10 @@ class PlannedRow:
 class ManifestPlan:
     """One manifest before its videos are decoded.
 
-    labels: whose names `classes` are: csv (the class file) | official (the data set) | legacy (the class file, kept)
-    expected: lines of the list; found lines are `rows`, names of the others are `missing`, both in its order"""
+    labels: whose names `classes` are: csv (the class file) | official (the data set) | legacy (the
+        class file, kept)
+    expected: lines of the list; found lines are `rows`, names of the others are `missing`, both in
+        its order"""
 
     protocol: str
     name: str
@@ -104,7 +107,8 @@ class ProtocolPlan:
 
     missing: each video once, sorted by key
     classes: the data set's classes, for pool.json
-    num_audited, num_not_audited: list lines whose class was known from another source, and the others"""
+    num_audited, num_not_audited: list lines whose class was known from another source, and the
+        others"""
 
     manifests: list[ManifestPlan]
     missing: list[MissingVideo]
@@ -117,7 +121,9 @@ class ProtocolPlan:
 def own_class_names(names: Iterable[str]) -> ClassNames:
     """Class names that come from the data set itself, not from a class file."""
     names = list(names)
-    return ClassNames(names, "official", sha256("".join(f"{name}\n" for name in names).encode()).hexdigest())
+    return ClassNames(
+        names, "official", sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    )
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ class SplitList:
 
     names: may hold surrogate escapes where the file is not UTF-8
     line_numbers: of each name, from 1
-    num_malformed: lines that are neither empty nor `path label`; `first_malformed` is the first one's number"""
+    num_malformed: lines that are neither empty nor `path label`; `first_malformed` is the first
+        one's number"""
 
     path: Path
     sha256: str

@@ -1,6 +1,7 @@
 """What the source files should be, from a pool or a list that was made while they were good.
 
-Decoding cannot see a flipped byte that leaves the code words whole, nor damage of the sound; size and sha256 can."""
+Decoding cannot see a flipped byte that leaves the code words whole, nor damage of the sound; size
+and sha256 can."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """What the comparison showed: videos with another size or sha256, and videos that nothing is stated of."""
+    """What the comparison showed: videos with another size or sha256, and videos that nothing is
+    stated of."""
 
     num_compared: int
     num_different: int
@@ -32,9 +34,11 @@ class SourceCheck:
 
 
 def read_expected(path: Path) -> dict[str, ExpectedSource]:
-    """Read key -> size and sha256 from a Parquet file with the columns of `samples.parquet`, or a CSV.
+    """Read key -> size and sha256 from a Parquet file with the columns of `samples.parquet`, or a
+    CSV.
 
-    The CSV has the columns key, size, sha256, with or without that header; an empty field is not compared.
+    The CSV has the columns key, size, sha256, with or without that header; an empty field is not
+    compared.
     Raises: ConfigError naming the file, the line and what was expected."""
     try:
         data = path.read_bytes()
@@ -53,7 +57,8 @@ def read_expected(path: Path) -> dict[str, ExpectedSource]:
 
 
 def differs(row: Mapping[str, Any], expected: ExpectedSource | None) -> str | None:
-    """Say how the file of a row of `samples.parquet` is not the expected one; None if it is, or nothing is expected."""
+    """Say how the file of a row of `samples.parquet` is not the expected one; None if it is, or
+    nothing is expected."""
     if expected is None:
         return None
     if expected.num_bytes is not None and row["source_bytes"] != expected.num_bytes:
@@ -64,7 +69,8 @@ def differs(row: Mapping[str, Any], expected: ExpectedSource | None) -> str | No
 
 
 def mark(row: Mapping[str, Any], expected: ExpectedSource | None) -> dict[str, Any]:
-    """The row with what `differs` says as a reason: `ok` becomes `damaged`, other verdicts stay and get it added."""
+    """The row with what `differs` says as a reason: `ok` becomes `damaged`, other verdicts stay and
+    get it added."""
     difference = differs(row, expected)
     if difference is None:
         return dict(row)
@@ -74,7 +80,8 @@ def mark(row: Mapping[str, Any], expected: ExpectedSource | None) -> dict[str, A
 
 
 def is_settled(row: Mapping[str, Any], expected: ExpectedSource | None) -> bool:
-    """Whether a stored row needs no mark any more: its file is the expected one, or its verdict says that it is not."""
+    """Whether a stored row needs no mark any more: its file is the expected one, or its verdict
+    says that it is not."""
     return row["verdict"] != "ok" or differs(row, expected) is None
 
 
@@ -88,7 +95,9 @@ def count_different(samples: pa.Table, expected: Mapping[str, ExpectedSource]) -
 
 
 def _read_parquet(data: bytes, path: Path) -> Iterable[tuple[str, str, int | None, str | None]]:
-    from shards.format.parquet import read_parquet  # here: decode workers import this file and read no Parquet
+    from shards.format.parquet import (
+        read_parquet,
+    )  # here: decode workers import this file and read no Parquet
 
     table = read_parquet(data, where=str(path), columns=_PARQUET_COLUMNS)
     if sorted(table.column_names) != sorted(_PARQUET_COLUMNS):
@@ -112,5 +121,7 @@ def _read_csv(data: bytes, path: Path) -> Iterable[tuple[str, str, int | None, s
         key, size, digest = line if len(line) == 3 else ("", "", "")
         digest = digest.lower()
         if not key or (size and not size.isdecimal()) or (digest and not _SHA256.fullmatch(digest)):
-            raise ConfigError(f"{path}: line {number}: {','.join(line)!r} is not of the form key,size,sha256")
+            raise ConfigError(
+                f"{path}: line {number}: {','.join(line)!r} is not of the form key,size,sha256"
+            )
         yield f"line {number}", key, int(size) if size else None, digest or None

@@ -1,4 +1,5 @@
-"""Rows of `samples.parquet` and the `<key>.json` of a sample, as plain values; no file is touched here."""
+"""Rows of `samples.parquet` and the `<key>.json` of a sample, as plain values; no file is touched
+here."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def read_row(video: SourceVideo, read: ReadVideo, source_sha256: str) -> dict[st
     }
 
 
-def undecodable_row(video: SourceVideo, reason: str, source_sha256: str | None = None) -> dict[str, Any]:
+def undecodable_row(
+    video: SourceVideo, reason: str, source_sha256: str | None = None
+) -> dict[str, Any]:
     """The row of a video that could not be read at all, or whose worker hung or died."""
     facts = {"verdict": "undecodable", "reason": reason, "source_sha256": source_sha256}
     return {**_source(video), **_COUNTS, **facts}
@@ -46,11 +49,19 @@ def undecodable_row(video: SourceVideo, reason: str, source_sha256: str | None =
 def missing_row(key: str, class_name: str | None) -> dict[str, Any]:
     """The row of a video that a list names and no file answers."""
     reason = "named by a list or an annotation file, no such video below --videos"
-    return {**_NOTHING, **_COUNTS, "key": key, "class_name": class_name, "verdict": "missing", "reason": reason}
+    return {
+        **_NOTHING,
+        **_COUNTS,
+        "key": key,
+        "class_name": class_name,
+        "verdict": "missing",
+        "reason": reason,
+    }
 
 
 def sample_facts(row: dict[str, Any]) -> dict[str, Any]:
-    """What `<key>.json` in the tar says: facts of the video and its frames, nothing of this machine or this run."""
+    """What `<key>.json` in the tar says: facts of the video and its frames, nothing of this machine
+    or this run."""
     return {name: row[name] for name in SAMPLE_FACTS}
 
 

@@ -1,7 +1,8 @@
 """What earlier runs left in a pool.
 
-A closed pool is `pool.json` and `samples.parquet`. A build that has not ended is `.build.json` (what it was started
-with), finished tars with their journals, at most one open tar, and `parts/` of finished parts."""
+A closed pool is `pool.json` and `samples.parquet`. A build that has not ended is `.build.json`
+(what it was started with), finished tars with their journals, at most one open tar, and `parts/` of
+finished parts."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class PoolState:
     """A folder as it was found.
 
     shards: what `samples.parquet` says, by index
-    broken: names of those whose tar is not there, has another size, or was being rewritten; they are built again
+    broken: names of those whose tar is not there, has another size, or was being rewritten; they
+        are built again
     libraries: versions that wrote what is there"""
 
     card: PoolCard | None
@@ -40,21 +42,27 @@ class PoolState:
     @property
     def whole(self) -> dict[str, ShardRows]:
         """The shards that need nothing, by name."""
-        return {shard.plan.name: shard for shard in self.shards if shard.plan.name not in self.broken}
+        return {
+            shard.plan.name: shard for shard in self.shards if shard.plan.name not in self.broken
+        }
 
     def is_closed(self, name: str) -> bool:
-        """Whether a shard stands whatever an earlier build has left beside it: the pool has a card and is sound there.
+        """Whether a shard stands whatever an earlier build has left beside it: the pool has a card
+        and is sound there.
 
         While shards of a pool are rewritten it has no card."""
         return self.card is not None and name in self.whole
 
 
 def load_state(store: Store, settings: BuildSettings) -> PoolState:
-    """Read what is there. Raises: ConfigError naming both values if it was built with other settings."""
+    """Read what is there. Raises: ConfigError naming both values if it was built with other
+    settings."""
     card = None
     if store.exists(POOL_CARD):
         card = parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD))
-        _check_settings(card.dataset, card.encoding.model_dump(), settings, where=store.uri(POOL_CARD))
+        _check_settings(
+            card.dataset, card.encoding.model_dump(), settings, where=store.uri(POOL_CARD)
+        )
     libraries = dict(card.libraries) if card else {}
     rewritten: frozenset[str] = frozenset()
     if store.exists(BUILD_NOTE):
@@ -66,10 +74,14 @@ def load_state(store: Store, settings: BuildSettings) -> PoolState:
     if store.exists(SAMPLES):
         shards = split_by_shard(read_samples(store.read(SAMPLES), where=store.uri(SAMPLES)))
     elif card is not None:
-        raise FormatError(f"{store.uri(SAMPLES)}: no such file beside pool.json; remove this folder and build again")
+        raise FormatError(
+            f"{store.uri(SAMPLES)}: no such file beside pool.json; remove this folder and build again"
+        )
     held = store.sizes(f"{SHARDS}/")
     broken = rewritten | {
-        shard.plan.name for shard in shards if held.get(tar_name(shard.plan.name)) != end_of_tar(shard.table)
+        shard.plan.name
+        for shard in shards
+        if held.get(tar_name(shard.plan.name)) != end_of_tar(shard.table)
     }
     return PoolState(card, shards, broken, libraries)
 
@@ -84,29 +96,42 @@ def write_note(
 ) -> None:
     """Say what the build that begins was started with, for the run that goes on after a kill.
 
-    rewritten: shards of a closed pool that it makes again; `samples.parquet` tells of their old bytes"""
+    rewritten: shards of a closed pool that it makes again; `samples.parquet` tells of their old
+        bytes"""
     note = {
-        **{"dataset": settings.dataset, "encoding": settings.encoding.model_dump(), "libraries": dict(libraries)},
+        **{
+            "dataset": settings.dataset,
+            "encoding": settings.encoding.model_dump(),
+            "libraries": dict(libraries),
+        },
         "rewritten": sorted(rewritten),
     }
     store.put(BUILD_NOTE, (json.dumps(note, sort_keys=True, indent=2) + "\n").encode())
 
 
 def join_versions(*versions: Mapping[str, str]) -> dict[str, str]:
-    """Versions that worked on one pool: `18.1.0`, or `18.1.0, 18.2.0` after an upgrade in between."""
+    """Versions that worked on one pool: `18.1.0`, or `18.1.0, 18.2.0` after an upgrade in
+    between."""
     names = sorted({name for version in versions for name in version})
     joined = {}
     for name in names:
-        parts = [part for version in versions if name in version for part in version[name].split(", ")]
+        parts = [
+            part for version in versions if name in version for part in version[name].split(", ")
+        ]
         joined[name] = ", ".join(dict.fromkeys(parts))
     return joined
 
 
 def library_versions(decoder: str = "pyav", hwaccel: str | None = None) -> dict[str, str]:
-    """The versions that decide a pool's bytes, and the hardware decoder if one was asked for. Raises: ConfigError."""
+    """The versions that decide a pool's bytes, and the hardware decoder if one was asked for.
+    Raises: ConfigError."""
     import av
 
-    always = {"av": av.__version__, "simplejpeg": metadata.version("simplejpeg"), "bmpt": _own_version()}
+    always = {
+        "av": av.__version__,
+        "simplejpeg": metadata.version("simplejpeg"),
+        "bmpt": _own_version(),
+    }
     if decoder == "ffmpeg":  # PyAV still reads the facts of the container
         from preprocess.decode.ffmpeg_process import ffmpeg_version
 
@@ -125,14 +150,20 @@ def _read_note(store: Store) -> dict[str, Any]:
         note = json.loads(store.read(BUILD_NOTE))
         return {name: note[name] for name in ("dataset", "encoding", "libraries", "rewritten")}
     except (ValueError, KeyError, TypeError):
-        raise FormatError(f"{store.uri(BUILD_NOTE)}: is damaged; remove this folder and build again") from None
+        raise FormatError(
+            f"{store.uri(BUILD_NOTE)}: is damaged; remove this folder and build again"
+        ) from None
 
 
-def _check_settings(dataset: str, encoding: Mapping[str, Any], settings: BuildSettings, *, where: str) -> None:
+def _check_settings(
+    dataset: str, encoding: Mapping[str, Any], settings: BuildSettings, *, where: str
+) -> None:
     before = {"dataset": dataset, **encoding}
     now = {"dataset": settings.dataset, **settings.encoding.model_dump()}
     differ = [
-        f"{name} was {before.get(name)!r} and is now {now[name]!r}" for name in now if before.get(name) != now[name]
+        f"{name} was {before.get(name)!r} and is now {now[name]!r}"
+        for name in now
+        if before.get(name) != now[name]
     ]
     if differ:
         raise ConfigError(
@@ -144,7 +175,9 @@ def _own_version() -> str:
     """From the checkout, which may never have been installed, else from the installed package."""
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():
-        found = re.search(r'^version = "(.+)"$', project.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found = re.search(
+            r'^version = "(.+)"$', project.read_text(encoding="utf-8"), flags=re.MULTILINE
+        )
         if found:
             return found[1]
     return metadata.version("bmpt")

@@ -15,19 +15,32 @@ from shards.errors import ConfigError
 
 __all__ = ["DATASETS", "Annotations", "OfficialList", "Source", "SourceVideo", "open_source"]
 
-DATASETS: tuple[str, ...] = ("kinetics400", "kinetics600", "ucf101", "hmdb51", "ssv2", "folder", "demo")
+DATASETS: tuple[str, ...] = (
+    "kinetics400",
+    "kinetics600",
+    "ucf101",
+    "hmdb51",
+    "ssv2",
+    "folder",
+    "demo",
+)
 
 
 def open_source(dataset: str, videos: Path, annotations: Path | None) -> Source:
     """Find all videos of a data set and read its annotation files.
 
-    Raises: ConfigError for an unknown data set, a missing folder, unusable annotations, two files of one key."""
+    Raises: ConfigError for an unknown data set, a missing folder, unusable annotations, two files
+        of one key."""
     if dataset not in DATASETS:
         near = difflib.get_close_matches(dataset, DATASETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"--dataset {dataset}: no such data set; {hint}known: {', '.join(DATASETS)}")
+        raise ConfigError(
+            f"--dataset {dataset}: no such data set; {hint}known: {', '.join(DATASETS)}"
+        )
     official = _read_annotations(dataset, annotations) if annotations is not None else None
-    spelling = {fold_name(name): name for name in official.classes} if official is not None else None
+    spelling = (
+        {fold_name(name): name for name in official.classes} if official is not None else None
+    )
     found: dict[str, SourceVideo] = {}
     for file in scan_videos(videos, dataset):
         key = video_key(dataset, file.relative_path)
@@ -41,8 +54,12 @@ def open_source(dataset: str, videos: Path, annotations: Path | None) -> Source:
             class_name = folder_class(dataset, file.relative_path)
             if class_name is not None and spelling is not None:
                 class_name = spelling.get(fold_name(class_name))
-        found[key] = SourceVideo(key, file.path, storable(file.relative_path), file.num_bytes, class_name)
-    clash = first_clash(video.class_name for video in found.values() if video.class_name is not None)
+        found[key] = SourceVideo(
+            key, file.path, storable(file.relative_path), file.num_bytes, class_name
+        )
+    clash = first_clash(
+        video.class_name for video in found.values() if video.class_name is not None
+    )
     if clash is not None:
         raise ConfigError(
             f"{videos}: the classes {clash[0]!r} and {clash[1]!r} differ only in case, spaces, `_` or `-`, which lists "

@@ -1,7 +1,7 @@
 """Any data set with one folder a class, `<class>/<video>`; the demo has the same layout.
 
-The class of a video is the folder that holds it. Annotation files are optional: `train.txt` and `val.txt`, a
-relative path a line, say which videos train where the split is not to be drawn."""
+The class of a video is the folder that holds it. Annotation files are optional: `train.txt` and
+`val.txt`, a relative path a line, say which videos train where the split is not to be drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from pathlib import Path
 
 from preprocess.sources.naming import PATH_KEYED, storable, video_key
 from preprocess.sources.records import Annotations, OfficialList
-from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
+from preprocess.sources.textfiles import (
+    TextFile,
+    find_annotation_files,
+    nothing_found,
+    read_text_file,
+)
 from shards.errors import ConfigError
 
 _LISTS = re.compile(r"(train|val)\.txt")
@@ -21,8 +26,8 @@ _SPLIT_FOLDER = re.compile(r"(?:train|val|validate|validation|test)(?:[-_]?\d+)?
 def folder_class(dataset: str, relative_path: str) -> str | None:
     """The name of the folder that holds a video, None if that is `--videos` itself.
 
-    In the published data sets `train`, `val`, `test` (also `val_256`) are not classes; in one's own they may be.
-    Something-Something V2 has no class folders."""
+    In the published data sets `train`, `val`, `test` (also `val_256`) are not classes; in one's own
+    they may be. Something-Something V2 has no class folders."""
     folder = relative_path.rpartition("/")[0].rpartition("/")[2]
     if not folder or dataset == "ssv2":
         return None
@@ -56,4 +61,6 @@ def _read_list(dataset: str, file: TextFile) -> OfficialList:
                 f"{file.path}: line {number}: {name!r} is not `class/video.mp4`; put the class folder first"
             )
         classes.append(class_name)
-    return OfficialList(1, file.path.stem, names, classes, f"official {file.path.name}", file.sha256)
+    return OfficialList(
+        1, file.path.stem, names, classes, f"official {file.path.name}", file.sha256
+    )

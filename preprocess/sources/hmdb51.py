@@ -1,4 +1,5 @@
-"""HMDB-51: `class/file.avi`; `<class>_test_split<N>.txt`, lines `file.avi flag` with a space at the end.
+"""HMDB-51: `class/file.avi`; `<class>_test_split<N>.txt`, lines `file.avi flag` with a space at the
+end.
 
 Flag 1 is train (70 a class), 2 is test (30), 0 neither; each file names all videos of its class."""
 
@@ -10,7 +11,12 @@ from pathlib import Path
 
 from preprocess.sources.naming import video_key
 from preprocess.sources.records import Annotations, OfficialList
-from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
+from preprocess.sources.textfiles import (
+    TextFile,
+    find_annotation_files,
+    nothing_found,
+    read_text_file,
+)
 from shards.errors import ConfigError
 
 _FILES = re.compile(r"(.+)_test_split([123])\.txt")
@@ -22,7 +28,9 @@ def read_annotations(folder: Path) -> Annotations:
     found = find_annotation_files(folder, _FILES)
     if not found:
         raise nothing_found(folder, "brush_hair_test_split1.txt and its like, three a class")
-    flagged: dict[int, list[tuple[str, str, str | None]]] = {}  # split number -> (class, name, split)
+    flagged: dict[
+        int, list[tuple[str, str, str | None]]
+    ] = {}  # split number -> (class, name, split)
     digests: dict[int, list[bytes]] = {}
     for class_name, number, path in sorted(_parts(path) for path in found.values()):
         file = read_text_file(path)
@@ -41,7 +49,11 @@ def read_annotations(folder: Path) -> Annotations:
         for number, rows in sorted(flagged.items())
         for flag, split in (("1", "train"), ("2", "val"))
     ]
-    class_of = {video_key("hmdb51", name): class_name for rows in flagged.values() for class_name, name, _ in rows}
+    class_of = {
+        video_key("hmdb51", name): class_name
+        for rows in flagged.values()
+        for class_name, name, _ in rows
+    }
     return Annotations(sorted({_parts(path)[0] for path in found.values()}), class_of, lists)
 
 

@@ -1,6 +1,8 @@
-"""Kinetics-400 and -600: `<YouTube id>_<start>_<end>.mp4` or the bare id, in class or train/val/test folders.
+"""Kinetics-400 and -600: `<YouTube id>_<start>_<end>.mp4` or the bare id, in class or
+train/val/test folders.
 
-Official CSVs: columns label, youtube_id, time_start, time_end (seconds; six digits in file names)."""
+Official CSVs: columns label, youtube_id, time_start, time_end (seconds; six digits in file
+    names)."""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from pathlib import Path
 
 from preprocess.sources.naming import first_clash, video_key
 from preprocess.sources.records import Annotations, OfficialList
-from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
+from preprocess.sources.textfiles import (
+    TextFile,
+    find_annotation_files,
+    nothing_found,
+    read_text_file,
+)
 from shards.errors import ConfigError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -33,18 +40,26 @@ def read_annotations(folder: Path, dataset: str) -> Annotations:
             )
         files[split] = read_text_file(path)
     if not files:
-        raise nothing_found(folder, f"{dataset}_train.csv and {dataset}_val.csv with the columns {','.join(_COLUMNS)}")
+        raise nothing_found(
+            folder,
+            f"{dataset}_train.csv and {dataset}_val.csv with the columns {','.join(_COLUMNS)}",
+        )
     lists = [_read_list(file, split) for split, file in sorted(files.items())]
     class_of, class_of_id = _classes_of_videos(lists)
-    classes = sorted({name for rows in lists for name in rows.classes}, key=lambda name: (name.casefold(), name))
+    classes = sorted(
+        {name for rows in lists for name in rows.classes}, key=lambda name: (name.casefold(), name)
+    )
     _check_spellings(classes, folder)
     return Annotations(classes, class_of, lists, class_of_id)
 
 
 def _file_pattern(dataset: str) -> re.Pattern[str]:
-    """`*train.csv`, `*val.csv`, `*validate.csv`, unless the name says another release (kinetics-700_val.csv)."""
+    """`*train.csv`, `*val.csv`, `*validate.csv`, unless the name says another release
+    (kinetics-700_val.csv)."""
     release = dataset.removeprefix("kinetics")
-    return re.compile(rf"(?!.*(?:kinetics|k)[-_ ]?(?!{release})\d00)(?:.*[^a-z])?(train|val|validate|validation)\.csv")
+    return re.compile(
+        rf"(?!.*(?:kinetics|k)[-_ ]?(?!{release})\d00)(?:.*[^a-z])?(train|val|validate|validation)\.csv"
+    )
 
 
 def _read_list(file: TextFile, split: str) -> OfficialList:
@@ -56,7 +71,9 @@ def _read_list(file: TextFile, split: str) -> OfficialList:
         )
     rows = [row for row in reader if row["youtube_id"] and row["label"]]
     if not rows:
-        raise ConfigError(f"{file.path}: holds no row with a label and a youtube_id; get the official file again")
+        raise ConfigError(
+            f"{file.path}: holds no row with a label and a youtube_id; get the official file again"
+        )
     return OfficialList(
         number=1,
         split=split,
@@ -83,7 +100,9 @@ def _classes_of_videos(lists: list[OfficialList]) -> tuple[dict[str, str], dict[
         for name, class_name in zip(rows.names, rows.classes, strict=True):
             class_of[video_key("kinetics", name)] = class_name
             video_id = name[:11]
-            class_of_id[video_id] = class_name if class_of_id.get(video_id, class_name) == class_name else None
+            class_of_id[video_id] = (
+                class_name if class_of_id.get(video_id, class_name) == class_name else None
+            )
     return class_of, {video_id: name for video_id, name in class_of_id.items() if name is not None}
 
 

@@ -16,7 +16,8 @@ _YOUTUBE_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:_\d+_\d+)?")
 
 
 def video_key(dataset: str, name: str) -> str:
-    """The key of a path on disk or in a list: without folders (except `folder`, `demo`) and extension, encoded."""
+    """The key of a path on disk or in a list: without folders (except `folder`, `demo`) and
+    extension, encoded."""
     stem = strip_extension(name)
     if dataset not in PATH_KEYED:
         stem = stem.rpartition("/")[2]
@@ -30,18 +31,21 @@ def strip_extension(name: str) -> str:
 
 
 def storable(text: str) -> str:
-    """Percent-encode what is not UTF-8 (surrogate escapes), so that the text can stand in a table."""
+    """Percent-encode what is not UTF-8 (surrogate escapes), so that the text can stand in a
+    table."""
     return text if text.isascii() else _NOT_UTF8.sub(_percent, text)
 
 
 def youtube_id(key: str) -> str | None:
-    """The 11 characters in front of `_<start>_<end>`, or alone; ids hold `-` and `_`, hence from the right."""
+    """The 11 characters in front of `_<start>_<end>`, or alone; ids hold `-` and `_`, hence from
+    the right."""
     match = _YOUTUBE_NAME.fullmatch(key)
     return match[1] if match else None
 
 
 def first_clash(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two different names that fold to one, which no list could tell apart; None if there are none."""
+    """Two different names that fold to one, which no list could tell apart; None if there are
+    none."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(fold_name(name), name)

@@ -58,7 +58,8 @@ class Annotations:
 
     classes: official spelling, official order
     class_of: key -> class of every video that the files name
-    class_of_id: YouTube id -> class; Kinetics only, since lists and mirrors drop the times from the name"""
+    class_of_id: YouTube id -> class; Kinetics only, since lists and mirrors drop the times from the
+        name"""
 
     classes: list[str]
     class_of: Mapping[str, str]
@@ -75,7 +76,8 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Source:
-    """All videos of a data set, sorted by the UTF-8 bytes of their keys, and its annotations if given."""
+    """All videos of a data set, sorted by the UTF-8 bytes of their keys, and its annotations if
+    given."""
 
     dataset: str
     root: Path

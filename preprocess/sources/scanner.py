@@ -15,7 +15,8 @@ from shards.errors import ConfigError, StorageError
 class VideoFile:
     """A file with a video extension; `relative_path` as the system gives it, `/` between parts.
 
-    A broken link or a device is one too, of 0 bytes: it becomes a row, like every video that cannot be read."""
+    A broken link or a device is one too, of 0 bytes: it becomes a row, like every video that cannot
+    be read."""
 
     path: Path
     relative_path: str
@@ -23,7 +24,8 @@ class VideoFile:
 
 
 def scan_videos(root: Path, dataset: str) -> list[VideoFile]:
-    """List every video file below `root`, symlinks followed (a link to a folder above itself is not).
+    """List every video file below `root`, symlinks followed (a link to a folder above itself is
+    not).
 
     Cost: one stat a file. Raises: ConfigError if the folder is missing or holds no video."""
     if not root.is_dir():
@@ -32,12 +34,15 @@ def scan_videos(root: Path, dataset: str) -> list[VideoFile]:
     files = list(_walk(root.absolute(), "", ()))
     if not files:
         extensions = " ".join(VIDEO_EXTENSIONS)
-        raise ConfigError(f"{root}: holds no video file ({extensions}); give the {dataset} videos with --videos DIR")
+        raise ConfigError(
+            f"{root}: holds no video file ({extensions}); give the {dataset} videos with --videos DIR"
+        )
     return files
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[VideoFile]:
-    """Yield the videos of one folder and those below it; `above` are the (device, inode) of its ancestors."""
+    """Yield the videos of one folder and those below it; `above` are the (device, inode) of its
+    ancestors."""
     try:
         facts = folder.stat()
         here = (facts.st_dev, facts.st_ino)
@@ -46,10 +51,14 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         with os.scandir(folder) as listing:
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be read: {error.strerror or error}; check the permissions") from None
+        raise StorageError(
+            f"{folder}: cannot be read: {error.strerror or error}; check the permissions"
+        ) from None
     for entry in entries:
         path = folder / entry.name
         if path.is_dir():
             yield from _walk(path, f"{prefix}{entry.name}/", (*above, here))
         elif strip_extension(entry.name) not in ("", entry.name):
-            yield VideoFile(path, prefix + entry.name, entry.stat().st_size if path.is_file() else 0)
+            yield VideoFile(
+                path, prefix + entry.name, entry.stat().st_size if path.is_file() else 0
+            )

@@ -1,7 +1,8 @@
 """Something-Something V2: `<id>.webm` in one folder; labels, train and validation as JSON.
 
-A video's class is its template without the brackets around `[something]`; labels.json gives the order. A single
-JSON file of the validation form under any name is also read, as a validation list."""
+A video's class is its template without the brackets around `[something]`; labels.json gives the
+order. A single JSON file of the validation form under any name is also read, as a validation
+list."""
 
 from __future__ import annotations
 
@@ -12,7 +13,12 @@ from typing import Any
 
 from preprocess.sources.naming import fold_name, video_key
 from preprocess.sources.records import Annotations, OfficialList
-from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
+from preprocess.sources.textfiles import (
+    TextFile,
+    find_annotation_files,
+    nothing_found,
+    read_text_file,
+)
 from shards.errors import ConfigError
 
 _FILES = re.compile(r"(?:something-something-v2-)?(labels|train|validation)\.json")
@@ -21,7 +27,9 @@ _ANY_JSON = re.compile(r".+\.json")
 
 def read_annotations(folder: Path) -> Annotations:
     """Read the official files. Raises: ConfigError naming the file."""
-    files = {_kind(path): read_text_file(path) for path in find_annotation_files(folder, _FILES).values()}
+    files = {
+        _kind(path): read_text_file(path) for path in find_annotation_files(folder, _FILES).values()
+    }
     if not files:
         files = {"validation": _single_list(folder)}
     entries = {kind: _entries(files[kind]) for kind in ("train", "validation") if kind in files}
@@ -32,7 +40,9 @@ def read_annotations(folder: Path) -> Annotations:
     official = {fold_name(name): name for name in classes}
     lists = []
     for kind, rows in entries.items():
-        unknown = sorted({class_name for _, class_name in rows if fold_name(class_name) not in official})
+        unknown = sorted(
+            {class_name for _, class_name in rows if fold_name(class_name) not in official}
+        )
         if unknown:
             raise ConfigError(
                 f"{files[kind].path}: the template {unknown[0]!r} is not in {files['labels'].path}; "
@@ -64,7 +74,9 @@ def _kind(path: Path) -> str:
 
 def _single_list(folder: Path) -> TextFile:
     """The one JSON file of the validation form in the folder or up to two levels below."""
-    candidates = [read_text_file(path) for path in find_annotation_files(folder, _ANY_JSON).values()]
+    candidates = [
+        read_text_file(path) for path in find_annotation_files(folder, _ANY_JSON).values()
+    ]
     lists = [file for file in candidates if _is_list(_parse(file))]
     if len(lists) > 1:
         raise ConfigError(
@@ -72,7 +84,9 @@ def _single_list(folder: Path) -> TextFile:
             "name them something-something-v2-train.json and something-something-v2-validation.json"
         )
     if not lists:
-        raise nothing_found(folder, "something-something-v2-labels.json, ...-train.json, ...-validation.json")
+        raise nothing_found(
+            folder, "something-something-v2-labels.json, ...-train.json, ...-validation.json"
+        )
     return lists[0]
 
 
@@ -80,7 +94,9 @@ def _entries(file: TextFile) -> list[tuple[str, str]]:
     """(id, class) of each video of a train or validation list."""
     values = _parse(file)
     if not _is_list(values):
-        raise ConfigError(f'{file.path}: is not a list of {{"id": ..., "template": ...}}; get the official file again')
+        raise ConfigError(
+            f'{file.path}: is not a list of {{"id": ..., "template": ...}}; get the official file again'
+        )
     return [(str(value["id"]), re.sub(r"[\[\]]", "", value["template"])) for value in values]
 
 
@@ -88,7 +104,9 @@ def _is_list(values: Any) -> bool:
     return (
         isinstance(values, list)
         and bool(values)
-        and all(isinstance(value, dict) and "id" in value and "template" in value for value in values)
+        and all(
+            isinstance(value, dict) and "id" in value and "template" in value for value in values
+        )
     )
 
 
@@ -96,7 +114,9 @@ def _read_classes(file: TextFile) -> list[str]:
     """The names of {name: id}, in the order of the ids (numbers written as text)."""
     values = _parse(file)
     if not isinstance(values, dict) or not all(str(value).isdecimal() for value in values.values()):
-        raise ConfigError(f'{file.path}: is not an object {{"name": "id", ...}}; get the official file again')
+        raise ConfigError(
+            f'{file.path}: is not an object {{"name": "id", ...}}; get the official file again'
+        )
     return sorted(values, key=lambda name: int(values[name]))
 
 

@@ -15,14 +15,16 @@ _LEVELS_BELOW = 2
 
 @dataclass(frozen=True)
 class TextFile:
-    """Text without a byte order mark; bytes that are not UTF-8 are surrogate escapes; sha256 of the raw bytes."""
+    """Text without a byte order mark; bytes that are not UTF-8 are surrogate escapes; sha256 of the
+    raw bytes."""
 
     path: Path
     text: str
     sha256: str
 
     def lines(self) -> list[str]:
-        """The lines without their ends (LF or CRLF); `str.splitlines` would also cut at U+2028 and form feeds."""
+        """The lines without their ends (LF or CRLF); `str.splitlines` would also cut at U+2028 and
+        form feeds."""
         return [line.removesuffix("\r") for line in self.text.split("\n")]
 
 
@@ -37,9 +39,11 @@ def read_text_file(path: Path) -> TextFile:
 
 
 def find_annotation_files(folder: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
-    """The files whose names match, by name, from the first of: `folder`, one level below, two levels below.
+    """The files whose names match, by name, from the first of: `folder`, one level below, two
+    levels below.
 
-    Raises: ConfigError if the folder is missing or one name is there twice; an empty answer is the caller's."""
+    Raises: ConfigError if the folder is missing or one name is there twice; an empty answer is the
+        caller's."""
     for level in _levels(folder):
         found: dict[str, Path] = {}
         for path in level:
@@ -64,11 +68,19 @@ def nothing_found(folder: Path, expected: str) -> ConfigError:
 
 
 def _levels(folder: Path) -> Iterator[list[Path]]:
-    """The files of the folder, then those of its subfolders, then those of theirs; hidden ones left out."""
+    """The files of the folder, then those of its subfolders, then those of theirs; hidden ones left
+    out."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give --annotations the folder of the annotation files")
+        raise ConfigError(
+            f"{folder}: no such folder; give --annotations the folder of the annotation files"
+        )
     folders = [folder]
     for _ in range(_LEVELS_BELOW + 1):
-        entries = [entry for parent in folders for entry in sorted(parent.iterdir()) if not entry.name.startswith(".")]
+        entries = [
+            entry
+            for parent in folders
+            for entry in sorted(parent.iterdir())
+            if not entry.name.startswith(".")
+        ]
         yield [entry for entry in entries if not entry.is_dir()]
         folders = [entry for entry in entries if entry.is_dir()]

@@ -1,7 +1,8 @@
-"""UCF-101: `Class/v_Class_gNN_cNN.avi`; classInd.txt, trainlist0N.txt (labels from 1), testlist0N.txt (none).
+"""UCF-101: `Class/v_Class_gNN_cNN.avi`; classInd.txt, trainlist0N.txt (labels from 1),
+testlist0N.txt (none).
 
-128 files of the class HandstandPushups are named `v_HandStandPushups_...`, so a class is read from the folder
-of a line, never from the file name."""
+128 files of the class HandstandPushups are named `v_HandStandPushups_...`, so a class is read from
+the folder of a line, never from the file name."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ from pathlib import Path
 
 from preprocess.sources.naming import video_key
 from preprocess.sources.records import Annotations, OfficialList
-from preprocess.sources.textfiles import TextFile, find_annotation_files, nothing_found, read_text_file
+from preprocess.sources.textfiles import (
+    TextFile,
+    find_annotation_files,
+    nothing_found,
+    read_text_file,
+)
 from shards.errors import ConfigError
 
 _FILES = re.compile(r"classInd\.txt|(train|test)list0([123])\.txt")
@@ -35,7 +41,9 @@ def _read_classes(file: TextFile) -> list[str]:
     """`<number from 1> <Class>` a line."""
     classes = [line.split()[1] for line in file.lines() if len(line.split()) == 2]
     if not classes:
-        raise ConfigError(f"{file.path}: holds no line `1 ApplyEyeMakeup`; get the official file again")
+        raise ConfigError(
+            f"{file.path}: holds no line `1 ApplyEyeMakeup`; get the official file again"
+        )
     return classes
 
 

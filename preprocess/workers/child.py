@@ -1,4 +1,5 @@
-"""The process that decodes: reads tasks from a pipe, answers rows and JPEG bytes, can be killed at any time.
+"""The process that decodes: reads tasks from a pipe, answers rows and JPEG bytes, can be killed at
+any time.
 
 Imports libav, numpy and the JPEG library; never torch or webdataset (2 s and 225 MB a worker)."""
 
@@ -39,7 +40,8 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A worker's answer: the row without a place in a shard, and the frames as JPEG (none if undecodable)."""
+    """A worker's answer: the row without a place in a shard, and the frames as JPEG (none if
+    undecodable)."""
 
     row: dict[str, Any]
     frames: list[bytes]
@@ -48,7 +50,8 @@ class Decoded:
 def open_reader(options: DecodeOptions) -> Callable[[Path], ReadVideo]:
     """Make what reads videos, once a process: PyAV in this process, or one FFmpeg process a video.
 
-    One video at a time; it raises OSError, SampleError or what libav raises if a file cannot be read.
+    One video at a time; it raises OSError, SampleError or what libav raises if a file cannot be
+    read.
     Raises: ConfigError if there is no FFmpeg, or it cannot use the hardware that was asked for."""
     from preprocess.decode.pixels import FrameEncoder
     from preprocess.decode.pyav_reader import read_video, set_up_logging
@@ -73,10 +76,13 @@ def decode_video(video: SourceVideo, read_file: Callable[[Path], ReadVideo]) -> 
     try:
         source_sha256 = hash_file(video.path)
         read = read_file(video.path)
-    except OSError as error:  # libav's errors are among them; their text may name another file, strerror does not
+    # libav's errors are among them; their text may name another file, strerror does not
+    except OSError as error:
         reason = error.strerror or type(error).__name__
         return Decoded(undecodable_row(video, f"cannot be read: {reason}", source_sha256), [])
-    except Exception as error:  # whatever a malformed file makes a library raise; named, counted, never hidden
+    except (
+        Exception
+    ) as error:  # whatever a malformed file makes a library raise; named, counted, never hidden
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Decoded(undecodable_row(video, f"cannot be read: {reason}", source_sha256), [])
     return Decoded(mark(read_row(video, read, source_sha256), video.expected), read.frames)
@@ -92,7 +98,8 @@ def serve(connection_fd: int) -> None:
         connection.send(READY)
         while True:
             video = connection.recv()
-            # the coordinator kills at the deadline; if it is gone, SIGALRM ends even a decoder that holds Python's lock
+            # the coordinator kills at the deadline; if it is gone, SIGALRM ends even a decoder that
+            # holds Python's lock
             signal.setitimer(signal.ITIMER_REAL, options.timeout_seconds + _GRACE_SECONDS)
             answer = decode_video(video, read_file)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -102,7 +109,8 @@ def serve(connection_fd: int) -> None:
 
 
 def _end_with_coordinator(connection_fd: int) -> None:
-    """Watch for the coordinator's end of the pipe to be closed, and end at once, in the middle of a video too."""
+    """Watch for the coordinator's end of the pipe to be closed, and end at once, in the middle of a
+    video too."""
     hung_up = select.poll()
     hung_up.register(connection_fd, 0)
 

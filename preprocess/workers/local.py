@@ -1,8 +1,9 @@
-"""The coordinator's side of the decode workers: start them, hand out videos in order, kill what hangs.
+"""The coordinator's side of the decode workers: start them, hand out videos in order, kill what
+hangs.
 
-A worker is a new Python process with a pipe and a session of its own (Ctrl-C reaches the coordinator alone); not
-forked, since threads of Arrow and obstore do not survive a fork, and not `multiprocessing.Process`, which would
-run the caller's main module again in each worker."""
+A worker is a new Python process with a pipe and a session of its own (Ctrl-C reaches the
+coordinator alone); not forked, since threads of Arrow and obstore do not survive a fork, and not
+`multiprocessing.Process`, which would run the caller's main module again in each worker."""
 
 from __future__ import annotations
 
@@ -24,8 +25,12 @@ from preprocess.sources import SourceVideo
 from preprocess.workers.child import READY, Decoded, DecodeOptions
 from shards.errors import ConfigError
 
-_AHEAD_PER_WORKER = 8  # how far decoding may run ahead of the first unfinished video; about 1 MB a video
-_LARGE_BYTES = 100_000_000  # 10 minutes of 1080p have 300 MB and take 22 s (h264) to 54 s (VP9) of a free core
+_AHEAD_PER_WORKER = (
+    8  # how far decoding may run ahead of the first unfinished video; about 1 MB a video
+)
+_LARGE_BYTES = (
+    100_000_000  # 10 minutes of 1080p have 300 MB and take 22 s (h264) to 54 s (VP9) of a free core
+)
 _START_SECONDS = 60.0  # for a worker's imports; 0.4 s on an idle machine
 _KILLED_STARTS = 3  # one after the other: a node that goes, or no memory
 _SERVE = "import sys; from preprocess.workers.child import serve; serve(int(sys.argv[1]))"
@@ -33,7 +38,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def limit_seconds(video: SourceVideo, timeout_seconds: float) -> float:
-    """The time that a video has: the timeout, in a file of more than 100 MB the timeout for each 100 MB."""
+    """The time that a video has: the timeout, in a file of more than 100 MB the timeout for each
+    100 MB."""
     return timeout_seconds * max(1.0, video.num_bytes / _LARGE_BYTES)
 
 
@@ -77,8 +83,11 @@ class _Worker:
             self.connection.send(what)
 
     def set_deadline(self) -> None:
-        """The time for one video; a worker that is not ready yet gets the time for its imports on top."""
-        self.deadline = time.monotonic() + self.limit_seconds + (0.0 if self.is_ready else _START_SECONDS)
+        """The time for one video; a worker that is not ready yet gets the time for its imports on
+        top."""
+        self.deadline = (
+            time.monotonic() + self.limit_seconds + (0.0 if self.is_ready else _START_SECONDS)
+        )
 
     def kill(self) -> int:
         """End the process whatever it is doing; returns its exit code, negative for a signal."""
@@ -90,7 +99,8 @@ class _Worker:
 class WorkerPool:
     """Decodes videos in killable processes; a context manager, leaving it kills them.
 
-    A video whose worker hangs or dies is tried once more alone, with nothing else running, and is undecodable
+    A video whose worker hangs or dies is tried once more alone, with nothing else running, and is
+    undecodable
     after that: the reason says which."""
 
     def __init__(self, num_workers: int, options: DecodeOptions) -> None:
@@ -103,7 +113,10 @@ class WorkerPool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for worker in self._workers:
             worker.kill()
@@ -127,10 +140,14 @@ class WorkerPool:
                     else:
                         failures[done] = answer
                         alone.append(done)
-            self._hand_out(videos, waiting, alone, position + 1 + ahead)  # nobody waits while this answer is written
+            self._hand_out(
+                videos, waiting, alone, position + 1 + ahead
+            )  # nobody waits while this answer is written
             yield answers.pop(position)
 
-    def _hand_out(self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int) -> None:
+    def _hand_out(
+        self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int
+    ) -> None:
         """Give idle workers the next videos; a second try waits until nothing else runs."""
         num_busy = sum(worker.position is not None for worker in self._workers)
         while waiting or alone:
@@ -165,10 +182,14 @@ class WorkerPool:
                 yield position, self._receive(worker)
             elif time.monotonic() >= worker.deadline:
                 self._replace(worker)
-                yield position, f"the decoder did not end within {worker.limit_seconds:g} s, tried twice"
+                yield (
+                    position,
+                    f"the decoder did not end within {worker.limit_seconds:g} s, tried twice",
+                )
 
     def _greet(self, worker: _Worker) -> None:
-        """Take a worker's first message; one that was killed while it started is replaced, its video not blamed.
+        """Take a worker's first message; one that was killed while it started is replaced, its
+        video not blamed.
 
         Raises: ConfigError if it could not start by itself, or if one after the other is killed."""
         try:
@@ -201,7 +222,9 @@ class WorkerPool:
     def _replace(self, worker: _Worker, *, died: bool = False) -> int:
         """Drop a worker; the next one is started when it is needed. Returns its exit code."""
         self._workers.remove(worker)
-        if died:  # its end of the pipe is closed; wait, so that the code is its own and not our SIGKILL
+        if (
+            died
+        ):  # its end of the pipe is closed; wait, so that the code is its own and not our SIGKILL
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=5)
         return worker.kill()

@@ -1,8 +1,11 @@
-"""`--engine ray`: decode on all nodes of a Ray cluster; this process still plans, orders and alone writes tars.
+"""`--engine ray`: decode on all nodes of a Ray cluster; this process still plans, orders and alone
+writes tars.
 
-A task is one video. In it a node's Ray process has a decoder of its own, killable like a local worker: a video that
-hangs or crashes a decoder ends neither Ray's process nor its node, so whatever ends these is never a video's verdict
-and Ray itself sends the task again. The nodes get this code with the job; libraries and videos they must have."""
+A task is one video. In it a node's Ray process has a decoder of its own, killable like a local
+worker: a video that hangs or crashes a decoder ends neither Ray's process nor its node, so whatever
+    ends these is never a video's verdict
+and Ray itself sends the task again. The nodes get this code with the job; libraries and videos they
+must have."""
 
 from __future__ import annotations
 
@@ -35,9 +38,16 @@ from preprocess.workers.local import WorkerPool
 from shards.errors import BmptError, ConfigError
 from shards.files import hash_file
 
-_RETRIES = 10  # of a task whose node or Ray process is gone; one video that loses eleven is no accident
-_TASKS_PER_CPU = 2  # one waits where it will run: 5 to 10 % less time than with 1, for videos of 25 ms
-_CONNECT_SECONDS, _CLUSTER_SECONDS = 5.0, 30.0  # for a TCP connection, and for a cluster to take a driver
+_RETRIES = (
+    10  # of a task whose node or Ray process is gone; one video that loses eleven is no accident
+)
+_TASKS_PER_CPU = (
+    2  # one waits where it will run: 5 to 10 % less time than with 1, for videos of 25 ms
+)
+_CONNECT_SECONDS, _CLUSTER_SECONDS = (
+    5.0,
+    30.0,
+)  # for a TCP connection, and for a cluster to take a driver
 _PACKAGES = ("preprocess", "shards")
 _ROOT = Path(__file__).resolve().parents[2]
 _JOIN = """
@@ -55,7 +65,8 @@ _NODE_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _ENVIRONMENT = {
     **_NODE_ENVIRONMENT,
     "RAY_USAGE_STATS_ENABLED": "0",
-    # a task that its node's memory does not hold counts like a decoder that the kernel kills; Ray tries it for ever
+    # a task that its node's memory does not hold counts like a decoder that the kernel kills; Ray
+    # tries it for ever
     "RAY_task_oom_retries": "0",
 }
 
@@ -63,11 +74,14 @@ _ENVIRONMENT = {
 class RayPool(WorkerPool):
     """Decodes videos as tasks of a Ray cluster; a context manager, leaving it ends what it started.
 
-    Order, look-ahead and the second try alone are those of `WorkerPool`, with one difference: alone means alone in
-    this build, whatever else the cluster does."""
+    Order, look-ahead and the second try alone are those of `WorkerPool`, with one difference: alone
+    means alone in this build, whatever else the cluster does."""
 
-    def __init__(self, options: DecodeOptions, *, address: str | None, num_tasks: int | None) -> None:
-        """address: of a running cluster, None starts one of this machine; num_tasks: at once, None for all CPUs."""
+    def __init__(
+        self, options: DecodeOptions, *, address: str | None, num_tasks: int | None
+    ) -> None:
+        """address: of a running cluster, None starts one of this machine; num_tasks: at once, None
+        for all CPUs."""
         super().__init__(num_tasks or count_cores(), options)
         self._address = address
         self._num_tasks = num_tasks
@@ -78,7 +92,8 @@ class RayPool(WorkerPool):
         self._task: Any = None
 
     def __enter__(self) -> RayPool:
-        """Start or join a cluster. Raises: ConfigError if Ray is not installed or no cluster answers."""
+        """Start or join a cluster. Raises: ConfigError if Ray is not installed or no cluster
+        answers."""
         _check_installed()
         import ray
 
@@ -86,7 +101,9 @@ class RayPool(WorkerPool):
             _check_cluster(self._address)
         with contextlib.ExitStack() as opened:
             # Ray prints the log of a node that dies to stdout, which is the report's
-            opened.enter_context(contextlib.redirect_stdout(opened.enter_context(Path(os.devnull).open("w"))))
+            opened.enter_context(
+                contextlib.redirect_stdout(opened.enter_context(Path(os.devnull).open("w")))
+            )
             opened.callback(ray.shutdown)
             _connect(self._address, num_cpus=self._num_workers)
             self._num_in_flight = self._count_tasks()
@@ -95,28 +112,41 @@ class RayPool(WorkerPool):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        self._running = {}  # not cancelled: Ray 2.60 aborts this process if a task answers while it is cancelled
+        # not cancelled: Ray 2.60 aborts this process if a task answers while it is cancelled
+        self._running = {}
         with _without_stderr():
             self._opened.close()
 
     def _count_tasks(self) -> int:
-        """How many are sent: as many as asked for in a cluster of others, else what keeps all CPUs busy."""
+        """How many are sent: as many as asked for in a cluster of others, else what keeps all CPUs
+        busy."""
         import ray
 
         num_cpus = int(ray.cluster_resources().get("CPU", 0))
         if num_cpus == 0:
-            raise ConfigError(f"--ray-address {self._address}: no node of the cluster has a CPU for tasks")
+            raise ConfigError(
+                f"--ray-address {self._address}: no node of the cluster has a CPU for tasks"
+            )
         if self._address is not None and self._num_tasks is not None:
             return self._num_tasks
         self._num_workers = num_cpus
         return num_cpus * _TASKS_PER_CPU
 
-    def _hand_out(self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int) -> None:
+    def _hand_out(
+        self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int
+    ) -> None:
         while waiting or alone:
             source = alone or waiting
-            if (alone and self._running) or len(self._running) >= self._num_in_flight or source[0] >= horizon:
+            if (
+                (alone and self._running)
+                or len(self._running) >= self._num_in_flight
+                or source[0] >= horizon
+            ):
                 return
             position = source.popleft()
             reference = self._task.remote(self._options, videos[position])
@@ -161,7 +191,8 @@ class RayPool(WorkerPool):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a node made of one video, or what went wrong with its decoder; `libraries` as `library_versions()`."""
+    """What a node made of one video, or what went wrong with its decoder; `libraries` as
+    `library_versions()`."""
 
     node: str
     libraries: dict[str, str]
@@ -186,7 +217,9 @@ def _decode_on_node(options: DecodeOptions, video: SourceVideo) -> _Answer:
     return _Answer(_node_name(), _node_libraries(options), _node_decoder(options).try_once(video))
 
 
-_node_decoder = functools.cache(_Decoder)  # once a Ray process, like what follows; a job has one kind of options
+_node_decoder = functools.cache(
+    _Decoder
+)  # once a Ray process, like what follows; a job has one kind of options
 
 
 @functools.cache
@@ -209,15 +242,20 @@ def _check_installed() -> None:
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise ConfigError("--engine ray needs Ray, which is not installed: pip install -e '.[ray]'") from None
+        raise ConfigError(
+            "--engine ray needs Ray, which is not installed: pip install -e '.[ray]'"
+        ) from None
 
 
 def _check_cluster(address: str) -> None:
-    """Join in a process that can be killed: ray.init() at a wrong port tries for minutes. Raises: ConfigError."""
+    """Join in a process that can be killed: ray.init() at a wrong port tries for minutes. Raises:
+    ConfigError."""
     try:
         if address != "auto":
             host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+            socket.create_connection(
+                (host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS
+            ).close()
         subprocess.run(
             [sys.executable, "-c", _JOIN, address],
             stdin=subprocess.DEVNULL,
@@ -232,7 +270,11 @@ def _check_cluster(address: str) -> None:
             reason = "it asks for its token, which Ray sends if RAY_AUTH_MODE is set to token"
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_CLUSTER_SECONDS:g} s"
-    except (OSError, OverflowError, UnicodeError) as error:  # the others for a port or a name that none can have
+    except (
+        OSError,
+        OverflowError,
+        UnicodeError,
+    ) as error:  # the others for a port or a name that none can have
         reason = getattr(error, "strerror", None) or str(error)
     else:
         return
@@ -246,7 +288,9 @@ def _connect(address: str | None, *, num_cpus: int) -> None:
     """Join the cluster, or start one of this machine; send this code to the nodes."""
     import ray
 
-    own: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False} if address is None else {}
+    own: dict[str, Any] = (
+        {"num_cpus": num_cpus, "include_dashboard": False} if address is None else {}
+    )
     with tempfile.TemporaryDirectory() as folder, _keep_sigterm_handler():
         _copy_code(Path(folder))
         ray.init(
@@ -261,8 +305,12 @@ def _connect(address: str | None, *, num_cpus: int) -> None:
 def _copy_code(folder: Path) -> None:
     """What a node needs of this project, with the version for `library_versions()` there."""
     for package in _PACKAGES:
-        shutil.copytree(_ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "pyproject.toml").write_text(f'version = "{library_versions()["bmpt"]}"\n', encoding="utf-8")
+        shutil.copytree(
+            _ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (folder / "pyproject.toml").write_text(
+        f'version = "{library_versions()["bmpt"]}"\n', encoding="utf-8"
+    )
 
 
 @contextlib.contextmanager
@@ -290,7 +338,8 @@ def _keep_sigterm_handler() -> Iterator[None]:
 
 
 def _check_sight(answer: _Answer, video: SourceVideo) -> None:
-    """Raises: ConfigError if a node could not read a file that this machine can: no verdict, a file system."""
+    """Raises: ConfigError if a node could not read a file that this machine can: no verdict, a file
+    system."""
     if isinstance(answer.result, str) or answer.result.row["source_sha256"] is not None:
         return
     try:
@@ -304,12 +353,15 @@ def _check_sight(answer: _Answer, video: SourceVideo) -> None:
 
 
 def _node_error(error: Any) -> Exception:
-    """What an exception in a task means: of a node without what it needs a sentence, else a bug and its traceback."""
+    """What an exception in a task means: of a node without what it needs a sentence, else a bug and
+    its traceback."""
     cause = error.cause
     if not isinstance(cause, (ImportError, BmptError)) and _NO_IMPORT not in str(cause):
         return error
     reason = str(cause).strip().rpartition("\n")[2]
-    node = re.search(r"ip=([^,)\s]+)", str(error))  # in the text alone: the exception has the cause's attributes
+    node = re.search(
+        r"ip=([^,)\s]+)", str(error)
+    )  # in the text alone: the exception has the cause's attributes
     return ConfigError(
         f"node {node[1] if node else 'of the cluster'} cannot decode ({reason}); every node needs the libraries of "
         "this project as this machine has them, install them there"

@@ -1,10 +1,12 @@
 """Compare what `--dry-run` estimates with the build itself: bytes out and seconds.
 
-    python scripts/bench/estimate_build.py FOLDER [FOLDER ...] [--copies 20] [--workers 1 2] [--seeds 3] [--json]
+    python scripts/bench/estimate_build.py FOLDER [FOLDER ...] [--copies 20] [--workers 1 2]
+    [--seeds 3] [--json]
 
-FOLDERs of videos are taken together. `--copies` links each video N times under other names, so that the probe sees
-only a part of them. Each estimate and each build is a process of its own; for a seed they follow one another, so that
-a busy machine slows both alike. Builds go to a temporary folder."""
+FOLDERs of videos are taken together. `--copies` links each video N times under other names, so that
+the probe sees only a part of them. Each estimate and each build is a process of its own; for a seed
+they follow one another, so that a busy machine slows both alike. Builds go to a temporary
+folder."""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ class Comparison:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print a line each and the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--copies", type=int, default=1, metavar="N")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
@@ -83,7 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def link_videos(folders: Sequence[Path], root: Path, copies: int) -> int:
     """Link each video `copies` times into one tree. Returns: the number of links."""
-    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix.lower() in VIDEO_EXTENSIONS)
+    paths = sorted(
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix.lower() in VIDEO_EXTENSIONS
+    )
     for number, path in enumerate(paths):
         folder = root / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +103,14 @@ def link_videos(folders: Sequence[Path], root: Path, copies: int) -> int:
 
 def compare(scratch: Path, workers: int, seed: int) -> Comparison:
     """Estimate, build, and read both reports."""
-    shared = ["--videos", str(scratch / "videos"), "--workers", str(workers), "--set", f"seed={seed}"]
+    shared = [
+        "--videos",
+        str(scratch / "videos"),
+        "--workers",
+        str(workers),
+        "--set",
+        f"seed={seed}",
+    ]
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         planned = run([*shared, "--out", out, "--dry-run"])
         built = run([*shared, "--out", out])
@@ -122,7 +138,8 @@ def run(args: Sequence[str]) -> Any:
 
 
 def as_line(one: Comparison) -> str:
-    """`2 workers, seed 0: 71 of 1420 videos probed; 12.1 s for 11.8 s (+3 %), 61.3 MB for 60.2 MB (+2 %)`."""
+    """`2 workers, seed 0: 71 of 1420 videos probed; 12.1 s for 11.8 s (+3 %), 61.3 MB for 60.2 MB
+    (+2 %)`."""
     return (
         f"{one.workers} workers, seed {one.seed}: {one.probed} of {one.videos} videos probed; "
         f"{one.estimated_seconds:.1f} s for {one.real_seconds:.1f} s ({one.seconds_error:+.0%}), "

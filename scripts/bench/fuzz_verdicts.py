@@ -1,9 +1,11 @@
-"""Damage real clips in thousands of ways and print what the verdicts catch: the long version of the fuzz test.
+"""Damage real clips in thousands of ways and print what the verdicts catch: the long version of the
+fuzz test.
 
     python scripts/bench/fuzz_verdicts.py CLIPS [--seeds 3] [--clips 20] [--json]
 
-CLIPS is a folder of whole videos; its subfolders are the groups of the table. About 0.1 s a copy, 0.4 s for h264 in
-720p. Ends with 1 if a clean clip is flagged, or if less is seen than the project promises."""
+CLIPS is a folder of whole videos; its subfolders are the groups of the table. About 0.1 s a copy,
+0.4 s for h264 in 720p. Ends with 1 if a clean clip is flagged, or if less is seen than the project
+promises."""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the packages and tests of this checkout
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # the packages and tests of this checkout
 
 import numpy as np
 
@@ -32,16 +36,28 @@ from tests.preprocess.fuzz import (
 
 SUFFIXES = {".avi", ".mp4", ".webm", ".mkv", ".mov", ".m4v"}
 CUTS = [Damage("cut", percent) for percent in (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98)]
-INNER = [Damage("flip", 1), Damage("flip", 8), Damage("flip", 40), Damage("zero", 512), Damage("zero", 4096)]
+INNER = [
+    Damage("flip", 1),
+    Damage("flip", 8),
+    Damage("flip", 40),
+    Damage("zero", 512),
+    Damage("zero", 4096),
+]
 VERDICTS = ("short", "undecodable", "damaged", "ok")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clips", type=Path, metavar="CLIPS")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="copies of each inner damage a clip")
-    parser.add_argument("--clips", type=int, dest="num_clips", metavar="N", help="only N clips, drawn by --seed")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="copies of each inner damage a clip"
+    )
+    parser.add_argument(
+        "--clips", type=int, dest="num_clips", metavar="N", help="only N clips, drawn by --seed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
@@ -50,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not clips:
         parser.error(f"{options.clips}: no videos below it")
     if options.num_clips is not None and options.num_clips < len(clips):
-        drawn = np.random.default_rng(options.seed).choice(len(clips), options.num_clips, replace=False)
+        drawn = np.random.default_rng(options.seed).choice(
+            len(clips), options.num_clips, replace=False
+        )
         clips = [clips[index] for index in sorted(drawn)]
     alarms, outcomes = run(clips, options.clips, num_seeds=options.seeds, seed=options.seed)
     broken = broken_promises(alarms, outcomes)
@@ -61,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-def run(clips: Sequence[Path], root: Path, *, num_seeds: int, seed: int) -> tuple[list[str], list[Outcome]]:
-    """Judge the clean clips and all damaged copies. Returns: what is said of clean ones, and the outcomes."""
+def run(
+    clips: Sequence[Path], root: Path, *, num_seeds: int, seed: int
+) -> tuple[list[str], list[Outcome]]:
+    """Judge the clean clips and all damaged copies. Returns: what is said of clean ones, and the
+    outcomes."""
     alarms: list[str] = []
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -74,7 +95,9 @@ def run(clips: Sequence[Path], root: Path, *, num_seeds: int, seed: int) -> tupl
             group = clip.relative_to(root).parts[0]
             damages = [*CUTS, *INNER * num_seeds]
             outcomes += try_damages(clip, damages, scratch=Path(scratch), seed=seed, group=group)
-            print(f"{number}/{len(clips)} clips, {len(outcomes)} copies", file=sys.stderr, flush=True)
+            print(
+                f"{number}/{len(clips)} clips, {len(outcomes)} copies", file=sys.stderr, flush=True
+            )
     return alarms, outcomes
 
 
@@ -85,22 +108,43 @@ def broken_promises(alarms: Sequence[str], outcomes: Sequence[Outcome]) -> list[
         if outcome.damage.kind == "cut" and not outcome.is_flagged:
             broken.append(f"{outcome.clip}: cut to {outcome.damage.amount} % and ok")
     for (codec, damage), (_, changed, flagged) in count_flagged(outcomes).items():
-        if damage.kind != "flip" or codec == "vp8" or (damage.amount == 1 and changed < FEWEST_SINGLE_FLIPS):
+        if (
+            damage.kind != "flip"
+            or codec == "vp8"
+            or (damage.amount == 1 and changed < FEWEST_SINGLE_FLIPS)
+        ):
             continue
         share = MIN_SHARE_OF_SINGLE_FLIPS.get(codec, 0.0) if damage.amount == 1 else 1.0
         if flagged < share * changed:
-            broken.append(f"{codec}, {damage.amount} flipped bytes: {flagged} of {changed} seen, below {share:.0%}")
+            broken.append(
+                f"{codec}, {damage.amount} flipped bytes: {flagged} of {changed} seen, below {share:.0%}"
+            )
     return broken
 
 
-def as_json(num_clips: int, alarms: list[str], outcomes: Sequence[Outcome], broken: list[str]) -> dict[str, object]:
+def as_json(
+    num_clips: int, alarms: list[str], outcomes: Sequence[Outcome], broken: list[str]
+) -> dict[str, object]:
     """The tables as plain data."""
     rows = [
-        {"codec": codec, "damage": damage.kind, "amount": damage.amount, "copies": n, "changed": m, "flagged": k}
+        {
+            "codec": codec,
+            "damage": damage.kind,
+            "amount": damage.amount,
+            "copies": n,
+            "changed": m,
+            "flagged": k,
+        }
         for (codec, damage), (n, m, k) in count_flagged(outcomes).items()
     ]
     cuts = {group: dict(counts) for group, counts in count_cuts(outcomes).items()}
-    return {"clips": num_clips, "false_alarms": alarms, "cuts": cuts, "damages": rows, "broken_promises": broken}
+    return {
+        "clips": num_clips,
+        "false_alarms": alarms,
+        "cuts": cuts,
+        "damages": rows,
+        "broken_promises": broken,
+    }
 
 
 def count_cuts(outcomes: Sequence[Outcome]) -> dict[str, Counter[str]]:
@@ -112,18 +156,26 @@ def count_cuts(outcomes: Sequence[Outcome]) -> dict[str, Counter[str]]:
     return counts
 
 
-def print_tables(num_clips: int, alarms: list[str], outcomes: Sequence[Outcome], broken: list[str]) -> None:
+def print_tables(
+    num_clips: int, alarms: list[str], outcomes: Sequence[Outcome], broken: list[str]
+) -> None:
     """Print the tables as Markdown."""
     print(f"clean: {num_clips - len(alarms)} of {num_clips} ok\n")
-    print("| cut to 10 .. 98 % | copies | short | undecodable | damaged | missed |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| cut to 10 .. 98 % | copies | short | undecodable | damaged | missed |\n|---|---:|---:|---:|---:|---:|"
+    )
     for group, counts in count_cuts(outcomes).items():
         cells = " | ".join(str(counts[name]) for name in VERDICTS)
         print(f"| {group} | {counts.total()} | {cells} |")
-    print("\n| codec | damage | copies | pixels change | flagged of these |\n|---|---|---:|---:|---:|")
+    print(
+        "\n| codec | damage | copies | pixels change | flagged of these |\n|---|---|---:|---:|---:|"
+    )
     counted = count_flagged(outcome for outcome in outcomes if outcome.damage.kind != "cut")
     for (codec, damage), (copies, changed, flagged) in sorted(counted.items(), key=_row_order):
         share = f" ({flagged / changed:.0%})" if changed else ""
-        print(f"| {codec} | {damage.kind} {damage.amount} | {copies} | {changed} | {flagged}{share} |")
+        print(
+            f"| {codec} | {damage.kind} {damage.amount} | {copies} | {changed} | {flagged}{share} |"
+        )
     for text in broken:
         print(f"NOT KEPT: {text}")
 

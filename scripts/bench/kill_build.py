@@ -1,4 +1,5 @@
-"""Kill a build at random instants, and compare every file with an undisturbed build: the long version of the test.
+"""Kill a build at random instants, and compare every file with an undisturbed build: the long
+version of the test.
 
     python scripts/bench/kill_build.py --kills 200 --seed 0
 
@@ -19,7 +20,9 @@ from tests.preprocess.kills import check_equal, kill_again_and_again, undisturbe
 
 def main() -> None:
     """Build, kill, compare, print the work that was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -29,10 +32,14 @@ def main() -> None:
         seconds = undisturbed(videos, root / "reference")
         print(f"an undisturbed build takes {seconds:.2f} s")
         out = root / "pool"
-        done = kill_again_and_again(videos, out, kills=options.kills, build_seconds=seconds, seed=options.seed)
+        done = kill_again_and_again(
+            videos, out, kills=options.kills, build_seconds=seconds, seed=options.seed
+        )
         check_equal(root / "reference", out)
         lost = [kill for kill in done if 0 <= kill.num_after < kill.num_before]
-        print(f"{len(done)} kills, every sha256 equals the undisturbed build's; {len(lost)} kills lost finished videos")
+        print(
+            f"{len(done)} kills, every sha256 equals the undisturbed build's; {len(lost)} kills lost finished videos"
+        )
 
 
 if __name__ == "__main__":

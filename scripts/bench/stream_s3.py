@@ -1,10 +1,12 @@
 """Compare streaming from an S3 server on this machine with streaming the same pool from its folder.
 
-    python scripts/bench/stream_s3.py POOL MANIFEST [--latency-ms 100] [--repeats 3] [--seconds 5] [--json]
+    python scripts/bench/stream_s3.py POOL MANIFEST [--latency-ms 100] [--repeats 3] [--seconds 5]
+    [--json]
 
-Starts SeaweedFS (of the dev extra), copies the pool into it, and streams with two loader processes: from the folder,
-from the server, from the server with each answer late by `--latency-ms`, and from the cache of an earlier epoch.
-Everything shares this machine's cores: the server's processor time is stated beside each rate."""
+Starts SeaweedFS (of the dev extra), copies the pool into it, and streams with two loader processes:
+from the folder, from the server, from the server with each answer late by `--latency-ms`, and from
+the cache of an earlier epoch. Everything shares this machine's cores: the server's processor time
+is stated beside each rate."""
 
 from __future__ import annotations
 
@@ -34,13 +36,16 @@ from tests.object_store import run_object_server
 from tests.process_memory import children_of
 
 BUCKET, LOADER_PROCESSES = "bench", 2
-NEAR = ReadSettings(latency_seconds=0.001, bytes_per_second=300e6)  # one machine: reading 0.3 MB costs a request
+NEAR = ReadSettings(
+    latency_seconds=0.001, bytes_per_second=300e6
+)  # one machine: reading 0.3 MB costs a request
 FAR = ReadSettings(requests_in_flight=64)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """clips_per_second: the best of all repeats; server_cores: processors that the server kept busy then"""
+    """clips_per_second: the best of all repeats; server_cores: processors that the server kept busy
+    then"""
 
     clips_per_second: float
     first_batch_seconds: float
@@ -49,7 +54,9 @@ class Measured:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all sides `--repeats` times and print the best of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pool", type=Path)
     parser.add_argument("manifest")
     parser.add_argument("--latency-ms", type=float, default=100.0)
@@ -108,9 +115,12 @@ def _processor_seconds(pid: int) -> float:
 
 @contextmanager
 def run_late_server(endpoint: str, seconds: float) -> Iterator[str]:
-    """A server in a process of its own that passes every request on late; answers go through the kernel alone."""
+    """A server in a process of its own that passes every request on late; answers go through the
+    kernel alone."""
     here, there = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=_serve_late, args=(endpoint, seconds, there), daemon=True)
+    process = get_context("spawn").Process(
+        target=_serve_late, args=(endpoint, seconds, there), daemon=True
+    )
     process.start()
     try:
         yield here.recv()

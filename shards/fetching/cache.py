@@ -1,12 +1,14 @@
-"""A bounded cache on local disk, shared by all processes of a node: one load of each piece, never over its cap.
+"""A bounded cache on local disk, shared by all processes of a node: one load of each piece, never
+over its cap.
 
-    <folder>/locks/000 .. fff   who loads a piece holds the lock of its stripe, so that the others wait and then find it
-    <folder>/used               bytes that are taken or promised, kept under its own lock
-    <folder>/pieces/<xx>/<name> whole pieces; `.part` of full length from the promise until it is written, `.passing` if
+    <folder>/locks/000 .. fff   who loads a piece holds the lock of its stripe, so that the others
+    wait and then find it <folder>/used               bytes that are taken or promised, kept under
+    its own lock <folder>/pieces/<xx>/<name> whole pieces; `.part` of full length from the promise
+    until it is written, `.passing` if
                                 nobody will want them again soon
 
-Everything may be removed at any time. The kernel releases locks when a process ends; a `.part` whose lock is free is
-nobody's, and the next count removes it."""
+Everything may be removed at any time. The kernel releases locks when a process ends; a `.part`
+whose lock is free is nobody's, and the next count removes it."""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _PASSING = ".passing"
 class Cache:
     """Pieces by name; a name stands for one content for ever.
 
-    max_bytes: hard cap of all pieces together; passing_bytes: so many bytes of passing pieces are in use, the newest;
+    max_bytes: hard cap of all pieces together; passing_bytes: so many bytes of passing pieces are
+        in use, the newest;
     the others go before anything else"""
 
     def __init__(self, folder: Path, *, max_bytes: int, passing_bytes: int = 0) -> None:
@@ -46,10 +49,12 @@ class Cache:
         *,
         is_passing: bool = False,
     ) -> tuple[list[bytes], bool]:
-        """Read ranges (start, size) of a piece of `size` bytes, loading it if no process of this node has.
+        """Read ranges (start, size) of a piece of `size` bytes, loading it if no process of this
+        node has.
 
         load: gives the whole piece, checked. Returns: the ranges, and whether the piece was there.
-        A folder that cannot be written is said once and costs the cache, not the run. Raises: what `load` raises."""
+        A folder that cannot be written is said once and costs the cache, not the run. Raises: what
+        `load` raises."""
         place = self._place(name, is_passing=is_passing)
         found = _read_file(place, size, ranges)
         if found is not None:
@@ -88,7 +93,8 @@ class Cache:
         return _locked(self._stripe(place))
 
     def _stripe(self, place: Path) -> Path:
-        """4096 of them: of the 128 loads of 8 ranks with 16 requests each, 3 % wait for another piece's."""
+        """4096 of them: of the 128 loads of 8 ranks with 16 requests each, 3 % wait for another
+        piece's."""
         return self.folder / "locks" / (place.parent.name + place.name[0])
 
     def _store(self, place: Path, data: bytes) -> None:
@@ -106,7 +112,8 @@ class Cache:
             raise
 
     def _promise(self, part: Path, size: int) -> bool:
-        """Take room by a file of that length; see `_make_room` for what goes. False if it never fits."""
+        """Take room by a file of that length; see `_make_room` for what goes. False if it never
+        fits."""
         if size > self.max_bytes:
             return False
         with _locked(self.folder / "used") as descriptor:
@@ -123,7 +130,8 @@ class Cache:
         return fits
 
     def _make_room(self, room: int) -> int:
-        """Count what is there and remove pieces until at most `room` bytes are left. Returns: the bytes left.
+        """Count what is there and remove pieces until at most `room` bytes are left. Returns: the
+        bytes left.
 
         Passing pieces that have passed go first, then what was not used for longest."""
         pieces: list[tuple[float, int, Path]] = []
@@ -168,7 +176,8 @@ class Cache:
 
 
 def room_bytes(max_bytes: int) -> int:
-    """What a run may rely on under a cap: of the pieces used last, so many bytes stay whenever room is made."""
+    """What a run may rely on under a cap: of the pieces used last, so many bytes stay whenever room
+    is made."""
     return int(_ROOM_LEFT * max_bytes)
 
 

@@ -1,8 +1,10 @@
-"""Which bytes of a shard are fetched together, and which of them a cache keeps: pure functions, the same everywhere.
+"""Which bytes of a shard are fetched together, and which of them a cache keeps: pure functions, the
+same everywhere.
 
-An extent is a run of neighbouring samples that one request reads. Two are joined if reading what lies between them is
-cheaper than another request, and if it stays a small part of what is needed: a sparse selection reads its samples and
-next to nothing else, a dense one reads shards in large pieces."""
+An extent is a run of neighbouring samples that one request reads. Two are joined if reading what
+lies between them is cheaper than another request, and if it stays a small part of what is needed: a
+sparse selection reads its samples and next to nothing else, a dense one reads shards in large
+pieces."""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ _SAMPLE = np.dtype([("offset", "<i8"), ("size", "<i8"), ("sha256", "S64")])
 
 @dataclass(frozen=True)
 class RequestCost:
-    """What object storage costs; the defaults are a guess at S3 within a region, `bmpt plan --measure` has yours.
+    """What object storage costs; the defaults are a guess at S3 within a region, `bmpt plan
+    --measure` has yours.
 
     latency_seconds: until the first byte; bytes_per_second: of one connection"""
 
@@ -47,8 +50,10 @@ class RequestCost:
 class Extents:
     """Extents of one manifest, by shard and place.
 
-    shard: name of each; start, stop: its bytes [start, stop), int64 [E]; of_row: the extent of each row, int64 [N]
-    by_place: all rows by shard and offset, int64 [N]; first: where those of an extent begin in it, int64 [E + 1]
+    shard: name of each; start, stop: its bytes [start, stop), int64 [E]; of_row: the extent of each
+        row, int64 [N]
+    by_place: all rows by shard and offset, int64 [N]; first: where those of an extent begin in it,
+        int64 [E + 1]
     content: a hash over offset, size and sha256 of the samples in it, 16 bytes [E]"""
 
     shard: list[str]
@@ -82,7 +87,8 @@ class Retention:
     """What a cache does with extents.
 
     kept: which stay from pass to pass, bool [E]
-    passing_bytes: room for the others, which stay while a pass is among their shards; 0 if they are never cached"""
+    passing_bytes: room for the others, which stay while a pass is among their shards; 0 if they are
+        never cached"""
 
     kept: npt.NDArray[np.bool_]
     passing_bytes: int
@@ -95,8 +101,11 @@ class Retention:
 def plan_extents(manifest: Manifest, cost: RequestCost) -> Extents:
     """Cut what a manifest needs into extents, the same in every process; 240,000 rows in 0.7 s.
 
-    An extent grows to the bytes that take as long as a request: larger ones would delay the first batch."""
-    shards = [sys.intern(shard) for shard in manifest.table["shard"].to_pylist()]  # a name is pickled once
+    An extent grows to the bytes that take as long as a request: larger ones would delay the first
+    batch."""
+    shards = [
+        sys.intern(shard) for shard in manifest.table["shard"].to_pylist()
+    ]  # a name is pickled once
     samples = np.empty(len(manifest), _SAMPLE)
     for name in _SAMPLE.names or ():
         samples[name] = manifest.table[name].to_pylist()
@@ -130,7 +139,9 @@ def plan_extents(manifest: Manifest, cost: RequestCost) -> Extents:
     firsts.append(len(by_place))
     listed = samples[by_place].tobytes()
     content = [
-        hashlib.blake2b(listed[_SAMPLE.itemsize * start : _SAMPLE.itemsize * stop], digest_size=16).digest()
+        hashlib.blake2b(
+            listed[_SAMPLE.itemsize * start : _SAMPLE.itemsize * stop], digest_size=16
+        ).digest()
         for start, stop in pairwise(firsts)
     ]
     return Extents(
@@ -144,11 +155,14 @@ def plan_extents(manifest: Manifest, cost: RequestCost) -> Extents:
     )
 
 
-def plan_retention(extents: Extents, room_bytes: int, *, group_shards: int | None = None) -> Retention:
+def plan_retention(
+    extents: Extents, room_bytes: int, *, group_shards: int | None = None
+) -> Retention:
     """Choose what stays in a cache: extents in file order until `room_bytes` are full.
 
-    A cache that takes all in would throw each out before the next pass comes for it. group_shards: of a grouped order;
-    if two of its groups fit (ranks and workers are not in step), what is not kept passes through the cache."""
+    A cache that takes all in would throw each out before the next pass comes for it. group_shards:
+    of a grouped order; if two of its groups fit (ranks and workers are not in step), what is not
+    kept passes through the cache."""
     passing_bytes = 0
     if group_shards is not None and extents.total_bytes > room_bytes:
         passing_bytes = 2 * group_bytes(extents, group_shards)
@@ -164,7 +178,8 @@ def plan_retention(extents: Extents, room_bytes: int, *, group_shards: int | Non
 
 
 def group_bytes(extents: Extents, group_shards: int) -> int:
-    """What the largest group of so many shards takes; a grouped order may put any shards together."""
+    """What the largest group of so many shards takes; a grouped order may put any shards
+    together."""
     of_shard: Counter[str] = Counter()
     for shard, size in zip(extents.shard, extents.sizes.tolist(), strict=True):
         of_shard[shard] += size

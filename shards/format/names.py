@@ -1,4 +1,5 @@
-"""Names of videos and classes, so that two sources that spell them differently can be told to mean the same."""
+"""Names of videos and classes, so that two sources that spell them differently can be told to mean
+the same."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ def fold_name(class_name: str) -> str:
 
 
 def video_stem(key: str) -> str:
-    """The file name of a sample's video without its extension, as it is on disk: the last part of the key, decoded."""
+    """The file name of a sample's video without its extension, as it is on disk: the last part of
+    the key, decoded."""
     return unquote(key.rpartition("/")[2], errors="surrogateescape")
 
 
 def is_utf8(name: str) -> bool:
-    """Whether it has no surrogates, as names that were read from a file in another encoding have."""
+    """Whether it has no surrogates, as names that were read from a file in another encoding
+    have."""
     return name.encode("utf-8", "replace").decode() == name

@@ -1,4 +1,5 @@
-"""What a pool is made of: `pool.json`, `samples.parquet` and the manifests, every field with unit and meaning.
+"""What a pool is made of: `pool.json`, `samples.parquet` and the manifests, every field with unit
+and meaning.
 
 `shards/README.md` is the same for readers of the data. A change here is a change of the format."""
 
@@ -33,30 +34,64 @@ SAMPLES_SCHEMA = pa.schema(
         _column("key", pa.string(), "stable sample id, see shards/README.md"),
         _column("verdict", pa.string(), "ok | short | damaged | undecodable | missing"),
         _column("reason", pa.string(), "why the verdict is not ok, in words", nullable=True),
-        _column("class_name", pa.string(), "the data set's own class, its own spelling", nullable=True),
+        _column(
+            "class_name", pa.string(), "the data set's own class, its own spelling", nullable=True
+        ),
         _column("source_path", pa.string(), "relative to --videos", nullable=True),
         _column("source_bytes", pa.int64(), "size of the source file, bytes", nullable=True),
         _column("source_sha256", pa.string(), "of the source file, 64 hex digits", nullable=True),
         _column("codec", pa.string(), "of the video stream", nullable=True),
         _column("fps", pa.float64(), "average frame rate, 1/s", nullable=True),
-        _column("duration_seconds", pa.float64(), "of the video stream, else of the container", nullable=True),
+        _column(
+            "duration_seconds",
+            pa.float64(),
+            "of the video stream, else of the container",
+            nullable=True,
+        ),
         _column("width", pa.int32(), "as stored in the file, px, before rotation", nullable=True),
         _column("height", pa.int32(), "as stored in the file, px, before rotation", nullable=True),
-        _column("rotation_degrees", pa.int32(), "0 | 90 | 180 | 270, counter-clockwise, applied when storing"),
-        _column("num_frames_stated", pa.int32(), "what the container says; null in WebM", nullable=True),
+        _column(
+            "rotation_degrees",
+            pa.int32(),
+            "0 | 90 | 180 | 270, counter-clockwise, applied when storing",
+        ),
+        _column(
+            "num_frames_stated", pa.int32(), "what the container says; null in WebM", nullable=True
+        ),
         _column("num_frames_decoded", pa.int32(), "frames that decoded without an error"),
         _column("num_decoder_errors", pa.int32(), "errors that the decoder reported"),
         _column("stored_width", pa.int32(), "of the JPEG frames, px", nullable=True),
         _column("stored_height", pa.int32(), "of the JPEG frames, px", nullable=True),
-        _column("source_index", pa.list_(pa.int32()), "decoded index of each stored frame, ascending", nullable=True),
-        _column("source_time_seconds", pa.list_(pa.float64()), "time of each stored frame, s", nullable=True),
+        _column(
+            "source_index",
+            pa.list_(pa.int32()),
+            "decoded index of each stored frame, ascending",
+            nullable=True,
+        ),
+        _column(
+            "source_time_seconds",
+            pa.list_(pa.float64()),
+            "time of each stored frame, s",
+            nullable=True,
+        ),
         _column("shard", pa.string(), "shards/<name>.tar", nullable=True),
-        _column("offset", pa.int64(), "first header byte of the sample in the shard", nullable=True),
-        _column("size", pa.int64(), "bytes up to the end of the last member's padding", nullable=True),
-        _column("frame_offset", pa.list_(pa.int32()), "first JPEG byte, relative to `offset`", nullable=True),
+        _column(
+            "offset", pa.int64(), "first header byte of the sample in the shard", nullable=True
+        ),
+        _column(
+            "size", pa.int64(), "bytes up to the end of the last member's padding", nullable=True
+        ),
+        _column(
+            "frame_offset",
+            pa.list_(pa.int32()),
+            "first JPEG byte, relative to `offset`",
+            nullable=True,
+        ),
         _column("frame_size", pa.list_(pa.int32()), "JPEG bytes", nullable=True),
         _column("frame_crc32", pa.list_(pa.uint32()), "of the JPEG bytes", nullable=True),
-        _column("sha256", pa.string(), "of the `size` bytes at `offset`, 64 hex digits", nullable=True),
+        _column(
+            "sha256", pa.string(), "of the `size` bytes at `offset`, 64 hex digits", nullable=True
+        ),
     ]
 )
 
@@ -64,7 +99,15 @@ SAMPLE_FACTS = (  # of `<key>.json` in a shard
     *("key", "verdict", "reason", "class_name", "codec", "fps", "num_frames_decoded"),
     *("stored_width", "stored_height", "source_index", "source_time_seconds"),
 )
-_PLACEMENT_COLUMNS = ("shard", "offset", "size", "frame_offset", "frame_size", "frame_crc32", "sha256")
+_PLACEMENT_COLUMNS = (
+    "shard",
+    "offset",
+    "size",
+    "frame_offset",
+    "frame_size",
+    "frame_crc32",
+    "sha256",
+)
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -73,14 +116,17 @@ MANIFEST_SCHEMA = pa.schema(
         _column("class_name", pa.string(), "the label file's spelling"),
         _column("verdict", pa.string(), "ok | short | damaged"),
         _column("num_frames_decoded", pa.int32(), "n of the clip sampling"),
-        _column("source_index", pa.list_(pa.int32()), "decoded index of each stored frame, ascending"),
+        _column(
+            "source_index", pa.list_(pa.int32()), "decoded index of each stored frame, ascending"
+        ),
         *(SAMPLES_SCHEMA.field(name).with_nullable(False) for name in _PLACEMENT_COLUMNS),
     ]
 )
 
 
 class Encoding(Settings):
-    """How frames were chosen, scaled and coded; equal encodings of equal sources give equal bytes."""
+    """How frames were chosen, scaled and coded; equal encodings of equal sources give equal
+    bytes."""
 
     frames_per_clip: int = Field(64, ge=1, le=999)
     frame_rule: str = "floor(j*n/F)"
@@ -150,7 +196,8 @@ class ManifestInfo(Settings):
 
 
 def parse_card(text: str | bytes, *, where: str) -> PoolCard:
-    """Read `pool.json`. Raises: FormatError naming `where`, the version found and the one expected."""
+    """Read `pool.json`. Raises: FormatError naming `where`, the version found and the one
+    expected."""
     cure = "remove the folder and build the pool again"
     return PoolCard(**_checked_fields(PoolCard, text, where=where, cure=cure))
 
@@ -166,9 +213,13 @@ def manifest_info(table: pa.Table, *, where: str) -> ManifestInfo:
     """Read the metadata of a manifest. Raises: FormatError naming `where`."""
     metadata = table.schema.metadata or {}
     if MANIFEST_METADATA_KEY not in metadata:
-        raise FormatError(f"{where}: is not a manifest (no `bmpt` metadata); `bmpt build` writes manifests")
+        raise FormatError(
+            f"{where}: is not a manifest (no `bmpt` metadata); `bmpt build` writes manifests"
+        )
     cure = "build the pool again"
-    return ManifestInfo(**_checked_fields(ManifestInfo, metadata[MANIFEST_METADATA_KEY], where=where, cure=cure))
+    return ManifestInfo(
+        **_checked_fields(ManifestInfo, metadata[MANIFEST_METADATA_KEY], where=where, cure=cure)
+    )
 
 
 def pool_id(samples: Iterable[tuple[str, str]]) -> str:
@@ -191,13 +242,16 @@ def count_samples(samples: pa.Table) -> dict[str, int]:
 
 
 def fingerprint(path: str, classes: Sequence[str], rows: Iterable[tuple[str, int, str]]) -> str:
-    """Hash what a manifest selects: its path, classes and (key, label, sha256) rows, not where the bytes lie."""
+    """Hash what a manifest selects: its path, classes and (key, label, sha256) rows, not where the
+    bytes lie."""
     head = json.dumps([path, list(classes)], ensure_ascii=False)
     lines = [head, *(f"{key}\t{label}\t{sha256}" for key, label, sha256 in rows)]
     return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
-def _checked_fields(model: type[Settings], text: str | bytes, *, where: str, cure: str) -> dict[str, Any]:
+def _checked_fields(
+    model: type[Settings], text: str | bytes, *, where: str, cure: str
+) -> dict[str, Any]:
     """Parse JSON, check the version before anything else, then the fields."""
     try:
         values = json.loads(text)

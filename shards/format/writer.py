@@ -1,8 +1,9 @@
 """Write deterministic WebDataset tars that can be continued after a kill at any instant.
 
-A sample is encoded to bytes by a pure function; a shard is those bytes one after the other and two zero
-blocks. An open shard is `.<name>.tar.part` with a journal `.<name>.jsonl` beside it: one JSON line, the row
-of `samples.parquet`, for every video of the shard, written after the sample's bytes."""
+A sample is encoded to bytes by a pure function; a shard is those bytes one after the other and two
+zero blocks. An open shard is `.<name>.tar.part` with a journal `.<name>.jsonl` beside it: one JSON
+line, the row of `samples.parquet`, for every video of the shard, written after the sample's
+bytes."""
 
 from __future__ import annotations
 
@@ -42,18 +43,30 @@ class EncodedSample:
 
 
 def encode_sample(key: str, frames: Sequence[bytes], facts: Mapping[str, Any]) -> EncodedSample:
-    """Make the tar members of one sample; the same arguments give the same bytes on every machine."""
+    """Make the tar members of one sample; the same arguments give the same bytes on every
+    machine."""
     from webdataset import TarWriter  # brings torch, 2 s: only a process that writes shards pays it
 
-    members: dict[str, Any] = {f"{position:03d}.jpg": frame for position, frame in enumerate(frames)}
+    members: dict[str, Any] = {
+        f"{position:03d}.jpg": frame for position, frame in enumerate(frames)
+    }
     members["json"] = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
     buffer = io.BytesIO()
     with TarWriter(
-        buffer, encoder=False, compress=False, user="bmpt", group="bmpt", mode=0o444, mtime=0, format="PAX_FORMAT"
+        buffer,
+        encoder=False,
+        compress=False,
+        user="bmpt",
+        group="bmpt",
+        mode=0o444,
+        mtime=0,
+        format="PAX_FORMAT",
     ) as tar:
         tar.write({"__key__": key, **members})
     archive = buffer.getvalue()
-    *offsets, facts_offset = _content_offsets(archive, [len(content) for content in members.values()])
+    *offsets, facts_offset = _content_offsets(
+        archive, [len(content) for content in members.values()]
+    )
     data = archive[: facts_offset + _padded(len(members["json"]))]
     return EncodedSample(
         data=data,
@@ -65,7 +78,8 @@ def encode_sample(key: str, frames: Sequence[bytes], facts: Mapping[str, Any]) -
 
 
 def _content_offsets(archive: bytes, sizes: Sequence[int]) -> list[int]:
-    """Where the content of each member begins, read off the headers; 40 times as fast as `tarfile.getmembers`.
+    """Where the content of each member begins, read off the headers; 40 times as fast as
+    `tarfile.getmembers`.
 
     124 HMDB names are over 100 bytes: their header has a PAX header and its records before it."""
     offsets, at = [], 0
@@ -108,12 +122,16 @@ class ShardWriter:
             self._part = _open_truncated(self._part_path, self._end)
             self._journal = _open_truncated(self._journal_path, journal_bytes)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror or error}"
+            ) from None
 
     def append(self, row: dict[str, Any], sample: EncodedSample | None) -> None:
-        """Append one video: its row, and its sample unless it has none; the row gets its placement here.
+        """Append one video: its row, and its sample unless it has none; the row gets its placement
+        here.
 
-        Flushed to the operating system, so that a SIGKILL loses only the video that is being written.
+        Flushed to the operating system, so that a SIGKILL loses only the video that is being
+        written.
         Raises: StorageError naming the file, for example when the disk is full."""
         if self._part is None or self._journal is None:
             raise ValueError(f"{self.path} is finished or closed")
@@ -133,7 +151,8 @@ class ShardWriter:
         self.rows.append(row)
 
     def finish(self) -> ShardEntry:
-        """End the tar, give it its final name and describe it; the journal stays until the build is closed."""
+        """End the tar, give it its final name and describe it; the journal stays until the build is
+        closed."""
         if not self.finished:
             if self._part is None:
                 raise ValueError(f"{self.path} is closed")
@@ -144,17 +163,22 @@ class ShardWriter:
                 self.close()
                 self._part_path.replace(self.path)
             except OSError as error:
-                raise StorageError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+                raise StorageError(
+                    f"{self.path}: cannot be written: {error.strerror or error}"
+                ) from None
             self.finished = True
         num_samples = sum(row["shard"] is not None for row in self.rows)
         size, sha256 = self.path.stat().st_size, hash_file(self.path)  # 2.1 GB/s a core
         return ShardEntry(name=self._name, size=size, samples=num_samples, sha256=sha256)
 
     def close(self) -> None:
-        """Close the files without ending the shard; the next writer goes on where this one stopped."""
+        """Close the files without ending the shard; the next writer goes on where this one
+        stopped."""
         for file in (self._part, self._journal):
             if file is not None:
-                with contextlib.suppress(OSError):  # full disk: what is not flushed is not journalled either
+                with contextlib.suppress(
+                    OSError
+                ):  # full disk: what is not flushed is not journalled either
                     file.close()
         self._part = self._journal = None
 
@@ -180,7 +204,8 @@ def _size(path: Path) -> int:
 
 
 def _read_journal(path: Path, *, available_bytes: int) -> tuple[list[dict[str, Any]], int]:
-    """The whole lines whose bytes are there, and how many journal bytes they take; a torn end is dropped."""
+    """The whole lines whose bytes are there, and how many journal bytes they take; a torn end is
+    dropped."""
     rows: list[dict[str, Any]] = []
     taken = 0
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():

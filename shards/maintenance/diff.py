@@ -32,7 +32,8 @@ class PoolDiff:
     keys: videos only_in_a, only_in_b, with other_bytes, with an other_verdict
     classes: only_in_a, only_in_b, and whether the order differs
     manifests: only_in_a, only_in_b, with an other_fingerprint
-    num_elsewhere: samples of equal bytes that lie in another shard or at another place: layout, not content"""
+    num_elsewhere: samples of equal bytes that lie in another shard or at another place: layout, not
+        content"""
 
     a: str
     b: str
@@ -46,13 +47,19 @@ class PoolDiff:
 
     @property
     def is_equal(self) -> bool:
-        """Whether samples, verdicts, classes and manifests are the same; layout and versions may differ."""
-        differences = [*(found.count for found in self.keys.values()), *self.classes.values(), *self.manifests.values()]
+        """Whether samples, verdicts, classes and manifests are the same; layout and versions may
+        differ."""
+        differences = [
+            *(found.count for found in self.keys.values()),
+            *self.classes.values(),
+            *self.manifests.values(),
+        ]
         return self.same_pool_id and self.same_class_order and not any(differences)
 
 
 def diff_pools(uri_a: str | Path, uri_b: str | Path) -> PoolDiff:
-    """Compare two pools by their tables; no shard is read. Raises: FormatError if one is not a finished pool."""
+    """Compare two pools by their tables; no shard is read. Raises: FormatError if one is not a
+    finished pool."""
     a, b = open_pool(uri_a), open_pool(uri_b)
     rows_a, rows_b = _rows(a), _rows(b)
     both = [key for key in rows_a if key in rows_b]
@@ -72,7 +79,9 @@ def diff_pools(uri_a: str | Path, uri_b: str | Path) -> PoolDiff:
         classes=_only(dict.fromkeys(a.card.classes), dict.fromkeys(b.card.classes)),
         same_class_order=a.card.classes == b.card.classes,
         manifests=_manifests(a, b),
-        num_elsewhere=sum(any(rows_a[key][name] != rows_b[key][name] for name in place) for key in same_bytes),
+        num_elsewhere=sum(
+            any(rows_a[key][name] != rows_b[key][name] for name in place) for key in same_bytes
+        ),
     )
 
 
@@ -83,13 +92,21 @@ def diff_text(found: PoolDiff) -> str:
         if keys.count:
             lines.append(f"samples {_WORDS[name]}: {_counted(keys)}")
     for what, groups in (("classes", found.classes), ("manifests", found.manifests)):
-        lines += [f"{what} {_WORDS[name]}: {_counted(_shown(names))}" for name, names in groups.items() if names]
+        lines += [
+            f"{what} {_WORDS[name]}: {_counted(_shown(names))}"
+            for name, names in groups.items()
+            if names
+        ]
     if not found.same_class_order and not any(found.classes.values()):
         lines.append("classes: the same in another order")
     if found.num_elsewhere:
-        lines.append(f"layout: {found.num_elsewhere} samples of the same bytes lie at another place")
+        lines.append(
+            f"layout: {found.num_elsewhere} samples of the same bytes lie at another place"
+        )
     identity = "the same pool_id" if found.same_pool_id else "another pool_id"
-    return "\n".join([*lines, f"{'equal' if found.is_equal else 'different'} in content, {identity}"])
+    return "\n".join(
+        [*lines, f"{'equal' if found.is_equal else 'different'} in content, {identity}"]
+    )
 
 
 def _rows(pool: Pool) -> dict[str, dict[str, Any]]:
@@ -101,24 +118,37 @@ def _other_fields(a: Pool, b: Pool) -> dict[str, list[Any]]:
     left, right = (
         {
             "dataset": pool.card.dataset,
-            **{f"encoding.{name}": value for name, value in pool.card.encoding.model_dump().items()},
+            **{
+                f"encoding.{name}": value for name, value in pool.card.encoding.model_dump().items()
+            },
             **{f"libraries.{name}": value for name, value in pool.card.libraries.items()},
         }
         for pool in (a, b)
     )
     names = dict.fromkeys([*left, *right])
-    return {name: [left.get(name), right.get(name)] for name in names if left.get(name) != right.get(name)}
+    return {
+        name: [left.get(name), right.get(name)]
+        for name in names
+        if left.get(name) != right.get(name)
+    }
 
 
 def _manifests(a: Pool, b: Pool) -> dict[str, list[str]]:
     left, right = (dict.fromkeys(pool.manifest_names()) for pool in (a, b))
     both = [path for path in left if path in right]
-    other = [path for path in both if a.manifest(path).info.fingerprint != b.manifest(path).info.fingerprint]
+    other = [
+        path
+        for path in both
+        if a.manifest(path).info.fingerprint != b.manifest(path).info.fingerprint
+    ]
     return {**_only(left, right), "other_fingerprint": other}
 
 
 def _only(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {"only_in_a": [key for key in a if key not in b], "only_in_b": [key for key in b if key not in a]}
+    return {
+        "only_in_a": [key for key in a if key not in b],
+        "only_in_b": [key for key in b if key not in a],
+    }
 
 
 def _counted(keys: KeyDifference) -> str:

@@ -1,4 +1,5 @@
-"""What a pool holds: each manifest with its counts and its list, the verdicts, and the videos that failed and why."""
+"""What a pool holds: each manifest with its counts and its list, the verdicts, and the videos that
+failed and why."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class ClassHistogram:
 class ManifestReport:
     """One manifest.
 
-    expected: lines of the list; found = stored samples, short and damaged ones among them; missing: the others"""
+    expected: lines of the list; found = stored samples, short and damaged ones among them; missing:
+        the others"""
 
     path: str
     expected: int
@@ -71,7 +73,8 @@ class PoolReport:
 
 
 def report_pool(uri: str | Path) -> PoolReport:
-    """Read the tables of a pool; no shard is opened. Raises: FormatError if it is not a finished pool."""
+    """Read the tables of a pool; no shard is opened. Raises: FormatError if it is not a finished
+    pool."""
     pool = open_pool(uri)
     samples = pool.samples().select(["key", "verdict", "reason"])
     failed = samples.filter(pc.is_in(samples["verdict"], value_set=pa.array(_FAILED)))
@@ -87,13 +90,21 @@ def report_pool(uri: str | Path) -> PoolReport:
 
 
 def report_text(report: PoolReport) -> str:
-    """A table for people; the sha256 and fingerprints are cut to 12 digits, `--json` has them whole."""
+    """A table for people; the sha256 and fingerprints are cut to 12 digits, `--json` has them
+    whole."""
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
-    lines = [f"{report.pool}: {report.dataset}, {report.num_shards} shards, pool_id {report.pool_id}", f"  {counts}"]
+    lines = [
+        f"{report.pool}: {report.dataset}, {report.num_shards} shards, pool_id {report.pool_id}",
+        f"  {counts}",
+    ]
     lines += manifest_lines(report.manifests, with_source=True)
-    lines += [f"  {row.verdict}: {row.key}: {row.reason}" for row in report.failed[:_MAX_FAILED_LINES]]
+    lines += [
+        f"  {row.verdict}: {row.key}: {row.reason}" for row in report.failed[:_MAX_FAILED_LINES]
+    ]
     if len(report.failed) > _MAX_FAILED_LINES:
-        lines.append(f"  ... and {len(report.failed) - _MAX_FAILED_LINES} more; --json has all reasons")
+        lines.append(
+            f"  ... and {len(report.failed) - _MAX_FAILED_LINES} more; --json has all reasons"
+        )
     return "\n".join(lines)
 
 
@@ -128,19 +139,28 @@ def report_manifest(info: ManifestInfo, labels: Sequence[int]) -> ManifestReport
 
 
 def manifest_lines(manifests: Sequence[ManifestReport], *, with_source: bool) -> list[str]:
-    """A line a manifest under a heading; `with_source` a second one with the list that it was made from."""
+    """A line a manifest under a heading; `with_source` a second one with the list that it was made
+    from."""
     width = max((len(manifest.path) for manifest in manifests), default=8)
     names = ("expected", "found", "short", "damaged", "missing", "classes")
     heads = "".join(f" {name:>8}" for name in names)
     lines = [f"  {'manifest':<{width}}{heads}  list's sha256  clips a class: min/median/max"]
     for manifest in manifests:
         of_class = manifest.classes
-        numbers = (manifest.expected, manifest.found, manifest.short, manifest.damaged, manifest.missing)
+        numbers = (
+            manifest.expected,
+            manifest.found,
+            manifest.short,
+            manifest.damaged,
+            manifest.missing,
+        )
         cells = "".join(f" {number:>8,}" for number in (*numbers, of_class.num_classes))
         num_empty = sum(not number for number in of_class.samples.values())
         without = f", {num_empty} classes without a clip" if num_empty else ""
         spread = f"{of_class.minimum}/{of_class.median:g}/{of_class.maximum}{without}"
-        lines.append(f"  {manifest.path:<{width}}{cells}  {manifest.source_sha256[:12]:<13}  {spread}")
+        lines.append(
+            f"  {manifest.path:<{width}}{cells}  {manifest.source_sha256[:12]:<13}  {spread}"
+        )
         if with_source:
             source = f"{manifest.source}, labels {manifest.labels}, fingerprint {manifest.fingerprint[:12]}"
             lines.append(f"  {'':<{width}} {source}")

@@ -1,8 +1,9 @@
-"""Check a finished pool: `quick` what the tables say, `full` every byte by its hash, `deep` every frame decoded.
+"""Check a finished pool: `quick` what the tables say, `full` every byte by its hash, `deep` every
+frame decoded.
 
-A shard with the sha256 of `pool.json` holds the bytes that were written, and `pool_id` covers the samples' hashes;
-so `full` hashes each byte once (1.1 GB/s a core) and each sample by itself only where the shard's hash is wrong.
-`deep` also hashes each sample."""
+A shard with the sha256 of `pool.json` holds the bytes that were written, and `pool_id` covers the
+samples' hashes; so `full` hashes each byte once (1.1 GB/s a core) and each sample by itself only
+where the shard's hash is wrong. `deep` also hashes each sample."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ class Verification:
         return sorted({finding.file for finding in self.findings})
 
 
-def verify_pool(uri: str | Path, *, level: str = "full", progress: Progress = lambda done, total: None) -> Verification:
+def verify_pool(
+    uri: str | Path, *, level: str = "full", progress: Progress = lambda done, total: None
+) -> Verification:
     """Verify a pool. Damage is a finding, never an exception.
 
     Raises: ConfigError for an unknown level; FormatError if there is no finished pool at all."""
@@ -100,7 +103,11 @@ def verification_text(found: Verification) -> str:
     looked_at = f"{found.num_shards} shards, {found.num_samples} samples"
     if found.num_bytes:
         looked_at += f", {found.num_bytes / 1e9:.2f} GB"
-    state = "sound" if found.is_clean else f"{len(lines)} findings in {len(found.damaged_files())} files"
+    state = (
+        "sound"
+        if found.is_clean
+        else f"{len(lines)} findings in {len(found.damaged_files())} files"
+    )
     lines.append(f"{found.pool}: {state} ({found.level}: {looked_at} in {found.seconds:.1f} s)")
     return "\n".join(lines)
 
@@ -117,7 +124,9 @@ def _samples(pool: Pool, findings: list[Finding]) -> pa.Table | None:
         return None
 
 
-def _check_shards(pool: Pool, samples: pa.Table | None, level: str, progress: Progress) -> list[Finding]:
+def _check_shards(
+    pool: Pool, samples: pa.Table | None, level: str, progress: Progress
+) -> list[Finding]:
     """Check every tar of the card, one after the other."""
     findings: list[Finding] = []
     by_shard = _split(samples) if samples is not None else {}
@@ -125,14 +134,20 @@ def _check_shards(pool: Pool, samples: pa.Table | None, level: str, progress: Pr
     progress(0, total)
     for entry in pool.card.shards:
         table = by_shard.get(entry.name)
-        rows = [row for row in table.to_pylist() if wrong_in_place(row) is None] if table is not None else []
+        rows = (
+            [row for row in table.to_pylist() if wrong_in_place(row) is None]
+            if table is not None
+            else []
+        )
         findings += _check_shard(pool, entry, rows, level)
         done += table.num_rows if table is not None else 0
         progress(done, total)
     return findings
 
 
-def _check_shard(pool: Pool, entry: ShardEntry, rows: list[dict[str, Any]], level: str) -> list[Finding]:
+def _check_shard(
+    pool: Pool, entry: ShardEntry, rows: list[dict[str, Any]], level: str
+) -> list[Finding]:
     findings, size = check_size(pool.store, entry, rows)
     if size is None:
         return findings

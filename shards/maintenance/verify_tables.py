@@ -1,4 +1,5 @@
-"""What a pool's card, `samples.parquet` and manifests say about each other; no shard is opened here."""
+"""What a pool's card, `samples.parquet` and manifests say about each other; no shard is opened
+here."""
 
 from __future__ import annotations
 
@@ -25,12 +26,16 @@ from shards.reader import Manifest, Pool
 
 BLOCK_BYTES = 512
 PLACEMENT = ("shard", "offset", "size", "frame_offset", "frame_size", "frame_crc32", "sha256")
-_OF_MANIFESTS_ALONE = ("label", "class_name")  # not the sample's: the same video has other labels in other lists
+_OF_MANIFESTS_ALONE = (
+    "label",
+    "class_name",
+)  # not the sample's: the same video has other labels in other lists
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One damage: the file (relative to the pool), the sample if it concerns one, and what is wrong."""
+    """One damage: the file (relative to the pool), the sample if it concerns one, and what is
+    wrong."""
 
     file: str
     key: str | None
@@ -43,10 +48,14 @@ def check_card(pool: Pool, samples: pa.Table) -> list[Finding]:
     stored = samples.filter(pc.is_valid(samples["sha256"]))
     identity = pool_id(zip(stored["key"].to_pylist(), stored["sha256"].to_pylist(), strict=True))
     if identity != card.pool_id:
-        found.append(Finding(POOL_CARD, None, f"pool_id is {card.pool_id}, the samples give {identity}"))
+        found.append(
+            Finding(POOL_CARD, None, f"pool_id is {card.pool_id}, the samples give {identity}")
+        )
     counts = count_samples(samples)
     found += [
-        Finding(POOL_CARD, None, f"counts.{name} is {card.counts.get(name)}, {SAMPLES} gives {count}")
+        Finding(
+            POOL_CARD, None, f"counts.{name} is {card.counts.get(name)}, {SAMPLES} gives {count}"
+        )
         for name, count in counts.items()
         if card.counts.get(name) != count
     ]
@@ -56,18 +65,30 @@ def check_card(pool: Pool, samples: pa.Table) -> list[Finding]:
         if known.get(name, 0) != held[name]:
             what = f"states {known.get(name, 0)} samples in {name}, {SAMPLES} has {held[name]}"
             found.append(Finding(POOL_CARD, None, what))
-    files = [name for name in pool.store.names("shards/") if name.endswith((".tar", ".part", ".jsonl"))]
-    found += [Finding(name, None, "is not a file of this pool") for name in files if name not in known]
+    files = [
+        name for name in pool.store.names("shards/") if name.endswith((".tar", ".part", ".jsonl"))
+    ]
+    found += [
+        Finding(name, None, "is not a file of this pool") for name in files if name not in known
+    ]
     return found
 
 
 def check_samples(samples: pa.Table) -> list[Finding]:
     """Check each row of `samples.parquet` by itself, and that no key stands there twice."""
     keys = samples["key"].to_pylist()
-    found = [Finding(SAMPLES, key, "has two rows") for key, count in Counter(keys).items() if count > 1]
+    found = [
+        Finding(SAMPLES, key, "has two rows") for key, count in Counter(keys).items() if count > 1
+    ]
     columns = ["key", "verdict", "source_index", "source_time_seconds", *PLACEMENT]
-    for batch in samples.select(columns).to_batches(max_chunksize=4096):  # rows of Python values take 10 kB each
-        found += [Finding(SAMPLES, row["key"], what) for row in batch.to_pylist() if (what := wrong_in_row(row))]
+    for batch in samples.select(columns).to_batches(
+        max_chunksize=4096
+    ):  # rows of Python values take 10 kB each
+        found += [
+            Finding(SAMPLES, row["key"], what)
+            for row in batch.to_pylist()
+            if (what := wrong_in_row(row))
+        ]
     return found
 
 
@@ -81,7 +102,8 @@ def wrong_in_row(row: Mapping[str, Any]) -> str | None:
 
 
 def wrong_in_place(row: Mapping[str, Any]) -> str | None:
-    """What is wrong in the placement of a stored sample: the frames must lie one after the other in tar blocks."""
+    """What is wrong in the placement of a stored sample: the frames must lie one after the other in
+    tar blocks."""
     empty = [name for name in PLACEMENT if row[name] is None]
     if empty:
         return f"{', '.join(empty)} {'is' if len(empty) == 1 else 'are'} null"
@@ -92,24 +114,44 @@ def wrong_in_place(row: Mapping[str, Any]) -> str | None:
     if len(set(lengths.values())) > 1 or not row["frame_offset"]:
         return f"lists of different lengths or without a frame: {lengths}"
     end = 0
-    for position, (start, size) in enumerate(zip(row["frame_offset"], row["frame_size"], strict=True)):
-        if size < 1 or start < end + BLOCK_BYTES or start % BLOCK_BYTES or row["offset"] % BLOCK_BYTES:
+    for position, (start, size) in enumerate(
+        zip(row["frame_offset"], row["frame_size"], strict=True)
+    ):
+        if (
+            size < 1
+            or start < end + BLOCK_BYTES
+            or start % BLOCK_BYTES
+            or row["offset"] % BLOCK_BYTES
+        ):
             return f"frame {position} cannot lie at byte {start} with {size} bytes"
         end = start + padded(size)
-    return f"ends at byte {end} or later, size is {row['size']}" if end + 2 * BLOCK_BYTES > row["size"] else None
+    return (
+        f"ends at byte {end} or later, size is {row['size']}"
+        if end + 2 * BLOCK_BYTES > row["size"]
+        else None
+    )
 
 
 def check_manifest(pool: Pool, path: str, samples: pa.Table | None) -> list[Finding]:
-    """Check a manifest by itself, and that its rows are those of `samples.parquet` (unless that is None)."""
+    """Check a manifest by itself, and that its rows are those of `samples.parquet` (unless that is
+    None)."""
     name = f"manifests/{path}.parquet"
     try:
         manifest = pool.manifest(path)
     except FormatError as error:
         return [Finding(name, None, str(error).removeprefix(f"{pool.store.uri(name)}: "))]
-    found = [Finding(name, None, what) for what in _wrong_in_info(manifest, path, pool.card.pool_id)]
-    found += [Finding(name, key, "has another class_name than its label") for key in _mislabelled(manifest)]
+    found = [
+        Finding(name, None, what) for what in _wrong_in_info(manifest, path, pool.card.pool_id)
+    ]
+    found += [
+        Finding(name, key, "has another class_name than its label")
+        for key in _mislabelled(manifest)
+    ]
     if samples is not None:
-        found += [Finding(name, key, f"is not as {SAMPLES} has it") for key in _other_rows(manifest.table, samples)]
+        found += [
+            Finding(name, key, f"is not as {SAMPLES} has it")
+            for key in _other_rows(manifest.table, samples)
+        ]
     return found
 
 
@@ -129,9 +171,16 @@ def _wrong_in_info(manifest: Manifest, path: str, identity: str) -> list[str]:
         "short": (info.short, verdicts.count("short")),
         "damaged": (info.damaged, verdicts.count("damaged")),
         "missing": (info.missing, info.expected - len(manifest)),
-        "fingerprint": (info.fingerprint, fingerprint(info.path, info.classes, zip(*rows, strict=True))),
+        "fingerprint": (
+            info.fingerprint,
+            fingerprint(info.path, info.classes, zip(*rows, strict=True)),
+        ),
     }
-    return [f"{name} is {is_}, expected {should}" for name, (is_, should) in is_or_should_be.items() if is_ != should]
+    return [
+        f"{name} is {is_}, expected {should}"
+        for name, (is_, should) in is_or_should_be.items()
+        if is_ != should
+    ]
 
 
 def _mislabelled(manifest: Manifest) -> list[str]:

@@ -1,4 +1,5 @@
-"""What lies in a tar: its size, the headers at the recorded places, every byte by its hash, every frame decoded."""
+"""What lies in a tar: its size, the headers at the recorded places, every byte by its hash, every
+frame decoded."""
 
 from __future__ import annotations
 
@@ -35,22 +36,37 @@ class _Contents:
     misplaced: list[str]
 
 
-def check_size(store: Store, entry: ShardEntry, rows: Sequence[Row]) -> tuple[list[Finding], int | None]:
-    """Compare a tar's size with the card and its samples; the size is None if there is no tar to look into."""
+def check_size(
+    store: Store, entry: ShardEntry, rows: Sequence[Row]
+) -> tuple[list[Finding], int | None]:
+    """Compare a tar's size with the card and its samples; the size is None if there is no tar to
+    look into."""
     try:
         size = store.size(entry.name)
     except StorageError as error:
-        return [Finding(entry.name, None, str(error).removeprefix(f"{store.uri(entry.name)}: "))], None
+        return [
+            Finding(entry.name, None, str(error).removeprefix(f"{store.uri(entry.name)}: "))
+        ], None
     found = []
     if size != entry.size:
-        found.append(Finding(entry.name, None, f"holds {size} bytes, {POOL_CARD} states {entry.size}"))
+        found.append(
+            Finding(entry.name, None, f"holds {size} bytes, {POOL_CARD} states {entry.size}")
+        )
     end = 0
     for row in rows:
         if row["offset"] != end:
-            found.append(Finding(SAMPLES, row["key"], f"lies at byte {row['offset']} of {entry.name}, expected {end}"))
+            found.append(
+                Finding(
+                    SAMPLES,
+                    row["key"],
+                    f"lies at byte {row['offset']} of {entry.name}, expected {end}",
+                )
+            )
         end = row["offset"] + row["size"]
         if end > size:
-            found.append(Finding(entry.name, row["key"], f"is cut off: it ends at byte {end} of {size}"))
+            found.append(
+                Finding(entry.name, row["key"], f"is cut off: it ends at byte {end} of {size}")
+            )
     if rows and end + _END_BYTES != entry.size:
         what = f"states {entry.size} bytes for {entry.name}, its samples give {end + _END_BYTES}"
         found.append(Finding(POOL_CARD, None, what))
@@ -58,32 +74,50 @@ def check_size(store: Store, entry: ShardEntry, rows: Sequence[Row]) -> tuple[li
 
 
 def check_headers(store: Store, name: str, size: int, rows: Sequence[Row]) -> list[Finding]:
-    """Check that the first frame and the `<key>.json` of each sample lie where the table says, by their headers.
+    """Check that the first frame and the `<key>.json` of each sample lie where the table says, by
+    their headers.
 
-    The table has been checked to place the frames between them block by block; their bytes are for `check_bytes`."""
+    The table has been checked to place the frames between them block by block; their bytes are for
+    `check_bytes`."""
     whole = [row for row in rows if row["offset"] + row["size"] <= size]
     if not whole:
         return []
-    starts = [start for row in whole for start in (row["offset"], row["offset"] + _end_of_frames(row))]
-    lengths = [length for row in whole for length in (row["frame_offset"][0], row["size"] - _end_of_frames(row))]
+    starts = [
+        start for row in whole for start in (row["offset"], row["offset"] + _end_of_frames(row))
+    ]
+    lengths = [
+        length
+        for row in whole
+        for length in (row["frame_offset"][0], row["size"] - _end_of_frames(row))
+    ]
     try:
         blocks = iter(store.read_ranges(name, starts, lengths))
     except StorageError as error:
         return [Finding(name, None, str(error).removeprefix(f"{store.uri(name)}: "))]
     pairs = zip(whole, zip(blocks, blocks, strict=True), strict=True)
-    return [Finding(name, row["key"], _UNREADABLE_HEADER) for row, ends in pairs if not _names_sample(row, *ends)]
+    return [
+        Finding(name, row["key"], _UNREADABLE_HEADER)
+        for row, ends in pairs
+        if not _names_sample(row, *ends)
+    ]
 
 
 def check_bytes(store: Store, entry: ShardEntry, size: int, rows: Sequence[Row]) -> list[Finding]:
-    """Hash a whole tar and, if that is not the recorded hash, find out which samples differ; check every CRC."""
+    """Hash a whole tar and, if that is not the recorded hash, find out which samples differ; check
+    every CRC."""
     try:
         contents = _hash_tar(store, entry.name, size, rows)
     except StorageError as error:
         return [Finding(entry.name, None, str(error).removeprefix(f"{store.uri(entry.name)}: "))]
     wrong_crc = contents.wrong_crc
     if contents.sha256 == entry.sha256:
-        of_table = [Finding(SAMPLES, key, f"frame_crc32 of frame {at} is wrong") for key, at in wrong_crc.items()]
-        return of_table + [Finding(entry.name, key, _UNREADABLE_HEADER) for key in contents.misplaced]
+        of_table = [
+            Finding(SAMPLES, key, f"frame_crc32 of frame {at} is wrong")
+            for key, at in wrong_crc.items()
+        ]
+        return of_table + [
+            Finding(entry.name, key, _UNREADABLE_HEADER) for key in contents.misplaced
+        ]
     found = [
         Finding(entry.name, row["key"], _what_differs(row["key"], wrong_crc))
         for row, data in _samples_of(store, entry.name, size, rows)
@@ -91,18 +125,23 @@ def check_bytes(store: Store, entry: ShardEntry, size: int, rows: Sequence[Row])
     ]
     found += _check_end(store, entry.name, size, rows)
     if not found and size == entry.size:
-        found.append(Finding(POOL_CARD, None, f"sha256 of {entry.name} is wrong, its samples are all right"))
+        found.append(
+            Finding(POOL_CARD, None, f"sha256 of {entry.name} is wrong, its samples are all right")
+        )
     return found
 
 
 def check_frames(store: Store, name: str, size: int, rows: Sequence[Row]) -> list[Finding]:
-    """Hash every sample by itself, decode every frame and compare its size with the recorded one."""
+    """Hash every sample by itself, decode every frame and compare its size with the recorded
+    one."""
     found = []
     for row, data in _samples_of(store, name, size, rows):
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             found.append(Finding(name, row["key"], _what_differs(row["key"], {})))
         expected = (row["stored_height"], row["stored_width"], 3)
-        for frame, (start, length) in enumerate(zip(row["frame_offset"], row["frame_size"], strict=True)):
+        for frame, (start, length) in enumerate(
+            zip(row["frame_offset"], row["frame_size"], strict=True)
+        ):
             try:
                 shape = jpeg.decode(data[start : start + length], where=f"frame {frame}").shape
             except SampleError as error:
@@ -122,7 +161,9 @@ def _hash_tar(store: Store, name: str, size: int, rows: Sequence[Row]) -> _Conte
             break  # the table is wrong or the tar is cut: what is left has no known frames
         known.append(row)
     left = size - _end(known)
-    pieces = [row["size"] for row in known] + [min(_READ_BYTES, left - at) for at in range(0, left, _READ_BYTES)]
+    pieces = [row["size"] for row in known] + [
+        min(_READ_BYTES, left - at) for at in range(0, left, _READ_BYTES)
+    ]
     digest = hashlib.sha256()
     wrong_crc: dict[str, int] = {}
     misplaced: list[str] = []
@@ -134,7 +175,9 @@ def _hash_tar(store: Store, name: str, size: int, rows: Sequence[Row]) -> _Conte
         frame = _first_wrong_frame(row, data)
         if frame is not None:
             wrong_crc[row["key"]] = frame
-        if not _names_sample(row, bytes(data[: row["frame_offset"][0]]), bytes(data[_end_of_frames(row) :])):
+        if not _names_sample(
+            row, bytes(data[: row["frame_offset"][0]]), bytes(data[_end_of_frames(row) :])
+        ):
             misplaced.append(row["key"])
     return _Contents(digest.hexdigest(), wrong_crc, misplaced)
 
@@ -152,7 +195,9 @@ def _first_wrong_frame(row: Row, data: memoryview) -> int | None:
     return None
 
 
-def _samples_of(store: Store, name: str, size: int, rows: Sequence[Row]) -> Iterator[tuple[Row, bytes]]:
+def _samples_of(
+    store: Store, name: str, size: int, rows: Sequence[Row]
+) -> Iterator[tuple[Row, bytes]]:
     """The bytes of each sample that is not cut off."""
     for row in rows:
         if row["offset"] + row["size"] <= size:
@@ -180,7 +225,8 @@ def _end_of_frames(row: Row) -> int:
 
 
 def _names_sample(row: Row, head: bytes, tail: bytes) -> bool:
-    """Whether the blocks before the first frame and those from `<key>.json` on are this sample's."""
+    """Whether the blocks before the first frame and those from `<key>.json` on are this
+    sample's."""
     first, last = _header(head), _header(tail)
     if first is None or last is None:
         return False
@@ -189,7 +235,8 @@ def _names_sample(row: Row, head: bytes, tail: bytes) -> bool:
     except ValueError:
         return False
     return (
-        (first.name, first.size, first.offset_data) == (f"{row['key']}.000.jpg", row["frame_size"][0], len(head))
+        (first.name, first.size, first.offset_data)
+        == (f"{row['key']}.000.jpg", row["frame_size"][0], len(head))
         and last.name == f"{row['key']}.json"
         and isinstance(facts, dict)
         and facts.get("key") == row["key"]
@@ -201,5 +248,9 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
     try:
         with tarfile.open(fileobj=io.BytesIO(block), mode="r:") as tar:
             return tar.next()
-    except (tarfile.TarError, ValueError, OverflowError):  # whatever a damaged header makes of its numbers
+    except (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+    ):  # whatever a damaged header makes of its numbers
         return None

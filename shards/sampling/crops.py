@@ -1,8 +1,8 @@
 """Which pixels of a frame a clip takes, and how they become a square.
 
-The geometry is pure. Resizing is one call a clip: 8 crops of 192 px to 224 px take 0.4 ms (torch, bilinear,
-antialias, uint8, channels last), against 1.1 ms channels first and 3.3 ms with Pillow (one core); both are within
-one grey level, Pillow within 8, of the same filter in float32."""
+The geometry is pure. Resizing is one call a clip: 8 crops of 192 px to 224 px take 0.4 ms (torch,
+bilinear, antialias, uint8, channels last), against 1.1 ms channels first and 3.3 ms with Pillow
+(one core); both are within one grey level, Pillow within 8, of the same filter in float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 CropKind = Literal["multi_scale", "center", "whole"]
 
 _SCALES = (1.0, 0.875, 0.75, 0.66)
-_SIDES = tuple((h, w) for i, h in enumerate(_SCALES) for j, w in enumerate(_SCALES) if abs(i - j) <= 1)
+_SIDES = tuple(
+    (h, w) for i, h in enumerate(_SCALES) for j, w in enumerate(_SCALES) if abs(i - j) <= 1
+)
 _CORNERS = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))  # in quarters of what the crop leaves over
 
 
@@ -41,11 +43,18 @@ class Crop:
 
 
 def choose_crop(
-    kind: CropKind, height: int, width: int, *, flip: bool = False, rng: np.random.Generator | None = None
+    kind: CropKind,
+    height: int,
+    width: int,
+    *,
+    flip: bool = False,
+    rng: np.random.Generator | None = None,
 ) -> Crop:
-    """Choose the crop of a clip whose frames are height x width px; an evaluation has no rng and never flips.
+    """Choose the crop of a clip whose frames are height x width px; an evaluation has no rng and
+    never flips.
 
-    whole: the frame; center, and multi_scale in evaluation: the centre square; multi_scale in training: one of
+    whole: the frame; center, and multi_scale in evaluation: the centre square; multi_scale in
+        training: one of
     10 shapes at one of 5 places. With `flip` half of all training clips are mirrored."""
     if kind == "whole":
         crop = Crop(0, 0, height, width)
@@ -58,42 +67,58 @@ def choose_crop(
 
 
 def center_crop(height: int, width: int) -> Crop:
-    """The centre square of 224/256 of the short side: what resizing to 256 and cutting 224 keeps."""
+    """The centre square of 224/256 of the short side: what resizing to 256 and cutting 224
+    keeps."""
     side = max(1, round(min(height, width) * 224 / 256))
     return Crop((height - side) // 2, (width - side) // 2, side, side)
 
 
 def multi_scale_crop(height: int, width: int, rng: np.random.Generator) -> Crop:
-    """Draw a crop: sides of {1, 0.875, 0.75, 0.66} of the short side, at most one step apart, in 4 corners or centre.
+    """Draw a crop: sides of {1, 0.875, 0.75, 0.66} of the short side, at most one step apart, in 4
+    corners or centre.
 
-    Source: TSN's MultiScaleCrop as in ViFi-CLIP, BDC-CLIP and BMPT. Its snapping to 224 px never acts on frames
+    Source: TSN's MultiScaleCrop as in ViFi-CLIP, BDC-CLIP and BMPT. Its snapping to 224 px never
+        acts on frames
     of short side 256."""
     scale_h, scale_w = _SIDES[rng.integers(len(_SIDES))]
     quarter_top, quarter_left = _CORNERS[rng.integers(len(_CORNERS))]
     base = min(height, width)
     crop_h, crop_w = max(1, int(base * scale_h)), max(1, int(base * scale_w))
-    return Crop(quarter_top * ((height - crop_h) // 4), quarter_left * ((width - crop_w) // 4), crop_h, crop_w)
+    return Crop(
+        quarter_top * ((height - crop_h) // 4),
+        quarter_left * ((width - crop_w) // 4),
+        crop_h,
+        crop_w,
+    )
 
 
 def largest_shrink(crop: Crop, size_px: int) -> int:
-    """The largest n of 1, 2, 4 and 8 so that a crop decoded at 1/n need not be enlarged afterwards."""
+    """The largest n of 1, 2, 4 and 8 so that a crop decoded at 1/n need not be enlarged
+    afterwards."""
     return next((n for n in (8, 4, 2) if min(crop.height, crop.width) >= n * size_px), 1)
 
 
 def cut_and_resize(frames_THWC: Image, crop: Crop, *, out_TCHW: torch.Tensor) -> None:
-    """Cut the same rectangle of T frames and scale it to the square of `out_TCHW`, uint8, channels last in memory.
+    """Cut the same rectangle of T frames and scale it to the square of `out_TCHW`, uint8, channels
+    last in memory.
 
-    Bilinear, antialiased where it shrinks. Mirroring comes first: the same levels, and the crop is the smaller one."""
+    Bilinear, antialiased where it shrinks. Mirroring comes first: the same levels, and the crop is
+    the smaller one."""
     import torch
 
-    rows, columns = slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width)
+    rows, columns = (
+        slice(crop.top, crop.top + crop.height),
+        slice(crop.left, crop.left + crop.width),
+    )
     frames_TCHW = torch.from_numpy(frames_THWC)[:, rows, columns].permute(0, 3, 1, 2)
     if crop.flip:
         frames_TCHW = frames_TCHW.flip(-1)
     if frames_TCHW.shape == out_TCHW.shape:
         out_TCHW.copy_(frames_TCHW)
     else:  # what F.interpolate calls, which cannot write into a given place
-        torch.ops.aten._upsample_bilinear2d_aa.out(frames_TCHW, out_TCHW.shape[-2:], False, None, None, out=out_TCHW)
+        torch.ops.aten._upsample_bilinear2d_aa.out(
+            frames_TCHW, out_TCHW.shape[-2:], False, None, None, out=out_TCHW
+        )
 
 
 def resized(images: Sequence[Image], crop: Crop, *, size_px: int) -> torch.Tensor:

@@ -37,7 +37,8 @@ class MicroPlan:
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:
-    """Count the optimiser steps in `num_samples`; the tail that does not fill a batch is dropped."""
+    """Count the optimiser steps in `num_samples`; the tail that does not fill a batch is
+    dropped."""
     return max(0, num_samples) // batch_size
 
 
@@ -52,8 +53,11 @@ def micro_slices(start: int, stop: int, accumulation: int) -> list[tuple[int, in
     return [(start + low, start + high) for low, high in cuts]
 
 
-def eval_blocks(num_samples: int, block_size: int, rank: int, world_size: int) -> list[tuple[int, int]]:
-    """List a rank's fixed blocks of rows [start, stop): block b goes to rank b mod W, the last one is short."""
+def eval_blocks(
+    num_samples: int, block_size: int, rank: int, world_size: int
+) -> list[tuple[int, int]]:
+    """List a rank's fixed blocks of rows [start, stop): block b goes to rank b mod W, the last one
+    is short."""
     starts = range(rank * block_size, num_samples, world_size * block_size)
     return [(start, min(start + block_size, num_samples)) for start in starts]
 
@@ -68,10 +72,11 @@ def train_plan(
     epochs: int | None = None,
     place: Place,
 ) -> Iterator[MicroPlan]:
-    """Yield the micro-batches of one worker of one rank, epoch after epoch, up to `epochs` of them from epoch 0.
+    """Yield the micro-batches of one worker of one rank, epoch after epoch, up to `epochs` of them
+    from epoch 0.
 
-    Starts after the first `position` samples of `epoch`. Counted over the whole stream of the rank, micro-batch
-    i is made by worker i mod num_workers."""
+    Starts after the first `position` samples of `epoch`. Counted over the whole stream of the rank,
+    micro-batch i is made by worker i mod num_workers."""
     cuts = micro_slices(*rank_slice(batch_size, place.rank, place.world_size), accumulation)
     number = 0
     while epochs is None or epoch < epochs:
@@ -87,14 +92,16 @@ def train_plan(
 
 
 def eval_plan(num_samples: int, *, block_size: int, place: Place) -> Iterator[MicroPlan]:
-    """Yield the blocks of one worker of one rank once, in manifest order; block i of a rank to worker i mod w."""
+    """Yield the blocks of one worker of one rank once, in manifest order; block i of a rank to
+    worker i mod w."""
     blocks = eval_blocks(num_samples, block_size, place.rank, place.world_size)
     for start, stop in blocks[place.worker :: place.num_workers]:
         yield MicroPlan(epoch=0, step=start // block_size, micro=0, rows=np.arange(start, stop))
 
 
 def check_batch(num_samples: int, *, batch_size: int, accumulation: int, world_size: int) -> None:
-    """Refuse a batch that the samples, ranks and micro-batches cannot share. Raises: ConfigError with both numbers."""
+    """Refuse a batch that the samples, ranks and micro-batches cannot share. Raises: ConfigError
+    with both numbers."""
     if num_samples < batch_size:
         raise ConfigError(
             f"data.batch_size is {batch_size}, but the training manifest has {num_samples} samples; "

@@ -1,4 +1,5 @@
-"""The profile of `~/.aws` that obstore does not read: keys, region and endpoint, as the AWS CLI finds them.
+"""The profile of `~/.aws` that obstore does not read: keys, region and endpoint, as the AWS CLI
+finds them.
 
 Source: AWS SDKs and Tools Reference Guide, "Shared config and credentials files"."""
 
@@ -7,7 +8,7 @@ from __future__ import annotations
 import configparser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from shards.errors import ConfigError
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
-_FRESH = timedelta(minutes=15)  # then the files are read again: whoever rotates keys writes them there
+_FRESH = timedelta(
+    minutes=15
+)  # then the files are read again: whoever rotates keys writes them there
 _SIGN_IN = ("sso_session", "sso_start_url", "credential_process", "role_arn")
 
 
@@ -24,7 +27,8 @@ _SIGN_IN = ("sso_session", "sso_start_url", "credential_process", "role_arn")
 class AwsProfile:
     """One profile; its keys never show.
 
-    values: of the credentials file over those of the config file, by lower-case name; None if neither has it
+    values: of the credentials file over those of the config file, by lower-case name; None if
+        neither has it
     files: what was read, for messages"""
 
     name: str
@@ -37,11 +41,14 @@ class AwsProfile:
 
 
 def read_aws_profile(environment: Mapping[str, str]) -> AwsProfile:
-    """Read the profile AWS_PROFILE, or `default`, from both files. Raises: ConfigError if one is not an INI file."""
+    """Read the profile AWS_PROFILE, or `default`, from both files. Raises: ConfigError if one is
+    not an INI file."""
     name = environment.get("AWS_PROFILE") or "default"
     folder = Path(environment.get("HOME", "/")) / ".aws"
     config = Path(environment.get("AWS_CONFIG_FILE") or folder / "config").expanduser()
-    keys = Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or folder / "credentials").expanduser()
+    keys = Path(
+        environment.get("AWS_SHARED_CREDENTIALS_FILE") or folder / "credentials"
+    ).expanduser()
     below = _section(config, name if name == "default" else f"profile {name}")
     above = _section(keys, name)
     values = None if below is None and above is None else {**(below or {}), **(above or {})}
@@ -51,7 +58,8 @@ def read_aws_profile(environment: Mapping[str, str]) -> AwsProfile:
 def aws_credential(environment: Mapping[str, str]) -> S3Credential | None:
     """The keys of the profile; None where the environment has keys or nothing names a profile.
 
-    Raises: ConfigError if AWS_PROFILE names a profile that does not exist, or one that needs a sign-in."""
+    Raises: ConfigError if AWS_PROFILE names a profile that does not exist, or one that needs a
+        sign-in."""
     if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
         return None
     profile = read_aws_profile(environment)
@@ -67,7 +75,7 @@ def aws_credential(environment: Mapping[str, str]) -> S3Credential | None:
             "access_key_id": key,
             "secret_access_key": secret,
             "token": profile.get("aws_session_token"),
-            "expires_at": datetime.now(timezone.utc) + _FRESH,
+            "expires_at": datetime.now(UTC) + _FRESH,
         }
     needed = next((name for name in _SIGN_IN if profile.get(name)), None)
     if needed is not None:
@@ -79,9 +87,11 @@ def aws_credential(environment: Mapping[str, str]) -> S3Credential | None:
 
 
 def profile_credentials(environment: Mapping[str, str]) -> Callable[[], S3Credential] | None:
-    """What obstore calls for the keys of the profile, and again before they expire; None as `aws_credential`.
+    """What obstore calls for the keys of the profile, and again before they expire; None as
+    `aws_credential`.
 
-    While the files have no keys to use, it goes on with the last ones: whoever rotates keys may be writing there.
+    While the files have no keys to use, it goes on with the last ones: whoever rotates keys may be
+    writing there.
     Raises: ConfigError as `aws_credential`; a later call raises nothing."""
     first = aws_credential(environment)
     if first is None:
@@ -95,7 +105,10 @@ def profile_credentials(environment: Mapping[str, str]) -> Callable[[], S3Creden
         except ConfigError:
             found = None
         if found is None:
-            return {**last, "expires_at": datetime.now(timezone.utc)}  # asked for again by the next request
+            return {
+                **last,
+                "expires_at": datetime.now(UTC),
+            }  # asked for again by the next request
         last = found
         return found
 

@@ -1,4 +1,5 @@
-"""One small face for where a pool lies: whole or ranged reads and atomic writes, in a folder or elsewhere."""
+"""One small face for where a pool lies: whole or ranged reads and atomic writes, in a folder or
+elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from obstore.exceptions import BaseError
 
 from shards.errors import ConfigError, StorageError
 
-FAILURES = (OSError, BaseError)  # obstore raises FileNotFoundError for a missing object, its own errors otherwise
+FAILURES = (
+    OSError,
+    BaseError,
+)  # obstore raises FileNotFoundError for a missing object, its own errors otherwise
 READ_BYTES = 8 << 20
 _LISTED_AT_ONCE = 1000
 
@@ -25,8 +29,9 @@ _process_of_threads: int | None = None  # that obstore started, at the first cli
 class Store(ABC):
     """Objects named by `/`-separated paths relative to one address.
 
-    Made by `shards.storage.open.open_store`. The obstore client is made at first use, since its runtime must not be
-    carried through a fork into a loader worker; pickling carries the address alone, never credentials."""
+    Made by `shards.storage.open.open_store`. The obstore client is made at first use, since its
+    runtime must not be carried through a fork into a loader worker; pickling carries the address
+    alone, never credentials."""
 
     def __init__(self) -> None:
         self._client: Any = None
@@ -42,21 +47,25 @@ class Store(ABC):
 
     @abstractmethod
     def _connect(self) -> Any:
-        """Make the obstore client. Raises: ConfigError for settings of the environment that it cannot use."""
+        """Make the obstore client. Raises: ConfigError for settings of the environment that it
+        cannot use."""
 
     @abstractmethod
     def read_pieces(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
-        """Read an object from its first byte on, in pieces of the given sizes; each is valid until the next one.
+        """Read an object from its first byte on, in pieces of the given sizes; each is valid until
+        the next one.
 
         Raises: StorageError, also for a short object."""
 
     @abstractmethod
     def adopt(self, name: str, path: Path) -> None:
-        """Move a local file into the store, atomically and checked. Raises: StorageError, the file stays then."""
+        """Move a local file into the store, atomically and checked. Raises: StorageError, the file
+        stays then."""
 
     @abstractmethod
     def read_ranges(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """Read byte ranges of one object, in the given order. Raises: StorageError, also for a short object."""
+        """Read byte ranges of one object, in the given order. Raises: StorageError, also for a
+        short object."""
 
     def exists(self, name: str) -> bool:
         """Whether an object of that name is there."""
@@ -81,7 +90,8 @@ class Store(ABC):
             raise StorageError(f"{self.uri(name)}: no such file; is this the right pool?") from None
 
     def sha256(self, name: str) -> str:
-        """The sha256 of an object's bytes, 64 hex digits; 2.1 GB/s a core. Raises: StorageError naming it."""
+        """The sha256 of an object's bytes, 64 hex digits; 2.1 GB/s a core. Raises: StorageError
+        naming it."""
         digest = hashlib.sha256()
         whole, rest = divmod(self.size(name), READ_BYTES)
         for piece in self.read_pieces(name, [READ_BYTES] * whole + [rest]):
@@ -107,7 +117,9 @@ class Store(ABC):
 
         def collect(client: Any) -> dict[str, int]:
             listed = client.list(prefix, chunk_size=_LISTED_AT_ONCE)
-            return dict(sorted((entry["path"], int(entry["size"])) for batch in listed for entry in batch))
+            return dict(
+                sorted((entry["path"], int(entry["size"])) for batch in listed for entry in batch)
+            )
 
         try:
             return self._ask(prefix.rstrip("/"), "listed", collect)
@@ -119,7 +131,8 @@ class Store(ABC):
         return list(self.sizes(prefix))
 
     def _ask(self, name: str, what: str, request: Callable[[Any], Answer]) -> Answer:
-        """Let the client do something. Raises: FileNotFoundError; StorageError naming the object."""
+        """Let the client do something. Raises: FileNotFoundError; StorageError naming the
+        object."""
         try:
             answer = request(self._open())
         except FileNotFoundError as error:
@@ -127,7 +140,9 @@ class Store(ABC):
             if self._is_lost(error):
                 raise self._failed(name, what, error) from None
             raise
-        except ConfigError as error:  # of the environment or a file in it, which may be right again for the next one
+        except (
+            ConfigError
+        ) as error:  # of the environment or a file in it, which may be right again for the next one
             raise StorageError(f"{self.uri(name)}: cannot be {what}: {error}") from None
         except FAILURES as error:
             raise self._failed(name, what, error) from None
@@ -135,9 +150,11 @@ class Store(ABC):
         return answer
 
     def _open(self) -> Any:
-        """The client of this process; another one once the store has answered, see `shards.storage.buckets`.
+        """The client of this process; another one once the store has answered, see
+        `shards.storage.buckets`.
 
-        Raises: StorageError in a process whose parent had one: a fork has none of its threads and would wait."""
+        Raises: StorageError in a process whose parent had one: a fork has none of its threads and
+            would wait."""
         global _process_of_threads
         if _process_of_threads not in (None, os.getpid()):
             raise StorageError(
@@ -154,9 +171,13 @@ class Store(ABC):
         """Whether not only the object is missing, but the place it should lie in."""
         return False
 
-    def _cut_short(self, name: str, starts: Sequence[int], sizes: Sequence[int], held: int) -> StorageError:
+    def _cut_short(
+        self, name: str, starts: Sequence[int], sizes: Sequence[int], held: int
+    ) -> StorageError:
         end = max(start + size for start, size in zip(starts, sizes, strict=True))
-        return StorageError(f"{self.uri(name)}: holds {held} bytes, expected {end} or more; the file is cut short")
+        return StorageError(
+            f"{self.uri(name)}: holds {held} bytes, expected {end} or more; the file is cut short"
+        )
 
     def _failed(self, name: str, what: str, error: Exception) -> StorageError:
         return StorageError(f"{self.uri(name)}: cannot be {what}: {self._reason(error)}")
@@ -178,7 +199,8 @@ class LocalStore(Store):
         return str(self.root / name)
 
     def read_pieces(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
-        """One buffer is used again and again: 3 times as fast as `read_ranges` for a file in the page cache."""
+        """One buffer is used again and again: 3 times as fast as `read_ranges` for a file in the
+        page cache."""
         buffer = memoryview(bytearray(max(sizes, default=0)))
         try:
             with (self.root / name).open("rb", buffering=0) as file:
@@ -187,7 +209,9 @@ class LocalStore(Store):
                     while filled < size and (count := file.readinto(buffer[filled:size])):
                         filled += count
                     if filled < size:
-                        raise StorageError(f"{self.uri(name)}: ends before the {sum(sizes)} bytes that it should hold")
+                        raise StorageError(
+                            f"{self.uri(name)}: ends before the {sum(sizes)} bytes that it should hold"
+                        )
                     yield buffer[:size]
         except OSError as error:
             raise self._failed(name, "read", error) from None
@@ -201,7 +225,9 @@ class LocalStore(Store):
         except OSError as error:
             raise self._failed(name, "read", error) from None
         try:
-            blocks = [os.pread(descriptor, size, start) for start, size in zip(starts, sizes, strict=True)]
+            blocks = [
+                os.pread(descriptor, size, start) for start, size in zip(starts, sizes, strict=True)
+            ]
             held = os.fstat(descriptor).st_size
         except OSError as error:
             raise self._failed(name, "read", error) from None

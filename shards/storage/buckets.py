@@ -1,7 +1,9 @@
-"""Pools in object storage or behind a web server, through obstore: S3 and what speaks it, Google, Azure, HTTP.
+"""Pools in object storage or behind a web server, through obstore: S3 and what speaks it, Google,
+Azure, HTTP.
 
-A store that has not answered yet gives up soon, since its address or key is likely wrong; one that has is waited for,
-so that a long run outlives a server that restarts. What a server refuses is never asked twice."""
+A store that has not answered yet gives up soon, since its address or key is likely wrong; one that
+has is waited for, so that a long run outlives a server that restarts. What a server refuses is
+never asked twice."""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ from shards.storage.aws_profile import profile_credentials, read_aws_profile
 from shards.storage.base import FAILURES, READ_BYTES, Store
 
 if TYPE_CHECKING:
-    from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Config, S3Credential
+    from obstore.store import (
+        AzureConfig,
+        ClientConfig,
+        GCSConfig,
+        RetryConfig,
+        S3Config,
+        S3Credential,
+    )
 
 _FIRST_SECONDS = 10.0  # for which a store is tried that has never answered
 _REQUEST_SECONDS = 900.0  # a whole one; obstore's 30 s cut off what is large or slow
@@ -31,19 +40,30 @@ _MAX_BACKOFF_SECONDS = 10.0
 _UPLOADS = 3  # of one file, when it comes back with other bytes
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 # where a machine is asked for its role, the last resort of obstore
-_ROLE_PATHS = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/v1", "/metadata/identity")
+_ROLE_PATHS = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/computeMetadata/v1",
+    "/metadata/identity",
+)
 # what obstore says too much; a query may be a signature, and what stands before a host's @ a secret
-_NOISE = re.compile(r"^Generic \w+ error: |, max_retries: \d+, retry_timeout: \S+ ?|: <.*|\?\S*|(?<=//)\S*@")
+_NOISE = re.compile(
+    r"^Generic \w+ error: |, max_retries: \d+, retry_timeout: \S+ ?|: <.*|\?\S*|(?<=//)\S*@"
+)
 # obstore panics at another one; % and @ could hide credentials
-_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[\w./~-]*)?", re.ASCII | re.IGNORECASE)
+_ENDPOINT = re.compile(
+    r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[\w./~-]*)?", re.ASCII | re.IGNORECASE
+)
 _IN_HEADERS = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_BEARER_TOKEN")
 
 
 class WebOptions(Settings):
     """Options of every address.
 
-    timeout_seconds: without a byte, then a connection is given up and the rest is asked for again (botocore: 60)
-    retry_seconds: for which a failed request is tried again, with the signature of the first try; obstore advises
+    timeout_seconds: without a byte, then a connection is given up and the rest is asked for again
+        (botocore: 60)
+    retry_seconds: for which a failed request is tried again, with the signature of the first try;
+        obstore advises
     5 minutes at most"""
 
     timeout_seconds: float = Field(60.0, gt=0, le=3600)
@@ -84,18 +104,22 @@ class BucketStore(Store):
         return f"{self.scheme}://" + "/".join(filter(None, (self.bucket, self.prefix, name)))
 
     def exists(self, name: str) -> bool:
-        """Whether an object of that name is there. Raises: StorageError also if there is no such bucket."""
+        """Whether an object of that name is there. Raises: StorageError also if there is no such
+        bucket."""
         if super().exists(name):
             return True
         self.sizes(f"{name}/")  # a listing tells whether there is a bucket, HEAD does not
         return False
 
     def read_ranges(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """A request a range, several at once; who wants fewer joins ranges first (`shards.fetching.frames`)."""
+        """A request a range, several at once; who wants fewer joins ranges first
+        (`shards.fetching.frames`)."""
 
         def fetch(client: Any) -> list[bytes]:
             try:
-                parts = client.get_ranges(name, starts=list(starts), lengths=list(sizes), coalesce=0)
+                parts = client.get_ranges(
+                    name, starts=list(starts), lengths=list(sizes), coalesce=0
+                )
             except FAILURES as error:
                 if "status code: 416 " not in str(error):
                     raise
@@ -111,15 +135,22 @@ class BucketStore(Store):
         return blocks
 
     def read_pieces(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
-        """One request; what the pieces do not take yet is held, at most about 10 MB and the largest piece."""
+        """One request; what the pieces do not take yet is held, at most about 10 MB and the largest
+        piece."""
         held = bytearray()
         try:
-            blocks = iter(self._ask(name, "read", lambda client: client.get(name)).stream(min_chunk_size=READ_BYTES))
+            blocks = iter(
+                self._ask(name, "read", lambda client: client.get(name)).stream(
+                    min_chunk_size=READ_BYTES
+                )
+            )
             for size in sizes:
                 while len(held) < size:
                     block = next(blocks, None)
                     if block is None:
-                        raise StorageError(f"{self.uri(name)}: ends before the {sum(sizes)} bytes that it should hold")
+                        raise StorageError(
+                            f"{self.uri(name)}: ends before the {sum(sizes)} bytes that it should hold"
+                        )
                     held += block
                 yield memoryview(bytes(held[:size]))
                 del held[:size]
@@ -140,23 +171,32 @@ class BucketStore(Store):
             self.delete(name)
         except OSError as error:
             raise self._failed(name, "written", error) from None
-        raise StorageError(f"{self.uri(name)}: {path} came back changed {_UPLOADS} times; check the server")
+        raise StorageError(
+            f"{self.uri(name)}: {path} came back changed {_UPLOADS} times; check the server"
+        )
 
     def _endpoint(self, of_profile: str | None = None) -> str | None:
         """The server to ask, None for the provider's own.
 
-        Raises: ConfigError, which does not repeat it, for one that holds credentials or that obstore panics at."""
+        Raises: ConfigError, which does not repeat it, for one that holds credentials or that
+            obstore panics at."""
         for name in _IN_HEADERS:
             if not _is_plain(os.environ.get(name, "")):
-                raise ConfigError(f"{name}: holds a line break or another character that no key has; set it again")
+                raise ConfigError(
+                    f"{name}: holds a line break or another character that no key has; set it again"
+                )
         sources = {
             "endpoint= of the address": self.options.endpoint,
             **{name: _first(name) for name in self.endpoint_variables},
         }
         sources["endpoint_url of the AWS profile"] = of_profile
-        where, endpoint = next(((where, found) for where, found in sources.items() if found), ("", None))
+        where, endpoint = next(
+            ((where, found) for where, found in sources.items() if found), ("", None)
+        )
         if endpoint and not (_ENDPOINT.fullmatch(endpoint) and _is_address(endpoint)):
-            raise ConfigError(f"{where}: is not http(s)://host:port without credentials; correct it")
+            raise ConfigError(
+                f"{where}: is not http(s)://host:port without credentials; correct it"
+            )
         return endpoint
 
     def _client_options(self, endpoint: str | None) -> ClientConfig:
@@ -211,7 +251,8 @@ class BucketStore(Store):
 class S3Bucket(BucketStore):
     """`s3://bucket/prefix`: AWS and S3-compatible servers.
 
-    Credentials by the standard chain: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile of `~/.aws`,
+    Credentials by the standard chain: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile of
+        `~/.aws`,
     a web identity, the role of the container or of the machine."""
 
     Options = S3Options
@@ -228,7 +269,9 @@ class S3Bucket(BucketStore):
     def _connect(self) -> Any:
         from obstore.store import S3Store
 
-        if self._merged is None:  # once: whoever rotates keys may be writing the profile at the next client
+        if (
+            self._merged is None
+        ):  # once: whoever rotates keys may be writing the profile at the next client
             self._merged = self._merge()
         config, keys = self._merged
         return S3Store(
@@ -244,10 +287,14 @@ class S3Bucket(BucketStore):
         """Merge the options, the environment and the profile; None leaves the keys to obstore."""
         options, profile = self.options, read_aws_profile(os.environ)
         config: S3Config = {}
-        region = options.region or _first("AWS_REGION", "AWS_DEFAULT_REGION") or profile.get("region")
+        region = (
+            options.region or _first("AWS_REGION", "AWS_DEFAULT_REGION") or profile.get("region")
+        )
         if region:
             if not _is_plain(region):
-                raise ConfigError(f"{region!r} is no name of a region; correct region=, AWS_REGION or the profile")
+                raise ConfigError(
+                    f"{region!r} is no name of a region; correct region=, AWS_REGION or the profile"
+                )
             config["region"] = region
         endpoint = self._endpoint(profile.get("endpoint_url"))
         path_style = options.path_style
@@ -256,8 +303,12 @@ class S3Bucket(BucketStore):
         config["virtual_hosted_style_request"] = not path_style
         if endpoint:
             config["endpoint"] = endpoint if path_style else _with_bucket(endpoint, self.bucket)
-            config["aws_endpoint_url_s3"] = config["endpoint"]  # the variable of this name would win over `endpoint`
-        is_anonymous = _is_on("AWS_SKIP_SIGNATURE") if options.anonymous is None else options.anonymous
+            config["aws_endpoint_url_s3"] = config[
+                "endpoint"
+            ]  # the variable of this name would win over `endpoint`
+        is_anonymous = (
+            _is_on("AWS_SKIP_SIGNATURE") if options.anonymous is None else options.anonymous
+        )
         config["skip_signature"] = is_anonymous
         return config, None if is_anonymous else profile_credentials(os.environ)
 
@@ -296,7 +347,8 @@ class GoogleBucket(BucketStore):
 
 
 class AzureContainer(BucketStore):
-    """`az://container/prefix` with AZURE_STORAGE_ACCOUNT_NAME, or `abfs://container@account.host/prefix`."""
+    """`az://container/prefix` with AZURE_STORAGE_ACCOUNT_NAME, or
+    `abfs://container@account.host/prefix`."""
 
     Options = BucketOptions
     cure = (
@@ -333,7 +385,8 @@ class AzureContainer(BucketStore):
 
 
 class WebFolder(BucketStore):
-    """`https://host/path` (and `http://`): files behind a web server that answers byte ranges, to be read by anyone.
+    """`https://host/path` (and `http://`): files behind a web server that answers byte ranges, to
+    be read by anyone.
 
     A web server has no listing, so that only what is known by name can be read."""
 
@@ -369,7 +422,9 @@ class WebFolder(BucketStore):
         address = self.uri("")
         if not _is_address(address):
             raise ConfigError("the address names no host:port; correct it")
-        return HTTPStore(address, client_options=self._client_options(address), retry_config=self._retries())
+        return HTTPStore(
+            address, client_options=self._client_options(address), retry_config=self._retries()
+        )
 
     def _read_only(self, name: str, what: str) -> StorageError:
         return StorageError(
@@ -400,7 +455,8 @@ def _is_plain(text: str) -> bool:
 
 
 def _with_bucket(endpoint: str, bucket: str) -> str:
-    """The address of a bucket in the virtual-hosted style, where the endpoint is not one already."""
+    """The address of a bucket in the virtual-hosted style, where the endpoint is not one
+    already."""
     scheme, _, host = endpoint.partition("://")
     return endpoint if host.startswith(f"{bucket}.") else f"{scheme}://{bucket}.{host}"
 

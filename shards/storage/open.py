@@ -22,16 +22,20 @@ _REMOTE: dict[str, type[BucketStore]] = {
     "https": WebFolder,
     "http": WebFolder,
 }
-# user@ before the host, user:password@ anywhere, for a secret may hold / and ?, or any @ among the options
+# user@ before the host, user:password@ anywhere, for a secret may hold / and ?, or any @ among the
+# options
 _CREDENTIALS = re.compile(r"^/*[^/]*@|[:?].*@", re.DOTALL)
 _CONTAINER = re.compile(r"^[^/?:@]+@")  # abfs://container@account.host
 
 
 def open_store(uri: str | Path) -> Store:
-    """Open a path, a `file://` address, or `<scheme>://<bucket>/<prefix>?<options>` of object storage or the web.
+    """Open a path, a `file://` address, or `<scheme>://<bucket>/<prefix>?<options>` of object
+    storage or the web.
 
-    Nothing is asked of the store yet. An address holds no credentials; for the options see `shards.storage.buckets`.
-    Raises: ConfigError for another scheme, an unknown option, or credentials in the address, which it does not repeat.
+    Nothing is asked of the store yet. An address holds no credentials; for the options see
+    `shards.storage.buckets`.
+    Raises: ConfigError for another scheme, an unknown option, or credentials in the address, which
+        it does not repeat.
     """
     text = str(uri)
     scheme, is_address, rest = text.partition("://")
@@ -42,22 +46,31 @@ def open_store(uri: str | Path) -> Store:
     face = _REMOTE.get(scheme)
     if _holds_credentials(rest, may_name_container=face is AzureContainer):
         cure = face.cure if face else f"give a folder or one of {', '.join(_REMOTE)}"
-        raise ConfigError(f"{scheme}://...: the address holds credentials; leave them out and {cure}")
+        raise ConfigError(
+            f"{scheme}://...: the address holds credentials; leave them out and {cure}"
+        )
     place, _, query = rest.partition("?")
     bucket, _, prefix = place.strip("/").partition("/")
     shown = f"{scheme}://{bucket}/{prefix}".rstrip("/")
     if face is None:
-        raise ConfigError(f"{shown}: {scheme}:// is not supported; give a folder or one of {', '.join(_REMOTE)}")
+        raise ConfigError(
+            f"{shown}: {scheme}:// is not supported; give a folder or one of {', '.join(_REMOTE)}"
+        )
     if not bucket:
         raise ConfigError(f"{scheme}://: names no bucket; give {scheme}://bucket/prefix")
     if not bucket.isprintable() or " " in bucket:
-        raise ConfigError(f"{shown!r}: no bucket and no host has a name with a space; give {scheme}://bucket/prefix")
-    options = build_settings(face.Options, dict(parse_qsl(query, keep_blank_values=True)), where=shown)
+        raise ConfigError(
+            f"{shown!r}: no bucket and no host has a name with a space; give {scheme}://bucket/prefix"
+        )
+    options = build_settings(
+        face.Options, dict(parse_qsl(query, keep_blank_values=True)), where=shown
+    )
     return face(scheme, bucket, prefix, options)
 
 
 def _holds_credentials(rest: str, *, may_name_container: bool) -> bool:
-    """Whether what follows `://` may hold a user's name or a secret, however often it is percent-encoded."""
+    """Whether what follows `://` may hold a user's name or a secret, however often it is
+    percent-encoded."""
     while (plain := unquote(rest)) != rest:
         rest = plain
     return bool(_CREDENTIALS.search(_CONTAINER.sub("", rest) if may_name_container else rest))

@@ -1,4 +1,5 @@
-"""Memory for batches that is used again and again, shared by loader workers and the process that trains."""
+"""Memory for batches that is used again and again, shared by loader workers and the process that
+trains."""
 
 from __future__ import annotations
 
@@ -19,23 +20,27 @@ _taking = threading.Lock()
 
 
 class BatchBuffers:
-    """Places for batches. A producer (a loader worker, or this process) takes a free one and fills it; who trains
-    lends it out as a tensor, and the place is free again when the tensor and all views of it are gone. Places that
-    were filled in an earlier round and never lent are free too.
+    """Places for batches. A producer (a loader worker, or this process) takes a free one and fills
+    it; who trains lends it out as a tensor, and the place is free again when the tensor and all
+    views of it are gone. Places that were filled in an earlier round and never lent are free too.
 
-    Fresh pages for every batch cost a third of the clips a second (2 loader processes, 8 frames, 224 px).
+    Fresh pages for every batch cost a third of the clips a second (2 loader processes, 8 frames,
+    224 px).
 
     producers; places: of each; batch_bytes: room of each place"""
 
     def __init__(self, *, producers: int, places: int, batch_bytes: int) -> None:
         self._places = places
-        self._first_byte = _whole_pages(1 + producers * places)  # before it the round, and a byte a place
+        self._first_byte = _whole_pages(
+            1 + producers * places
+        )  # before it the round, and a byte a place
         self._stride = _whole_pages(batch_bytes)
         self._memory = SharedMemory(self._first_byte + producers * places * self._stride)
         self.begin_round()
 
     def begin_round(self) -> None:
-        """Say, before an iteration begins, that what earlier ones have packed and not lent will not be asked for."""
+        """Say, before an iteration begins, that what earlier ones have packed and not lent will not
+        be asked for."""
         self._memory.bytes[0] = self._memory.bytes[0] % (_LENT - 1) + 1
 
     def take(self, producer: int) -> int | None:
@@ -69,7 +74,9 @@ def _freeing(memory: SharedMemory, place: int) -> Callable[[], None]:
     lender = os.getpid()
 
     def free() -> None:
-        if os.getpid() == lender:  # not in a process that was forked from it while the tensor was there
+        if (
+            os.getpid() == lender
+        ):  # not in a process that was forked from it while the tensor was there
             memory.bytes[1 + place] = _FREE
 
     return free
@@ -78,7 +85,9 @@ def _freeing(memory: SharedMemory, place: int) -> Callable[[], None]:
 def _as_tensor(view: memoryview) -> torch.Tensor:
     import torch
 
-    return torch.frombuffer(view, dtype=torch.uint8)  # keeps `view` for as long as its storage lives
+    return torch.frombuffer(
+        view, dtype=torch.uint8
+    )  # keeps `view` for as long as its storage lives
 
 
 def _whole_pages(num_bytes: int) -> int:

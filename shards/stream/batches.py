@@ -23,8 +23,10 @@ class ClipSettings(Settings):
 
     frames: T; size_px: side of the square
     sampling: even | vifi, see `clip_sampling.segment_bounds`
-    crop, flip: in training; an evaluation takes the centre crop (or the whole frame) and never flips
-    scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop stays larger than `size_px`, see `crops.largest_shrink`"""
+    crop, flip: in training; an evaluation takes the centre crop (or the whole frame) and never
+        flips
+    scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop stays larger than `size_px`, see
+        `crops.largest_shrink`"""
 
     frames: int = Field(ge=1)
     size_px: int = Field(ge=1)
@@ -43,7 +45,8 @@ class ClipSettings(Settings):
 class ClipBatch:
     """B clips of one view each.
 
-    frames_BVTCHW: uint8 RGB, channels last in memory: whoever makes floats of it turns it over in the same pass
+    frames_BVTCHW: uint8 RGB, channels last in memory: whoever makes floats of it turns it over in
+        the same pass
     labels_B: int64, index into the manifest's classes
     weights_B: float32, 1; 0 for an empty place, whose frames are black
     positions_B: int64, row in the manifest
@@ -60,7 +63,8 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes at once: micro-batch `micro` of optimiser step `step` of `epoch`, all from 0.
+    """What one rank computes at once: micro-batch `micro` of optimiser step `step` of `epoch`, all
+    from 0.
 
     reads: what reading its samples took"""
 
@@ -73,7 +77,8 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A micro-batch on its way from a loader worker: no tensor but frames that found no place in the buffers."""
+    """A micro-batch on its way from a loader worker: no tensor but frames that found no place in
+    the buffers."""
 
     plan: MicroPlan
     place: int | None
@@ -94,7 +99,9 @@ class PackedBatch:
         clips = ClipBatch(
             frames_BVTCHW=as_clips(frames, clip).unsqueeze(1),
             labels_B=torch.tensor(self.labels, dtype=torch.int64),
-            weights_B=torch.tensor([failure is None for failure in self.failures], dtype=torch.float32),
+            weights_B=torch.tensor(
+                [failure is None for failure in self.failures], dtype=torch.float32
+            ),
             positions_B=torch.from_numpy(self.plan.rows),
             keys=self.keys,
             failures=self.failures,

@@ -2,8 +2,9 @@
 
     plan -> read (byte ranges of the wanted frames) -> decode -> cut, resize and batch
 
-Every stage is a frozen value that a loader worker can unpickle and a generator once it is called. All randomness
-of a sample comes from (seed, epoch, key), so that a clip is the same whoever makes it."""
+Every stage is a frozen value that a loader worker can unpickle and a generator once it is called.
+All randomness of a sample comes from (seed, epoch, key), so that a clip is the same whoever makes
+it."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 STATE_VERSION = 1
 _STUCK_SECONDS = 30.0
-_ASKED_AHEAD = 4  # times the requests in flight: hits of the cache between them end at once (at 1 half as slow again)
+# times the requests in flight: hits of the cache between them end at once (at 1 half as slow again)
+_ASKED_AHEAD = 4
 
 
 class StreamState(Settings):
@@ -56,7 +58,8 @@ class StreamState(Settings):
     position: int = Field(default=0, ge=0)
 
     def check(self, manifest: Manifest, order: Order) -> None:
-        """Refuse a state of another stream. Raises: FormatError that says which one it belongs to."""
+        """Refuse a state of another stream. Raises: FormatError that says which one it belongs
+        to."""
         if self.version != STATE_VERSION:
             raise FormatError(
                 f"stream state: has version {self.version}, this code reads {STATE_VERSION}; start over with "
@@ -133,7 +136,8 @@ class PlanStage:
 
 @dataclass(frozen=True)
 class ReadStage:
-    """Read the JPEG bytes of the wanted frames and check their CRC; many samples at once where a request takes long.
+    """Read the JPEG bytes of the wanted frames and check their CRC; many samples at once where a
+    request takes long.
 
     in_flight: samples that are asked for at a time, 0 reads one after the other"""
 
@@ -145,7 +149,9 @@ class ReadStage:
             yield from map(self._read, items)
             return
         asked: deque[tuple[Item, AsyncResult[Item]]] = deque()
-        with ThreadPool(self.in_flight) as threads:  # leaving it waits for no request: one may take minutes
+        with ThreadPool(
+            self.in_flight
+        ) as threads:  # leaving it waits for no request: one may take minutes
             for item in items:
                 asked.append((item, threads.apply_async(self._read, (item,))))
                 if len(asked) > _ASKED_AHEAD * self.in_flight:
@@ -156,13 +162,16 @@ class ReadStage:
     def _read(self, item: Item) -> Item:
         stats = ReadStats()
         try:
-            blocks = self.reader.read(item.index, item.row, item.frames, stats, epoch=item.plan.epoch)
+            blocks = self.reader.read(
+                item.index, item.row, item.frames, stats, epoch=item.plan.epoch
+            )
             return replace(item, blocks=blocks, reads=stats)
         except (SampleError, StorageError) as error:
             return replace(item, failure=str(error), reads=stats)
 
     def _wait(self, item: Item, answer: AsyncResult[Item]) -> Item:
-        """Wait for an answer; says now and then for which object, so that a stuck server has a name."""
+        """Wait for an answer; says now and then for which object, so that a stuck server has a
+        name."""
         begun = time.monotonic()
         while True:
             try:
@@ -170,7 +179,10 @@ class ReadStage:
                 break
             except NoAnswerYetError:
                 where = f"{self.reader.store.uri(item.row['shard'])}: {item.row['key']}"
-                print(f"{where}: no answer for {time.monotonic() - begun:.0f} s, still waiting", file=sys.stderr)
+                print(
+                    f"{where}: no answer for {time.monotonic() - begun:.0f} s, still waiting",
+                    file=sys.stderr,
+                )
         assert read.reads is not None
         read.reads.waited_seconds += time.monotonic() - begun
         return read
@@ -178,7 +190,8 @@ class ReadStage:
 
 @dataclass(frozen=True)
 class DecodeStage:
-    """Choose the crop and decode each wanted frame, into memory that the next item's frames take over."""
+    """Choose the crop and decode each wanted frame, into memory that the next item's frames take
+    over."""
 
     store: Store
     clip: ClipSettings
@@ -194,9 +207,13 @@ class DecodeStage:
                 names = [f"{shard}: frame {frame} of {item.row['key']}" for frame in item.frames]
                 crop, shrink, shape = self._choose(item, item.blocks, names)
                 if kept.shape != shape:
-                    kept = np.empty(shape, np.uint8)  # kept, since fresh pages for each clip cost a tenth of decoding
+                    kept = np.empty(
+                        shape, np.uint8
+                    )  # kept, since fresh pages for each clip cost a tenth of decoding
                 for place, (name, block) in enumerate(zip(names, item.blocks, strict=True)):
-                    if place and block is item.blocks[place - 1]:  # a clip of few frames repeats them
+                    if (
+                        place and block is item.blocks[place - 1]
+                    ):  # a clip of few frames repeats them
                         kept[place] = kept[place - 1]
                     else:
                         jpeg.decode(block, where=name, shrink=shrink, into=kept[place])
@@ -204,21 +221,31 @@ class DecodeStage:
             except SampleError as error:
                 yield replace(item, blocks=None, failure=str(error))
 
-    def _choose(self, item: Item, blocks: list[bytes], names: list[str]) -> tuple[Crop, int, tuple[int, ...]]:
-        """The crop, at which 1/n of the stored size it is decoded, and the shape [T, H, W, 3] then."""
+    def _choose(
+        self, item: Item, blocks: list[bytes], names: list[str]
+    ) -> tuple[Crop, int, tuple[int, ...]]:
+        """The crop, at which 1/n of the stored size it is decoded, and the shape [T, H, W, 3]
+        then."""
         sizes = {jpeg.size_of(block, where=name) for name, block in zip(names, blocks, strict=True)}
         if len(sizes) > 1:
             where = f"{self.store.uri(item.row['shard'])}: {item.row['key']}"
-            raise SampleError(f"{where} has frames of different sizes: {sorted(sizes)}; run `bmpt verify`")
+            raise SampleError(
+                f"{where} has frames of different sizes: {sorted(sizes)}; run `bmpt verify`"
+            )
         ((height, width),) = sizes
         crop = choose_crop(self.clip.crop, height, width, flip=self.clip.flip, rng=item.rng)
         shrink = largest_shrink(crop, self.clip.size_px) if self.clip.scaled_decode else 1
-        return crop.shrunk(shrink), shrink, (len(blocks), -(-height // shrink), -(-width // shrink), 3)
+        return (
+            crop.shrunk(shrink),
+            shrink,
+            (len(blocks), -(-height // shrink), -(-width // shrink), 3),
+        )
 
 
 @dataclass(frozen=True)
 class BatchStage:
-    """Cut and scale each clip straight into its place of the batch; a sample that could not be read leaves it black."""
+    """Cut and scale each clip straight into its place of the batch; a sample that could not be read
+    leaves it black."""
 
     clip: ClipSettings
     buffers: BatchBuffers
@@ -268,8 +295,11 @@ def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8")))
 
 
-def make_pipeline(plan: PlanStage, reader: FrameReader, buffers: BatchBuffers, *, in_flight: int) -> DataPipeline:
-    """Put the stages one after the other: an iterable of `PackedBatch`; for `in_flight` see `ReadStage`."""
+def make_pipeline(
+    plan: PlanStage, reader: FrameReader, buffers: BatchBuffers, *, in_flight: int
+) -> DataPipeline:
+    """Put the stages one after the other: an iterable of `PackedBatch`; for `in_flight` see
+    `ReadStage`."""
     from webdataset import DataPipeline  # brings torch, 2 s: only who streams pays it
 
     read, decode = ReadStage(reader, in_flight), DecodeStage(reader.store, plan.clip)

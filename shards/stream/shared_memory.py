@@ -17,9 +17,11 @@ from shards.reader import Manifest
 
 
 class SharedMemory:
-    """A block of bytes, freed when the last process lets go of it; pages cost nothing before they are written.
+    """A block of bytes, freed when the last process lets go of it; pages cost nothing before they
+    are written.
 
-    Not in /dev/shm, which containers keep small (64 MB in Docker). Pickles only on the way to a child process."""
+    Not in /dev/shm, which containers keep small (64 MB in Docker). Pickles only on the way to a
+    child process."""
 
     def __init__(self, num_bytes: int) -> None:
         descriptor = os.memfd_create("bmpt") if hasattr(os, "memfd_create") else _unnamed_file()
@@ -41,7 +43,8 @@ class SharedMemory:
 
 @dataclass(frozen=True)
 class SharedManifest(Manifest):
-    """A manifest whose rows exist once for all loader workers: 1.1 kB a sample, 270 MB for Kinetics-400."""
+    """A manifest whose rows exist once for all loader workers: 1.1 kB a sample, 270 MB for
+    Kinetics-400."""
 
     memory: SharedMemory
 

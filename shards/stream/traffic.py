@@ -1,8 +1,8 @@
 """`bmpt plan`: the bytes and requests that a run will ask of a pool, counted before it begins.
 
-The same functions that a run reads by are played through: the order of each epoch, the frames of each clip, what is
-joined into one request, what an empty cache keeps from an earlier epoch. A cache that other runs fill at the same time
-keeps less."""
+The same functions that a run reads by are played through: the order of each epoch, the frames of
+each clip, what is joined into one request, what an empty cache keeps from an earlier epoch. A cache
+that other runs fill at the same time keeps less."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from shards.storage.open import LocalStore, Store
 from shards.stream.batches import ClipSettings
 from shards.stream.pipeline import sample_rng
 
-_COUNTED_CLIPS = 250_000  # that are read without the cache; later passes are taken to be like those that were counted
+# that are read without the cache; later passes are taken to be like those that were counted
+_COUNTED_CLIPS = 250_000
 _SAMPLED_CLIPS = 1000  # for the comparison of two orders
 
 
@@ -47,10 +48,12 @@ class ReadPlan:
 
     clips: of a pass; needed_bytes: its samples with every frame
     first_bytes, first_requests: of the first pass; all_bytes, all_requests: of all passes
-    cached: whether a cache is used; kept_bytes: what of extent_bytes it keeps from pass to pass; passing_bytes: its
+    cached: whether a cache is used; kept_bytes: what of extent_bytes it keeps from pass to pass;
+        passing_bytes: its
     room for the others, see `shards.fetching.extents.Retention`
     seconds: of reading alone, at the stated cost of a request; None for a folder
-    advised_order: the `data.order` that reads fastest, None for scoring; advice: why, in a sentence or two"""
+    advised_order: the `data.order` that reads fastest, None for scoring; advice: why, in a sentence
+        or two"""
 
     manifest: str
     order: str
@@ -87,23 +90,37 @@ def plan_training(
 ) -> ReadPlan:
     """Count what training reads; `num_processes` loaders ask at once.
 
-    Exact, but for what more than 250,000 clips read without the cache; so many take about half a minute."""
+    Exact, but for what more than 250,000 clips read without the cache; so many take about half a
+    minute."""
     ordered = make_order(manifest.table["shard"], order, seed=seed, group_shards=group_shards)
     clips = num_steps(len(manifest), batch_size) * batch_size
-    reader = make_reader(store, manifest, reading, group_shards=group_shards if order == "grouped" else None)
-    passes = _count(reader, clip, (ordered.rows(np.arange(clips), epoch) for epoch in range(epochs)), seed)
-    advised, advice = _advise_order(reader, clip, reading, group_shards, passes=epochs, num_processes=num_processes)
+    reader = make_reader(
+        store, manifest, reading, group_shards=group_shards if order == "grouped" else None
+    )
+    passes = _count(
+        reader, clip, (ordered.rows(np.arange(clips), epoch) for epoch in range(epochs)), seed
+    )
+    advised, advice = _advise_order(
+        reader, clip, reading, group_shards, passes=epochs, num_processes=num_processes
+    )
     return _plan(reader, reading, passes, ordered.name, clips, advised, advice, num_processes)
 
 
 def plan_scoring(
-    store: Store, manifest: Manifest, clip: ClipSettings, reading: ReadSettings, *, num_processes: int = 1
+    store: Store,
+    manifest: Manifest,
+    clip: ClipSettings,
+    reading: ReadSettings,
+    *,
+    num_processes: int = 1,
 ) -> ReadPlan:
     """Count what one evaluation of a manifest reads; exact."""
     reader = make_reader(store, manifest, reading)
     clips = len(manifest)
     passes = _count(reader, clip, [np.arange(clips)], seed=None)
-    return _plan(reader, reading, passes, "as listed", clips, None, _advise_scoring(reader), num_processes)
+    return _plan(
+        reader, reading, passes, "as listed", clips, None, _advise_scoring(reader), num_processes
+    )
 
 
 def plan_text(plan: ReadPlan) -> str:
@@ -114,9 +131,13 @@ def plan_text(plan: ReadPlan) -> str:
     ]
     if plan.cached:
         lines.append(f"  cache: {_cache_text(plan)}")
-    lines.append(f"  first pass    {plan.first_bytes:>18,} bytes {plan.first_requests:>12,} requests")
+    lines.append(
+        f"  first pass    {plan.first_bytes:>18,} bytes {plan.first_requests:>12,} requests"
+    )
     if plan.passes > 1:
-        lines.append(f"  {plan.passes:>4} passes   {plan.all_bytes:>18,} bytes {plan.all_requests:>12,} requests")
+        lines.append(
+            f"  {plan.passes:>4} passes   {plan.all_bytes:>18,} bytes {plan.all_requests:>12,} requests"
+        )
     if plan.seconds is not None:
         lines.append(f"  reading alone: about {plan.seconds:,.1f} s")
     return "\n".join([*lines, f"  {plan.advice}"])
@@ -128,7 +149,9 @@ def _cache_text(plan: ReadPlan) -> str:
     kept = f"keeps {plan.kept_bytes:,} of {plan.extent_bytes:,} bytes"
     if plan.passing_bytes:
         return f"{kept}, the others pass through {plan.passing_bytes:,} bytes of it group by group"
-    too_large = ", since two groups of shards do not fit" if plan.order.startswith("grouped/") else ""
+    too_large = (
+        ", since two groups of shards do not fit" if plan.order.startswith("grouped/") else ""
+    )
     return f"{kept}, the others are read clip by clip{too_large}"
 
 
@@ -160,7 +183,9 @@ def _plan(
         all_requests=everything.requests,
         cached=extents is not None,
         extent_bytes=0 if extents is None else extents.total_bytes,
-        kept_bytes=0 if extents is None or retention is None else int(extents.sizes[retention.kept].sum()),
+        kept_bytes=0
+        if extents is None or retention is None
+        else int(extents.sizes[retention.kept].sum()),
         passing_bytes=0 if retention is None else retention.passing_bytes,
         seconds=None if is_local else _seconds(reader, everything, reading, num_processes),
         advised_order=advised_order,
@@ -168,12 +193,19 @@ def _plan(
     )
 
 
-def _seconds(reader: FrameReader, traffic: Traffic, reading: ReadSettings, num_processes: int) -> float:
-    return reader.cost.seconds(traffic.num_bytes, traffic.requests) / (num_processes * reading.requests_in_flight)
+def _seconds(
+    reader: FrameReader, traffic: Traffic, reading: ReadSettings, num_processes: int
+) -> float:
+    return reader.cost.seconds(traffic.num_bytes, traffic.requests) / (
+        num_processes * reading.requests_in_flight
+    )
 
 
-def _count(reader: FrameReader, clip: ClipSettings, passes: Iterable[IndexArray], seed: int | None) -> list[Traffic]:
-    """What each pass asks for; the frames of later ones are not drawn any more once very many were."""
+def _count(
+    reader: FrameReader, clip: ClipSettings, passes: Iterable[IndexArray], seed: int | None
+) -> list[Traffic]:
+    """What each pass asks for; the frames of later ones are not drawn any more once very many
+    were."""
     traffic: list[Traffic] = []
     counted, counted_clips = Traffic(), 0
     loaded = np.zeros(0 if reader.extents is None else len(reader.extents), bool)
@@ -198,7 +230,9 @@ def _split(reader: FrameReader, rows: IndexArray) -> tuple[IndexArray, IndexArra
     return rows[is_kept], rows[~is_kept]
 
 
-def _load(reader: FrameReader, rows: IndexArray, loaded: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Traffic:
+def _load(
+    reader: FrameReader, rows: IndexArray, loaded: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> Traffic:
     """What a pass over rows loads into the cache, which is marked in `loaded`, bool [E]."""
     if reader.extents is None or reader.retention is None:
         return Traffic()
@@ -208,7 +242,9 @@ def _load(reader: FrameReader, rows: IndexArray, loaded: np.ndarray[tuple[int], 
     return Traffic(int(reader.extents.sizes[missing].sum()), len(missing))
 
 
-def _count_clips(reader: FrameReader, rows: IndexArray, clip: ClipSettings, seed: int | None, epoch: int) -> Traffic:
+def _count_clips(
+    reader: FrameReader, rows: IndexArray, clip: ClipSettings, seed: int | None, epoch: int
+) -> Traffic:
     """The requests for the frames of the clips alone, as one epoch draws them."""
     is_local = isinstance(reader.store, LocalStore)
     num_bytes = num_requests = 0
@@ -216,9 +252,16 @@ def _count_clips(reader: FrameReader, rows: IndexArray, clip: ClipSettings, seed
         row = reader.manifest.row(index)
         rng = None if seed is None else sample_rng(seed, epoch, row["key"])
         frames = clip_positions(
-            row["source_index"], row["num_frames_decoded"], clip.frames, sampling=clip.sampling, rng=rng
+            row["source_index"],
+            row["num_frames_decoded"],
+            clip.frames,
+            sampling=clip.sampling,
+            rng=rng,
         )
-        places = [(row["frame_offset"][frame], row["frame_size"][frame]) for frame in sorted(set(frames.tolist()))]
+        places = [
+            (row["frame_offset"][frame], row["frame_size"][frame])
+            for frame in sorted(set(frames.tolist()))
+        ]
         spans = merge_ranges(places, 0 if is_local else reader.cost.gap_bytes)
         num_bytes += sum(stop - start for start, stop, _ in spans)
         num_requests += 1 if is_local else len(spans)
@@ -245,7 +288,10 @@ def _advise_order(
         return "global", why
     extents, total = reader.extents, reader.extents.total_bytes
     if reader.retention.keeps_all:
-        return "global", f"data.order=global: the cache holds all {total:,} bytes, later passes ask for nothing"
+        return (
+            "global",
+            f"data.order=global: the cache holds all {total:,} bytes, later passes ask for nothing",
+        )
     room = room_bytes(reading.cache_bytes)
     alone = plan_retention(extents, room)
     grouped = plan_retention(extents, room, group_shards=group_shards)
@@ -254,12 +300,16 @@ def _advise_order(
             f"data.order=global: the cache holds neither all {total:,} bytes nor two groups of {group_shards} shards "
             f"({2 * group_bytes(extents, group_shards):,}); raise data.cache_bytes or lower data.group_shards"
         )
-    clips = np.linspace(0, len(reader.manifest) - 1, min(len(reader.manifest), _SAMPLED_CLIPS)).astype(np.int64)
+    clips = np.linspace(
+        0, len(reader.manifest) - 1, min(len(reader.manifest), _SAMPLED_CLIPS)
+    ).astype(np.int64)
     sampled = _count_clips(reader, clips, clip, None, 0)
     left_out = int(np.count_nonzero(~alone.kept[extents.of_row]))
     one_by_one = _kept_traffic(extents, alone) + sampled.scaled(passes * left_out, len(clips))
     by_groups = _kept_traffic(extents, grouped) + _passing_traffic(extents, grouped, passes)
-    slow, fast = (_seconds(reader, traffic, reading, num_processes) for traffic in (one_by_one, by_groups))
+    slow, fast = (
+        _seconds(reader, traffic, reading, num_processes) for traffic in (one_by_one, by_groups)
+    )
     if fast < slow:
         return "grouped", (
             f"data.order=grouped: about {fast:,.1f} s of reading, global {slow:,.1f} s; the cache is too small for all "
@@ -277,7 +327,9 @@ def _kept_traffic(extents: Extents, retention: Retention) -> Traffic:
 
 def _passing_traffic(extents: Extents, retention: Retention, passes: int) -> Traffic:
     passing = ~retention.kept
-    return Traffic(passes * int(extents.sizes[passing].sum()), passes * int(np.count_nonzero(passing)))
+    return Traffic(
+        passes * int(extents.sizes[passing].sum()), passes * int(np.count_nonzero(passing))
+    )
 
 
 def _advise_scoring(reader: FrameReader) -> str:

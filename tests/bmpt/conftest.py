@@ -28,13 +28,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weight file: visual width 48, text width 32, joint width 16, 4 blocks each, images of 32 px."""
+    """A weight file: visual width 48, text width 32, joint width 16, 4 blocks each, images of 32
+    px."""
     return write_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
 
 
 @pytest.fixture(scope="session")
 def toy_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 classes of 5 samples: few_shot train 8 / val 12, base_to_novel train 4 / val_base 6 / val_novel 10."""
+    """4 classes of 5 samples: few_shot train 8 / val 12, base_to_novel train 4 / val_base 6 /
+    val_novel 10."""
     folder = tmp_path_factory.mktemp("toy") / "pool"
     make_pool(folder, samples_per_class=5)
     return folder
@@ -42,7 +44,8 @@ def toy_pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, clip: Path, toy_pool: Path) -> MakeConfig:
-    """Make a config in this test's folder; keyword arguments are sections, `run` names the run folder."""
+    """Make a config in this test's folder; keyword arguments are sections, `run` names the run
+    folder."""
 
     def make(*, run: str = "run", **sections: Any) -> TrainConfig:
         return make_config(tmp_path, clip, toy_pool, run=run, **sections)

@@ -52,11 +52,17 @@ def torchrun(
 
 
 def run_ranks(ranks: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    """How each rank ends by itself: as torchrun starts them, without torchrun, which ends all after the first."""
+    """How each rank ends by itself: as torchrun starts them, without torchrun, which ends all after
+    the first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "bmpt", *arguments],
@@ -81,8 +87,11 @@ def run_ranks(ranks: int, *arguments: str) -> list[subprocess.CompletedProcess[s
 
 
 def error_lines(ended: list[subprocess.CompletedProcess[str]]) -> list[str]:
-    """The different mistakes that ranks have stated, without the number of one that torchrun would have ended."""
-    said = [line for rank in ended for line in rank.stderr.splitlines() if line.startswith("error: ")]
+    """The different mistakes that ranks have stated, without the number of one that torchrun would
+    have ended."""
+    said = [
+        line for rank in ended for line in rank.stderr.splitlines() if line.startswith("error: ")
+    ]
     return list(dict.fromkeys(re.sub(r"^error: rank \d+: ", "error: ", line) for line in said))
 
 
@@ -112,7 +121,9 @@ def assert_same_run(one: TrainConfig, other: TrainConfig, *, tolerance: float) -
     """The same steps, losses and trained tensors up to a tolerance."""
     first, second = losses_of(folder_of(one)), losses_of(folder_of(other))
     assert [step for step, _ in first] == [step for step, _ in second]
-    assert [loss for _, loss in first] == pytest.approx([loss for _, loss in second], rel=tolerance, abs=tolerance)
+    assert [loss for _, loss in first] == pytest.approx(
+        [loss for _, loss in second], rel=tolerance, abs=tolerance
+    )
     tensors, others = checkpoint_of(one), checkpoint_of(other)
     assert tensors.keys() == others.keys()
     for name in tensors:

@@ -1,6 +1,8 @@
-"""Bad input of every kind through the command line: one line that names the file, the value and the cure.
+"""Bad input of every kind through the command line: one line that names the file, the value and the
+cure.
 
-Nothing is made then: no run folder, and no file beside those that were there. Bad answers of an endpoint and published
+Nothing is made then: no run folder, and no file beside those that were there. Bad answers of an
+    endpoint and published
 files that are something else are in `test_offline_*.py` and `test_checkpoint_import.py`."""
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ BIKE: dict[str, Any] = {"name": "bike", "tune": "image", "temporal_layers": 1}
 def write_checkpoint(config: TrainConfig, path: Path, classes: Sequence[str]) -> None:
     """What a run of these classes leaves."""
     backbone = load_tiny(Path(config.model.pretrained))
-    method = build_method(backbone, config.method, num_frames=config.data.frames, seed=0, classes=classes)
+    method = build_method(
+        backbone, config.method, num_frames=config.data.frames, seed=0, classes=classes
+    )
     provenance = {"classes": list(classes), "pool_id": None, "manifest": TRAIN, "fingerprint": None}
     save_checkpoint(path, method, backbone, config, step=1, provenance=provenance)
 
@@ -51,16 +55,25 @@ def here(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) -
 
     sentences("good.json", {name: [f"{name} is seen", f"look at {name}"] for name in classes})
     sentences("three.json", {name: [f"{name} is seen"] for name in classes[:3]})
-    sentences("uneven.json", {name: [f"{name} is seen"] * (1 + (name == classes[2])) for name in classes})
+    sentences(
+        "uneven.json", {name: [f"{name} is seen"] * (1 + (name == classes[2])) for name in classes}
+    )
     sentences("equal.json", {name: ["a wave", "a tide"] for name in classes})
     sentences("alike.json", {name: ["a wave", f"{name} is seen"] for name in classes})
     sentences("other.json", {"walk": ["someone walks"], "run": ["someone runs"]})
     (folder / "notes.json").write_text("walk: someone walks", encoding="utf-8")
     lines = {name: f"{name} -> sit\n" for name in classes}
     (folder / "other.txt").write_text("walk -> run\nrun -> walk\n", encoding="utf-8")
-    (folder / "three.txt").write_text("".join(lines[name] for name in classes[:3]), encoding="utf-8")
-    (folder / "own.txt").write_text("".join(f"{name} -> {name.lower()}\n" for name in classes), encoding="utf-8")
-    other, manifest = load_tiny(write_clip(folder / "other.safetensors", seed=1)), pool.manifest(TRAIN)
+    (folder / "three.txt").write_text(
+        "".join(lines[name] for name in classes[:3]), encoding="utf-8"
+    )
+    (folder / "own.txt").write_text(
+        "".join(f"{name} -> {name.lower()}\n" for name in classes), encoding="utf-8"
+    )
+    other, manifest = (
+        load_tiny(write_clip(folder / "other.safetensors", seed=1)),
+        pool.manifest(TRAIN),
+    )
     unit_D = np.eye(1, JOINT_WIDTH, dtype=np.float32)[0]
     rows = [KnowledgeRow(key, unit_D) for key in manifest.table["key"].to_pylist()]
     write_knowledge(folder / "seven.parquet", rows[1:], manifest, load_tiny(clip))
@@ -100,13 +113,20 @@ def in_folder(values: Any, here: Path) -> Any:
         return {key: in_folder(value, here) for key, value in values.items()}
     if isinstance(values, list):
         return [in_folder(value, here) for value in values]
-    is_name = isinstance(values, str) and values.endswith((".json", ".txt", ".parquet", ".safetensors"))
+    is_name = isinstance(values, str) and values.endswith(
+        (".json", ".txt", ".parquet", ".safetensors")
+    )
     return str(here / values) if is_name else values
 
 
 BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
     # class texts
-    ({"text": {"sentences": "three.json"}}, "three.json: ", "no text for 1 of 4 classes: Class03", "; add them"),
+    (
+        {"text": {"sentences": "three.json"}},
+        "three.json: ",
+        "no text for 1 of 4 classes: Class03",
+        "; add them",
+    ),
     (
         {"text": {"sentences": "other.json"}},
         "other.json: ",
@@ -119,18 +139,43 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         "'Class00' has 1 sentences, 'Class02' 2",
         "; give every class the same number",
     ),
-    ({"text": {"sentences": "notes.json"}}, "notes.json: ", "is not JSON", "expected {class: [sentences]}"),
+    (
+        {"text": {"sentences": "notes.json"}},
+        "notes.json: ",
+        "is not JSON",
+        "expected {class: [sentences]}",
+    ),
     (
         {"text": {"sentences": "equal.json"}},
         "data.train: ",
         "'Class00' and 'Class01' have the same text feature",
         "or other texts in equal.json",
     ),
-    ({"text": {"sentences": "good.json"}, "method": BIKE}, "method.name=bike", "got 2", "set text.template alone"),
+    (
+        {"text": {"sentences": "good.json"}, "method": BIKE},
+        "method.name=bike",
+        "got 2",
+        "set text.template alone",
+    ),
     # negatives
-    ({"text": {"negatives": "other.txt"}}, "other.txt: ", "none of its 2 classes (walk, run)", "of another data set"),
-    ({"text": {"negatives": "three.txt"}}, "three.txt: ", "no negative for 1 of 4 classes: Class03", "; add them"),
-    ({"text": {"negatives": "own.txt"}}, "own.txt: ", "'Class00' is its own negative", "; name another action for it"),
+    (
+        {"text": {"negatives": "other.txt"}},
+        "other.txt: ",
+        "none of its 2 classes (walk, run)",
+        "of another data set",
+    ),
+    (
+        {"text": {"negatives": "three.txt"}},
+        "three.txt: ",
+        "no negative for 1 of 4 classes: Class03",
+        "; add them",
+    ),
+    (
+        {"text": {"negatives": "own.txt"}},
+        "own.txt: ",
+        "'Class00' is its own negative",
+        "; name another action for it",
+    ),
     # features of samples
     (
         {"text": {"knowledge": "seven.parquet"}},
@@ -144,7 +189,12 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         "its features are of tiny ",
         "run `bmpt knowledge` with this CLIP",
     ),
-    ({"text": {"knowledge": "gone.parquet"}}, "gone.parquet: ", "cannot be read", "`bmpt knowledge POOL MANIFEST"),
+    (
+        {"text": {"knowledge": "gone.parquet"}},
+        "gone.parquet: ",
+        "cannot be read",
+        "`bmpt knowledge POOL MANIFEST",
+    ),
     (
         {"text": {"attributes": ["seven.parquet"]}, "method": {**BIKE, "attributes": True}},
         "seven.parquet: ",
@@ -183,22 +233,45 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         "set both or none of them",
     ),
     (
-        {"method": {**BIKE, "attributes": True, "tune": "all"}, "text": {"attributes": ["seven.parquet"]}},
+        {
+            "method": {**BIKE, "attributes": True, "tune": "all"},
+            "text": {"attributes": ["seven.parquet"]},
+        },
         "method.attributes=true: ",
         "method.tune=all moves away",
         "set method.tune=image",
     ),
     # prompts
-    ({"method": {"vision_depth": -1}}, "run.yaml: method.vision_depth", "got -1", "greater than or equal to 0"),
-    ({"method": {"text_depth": -3}}, "run.yaml: method.text_depth", "got -3", "greater than or equal to 0"),
-    ({"method": {"vision_depth": 5}}, "method.vision_depth=5", "the vision tower has 4 blocks", "give at most 4"),
+    (
+        {"method": {"vision_depth": -1}},
+        "run.yaml: method.vision_depth",
+        "got -1",
+        "greater than or equal to 0",
+    ),
+    (
+        {"method": {"text_depth": -3}},
+        "run.yaml: method.text_depth",
+        "got -3",
+        "greater than or equal to 0",
+    ),
+    (
+        {"method": {"vision_depth": 5}},
+        "method.vision_depth=5",
+        "the vision tower has 4 blocks",
+        "give at most 4",
+    ),
     (
         {"method": {"text_depth": 5, "exchange": "none"}},
         "method.text_depth=5",
         "the text tower has 4 blocks",
         "give at most 4",
     ),
-    ({"method": {"text_tokens": 0}}, "run.yaml: method.text_tokens", "got 0", "greater than or equal to 1"),
+    (
+        {"method": {"text_tokens": 0}},
+        "run.yaml: method.text_tokens",
+        "got 0",
+        "greater than or equal to 1",
+    ),
     *(
         (
             {"method": {**method, "text_tokens": 75}},
@@ -221,9 +294,24 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         "make them equal",
     ),
     # what a method cannot do
-    ({"method": {"name": "bike"}}, "method.tune=prompts", "bike can tune image or all", "set one of them"),
-    ({"method": BIKE, "train": {"accumulation": 2}}, "train.accumulation=2", "bike compares", "set 1"),
-    ({"method": BIKE, "train": {"label_smoothing": 0.1}}, "train.label_smoothing=0.1", "bike trains towards", "set 0"),
+    (
+        {"method": {"name": "bike"}},
+        "method.tune=prompts",
+        "bike can tune image or all",
+        "set one of them",
+    ),
+    (
+        {"method": BIKE, "train": {"accumulation": 2}},
+        "train.accumulation=2",
+        "bike compares",
+        "set 1",
+    ),
+    (
+        {"method": BIKE, "train": {"label_smoothing": 0.1}},
+        "train.label_smoothing=0.1",
+        "bike trains towards",
+        "set 0",
+    ),
     ({"eval": {"wise_ft": 0.5}}, "eval.wise_ft", "this method tunes none", "set method.tune=all"),
 ]
 
@@ -332,64 +420,107 @@ def test_a_checkpoint_of_something_else_is_one_line(
     cure: str,
 ) -> None:
     path = write_config(here, clip, toy_pool, **in_folder(sections, here))
-    line = complains(capsys, here, "eval", str(path), "--checkpoint", str(here / f"{checkpoint}.ckpt"))
+    line = complains(
+        capsys, here, "eval", str(path), "--checkpoint", str(here / f"{checkpoint}.ckpt")
+    )
     assert line.startswith(f"error: {checkpoint}.ckpt: ")
     assert value in line
     assert cure in line
 
 
-@pytest.mark.parametrize(("key", "file"), [("knowledge", "gone.parquet"), ("negatives", "gone.txt")])
+@pytest.mark.parametrize(
+    ("key", "file"), [("knowledge", "gone.parquet"), ("negatives", "gone.txt")]
+)
 def test_a_file_of_training_that_is_gone_is_one_line_in_scoring_too(
     capsys: pytest.CaptureFixture[str], here: Path, clip: Path, toy_pool: Path, key: str, file: str
 ) -> None:
     """Scoring does not read it, but results state its hash."""
     path = write_config(here, clip, toy_pool, text={key: str(here / file)})
     line = complains(capsys, here, "eval", str(path), "--checkpoint", str(here / "bmpt.ckpt"))
-    assert line.startswith(f"error: text.{key}={file}: cannot be read: No such file or directory; correct it, or set ")
+    assert line.startswith(
+        f"error: text.{key}={file}: cannot be read: No such file or directory; correct it, or set "
+    )
     assert line.endswith(f"text.{key}=null and another run.dir where nothing is trained\n")
 
 
 def test_another_class_list_is_scored_where_the_config_says_so(
     here: Path, clip: Path, toy_pool: Path, tmp_path: Path
 ) -> None:
-    novel: dict[str, Any] = {"data": {"train": None}, "eval": {"manifests": ["base_to_novel/val_novel"]}}
+    novel: dict[str, Any] = {
+        "data": {"train": None},
+        "eval": {"manifests": ["base_to_novel/val_novel"]},
+    }
     path = write_config(tmp_path, clip, toy_pool, **novel)
-    assert run_app(app, ["eval", str(path), "--checkpoint", str(here / "bmpt.ckpt")], prog_name="bmpt") == 0
+    assert (
+        run_app(app, ["eval", str(path), "--checkpoint", str(here / "bmpt.ckpt")], prog_name="bmpt")
+        == 0
+    )
 
 
 def test_classes_that_share_one_of_two_sentences_are_trained(
     here: Path, clip: Path, toy_pool: Path, tmp_path: Path
 ) -> None:
-    path = write_config(tmp_path, clip, toy_pool, text={"sentences": str(here / "alike.json")}, train={"epochs": 1})
+    path = write_config(
+        tmp_path, clip, toy_pool, text={"sentences": str(here / "alike.json")}, train={"epochs": 1}
+    )
     assert run_app(app, ["train", str(path)], prog_name="bmpt") == 0
 
 
 @pytest.mark.parametrize(
     ("words", "value", "cure"),
     [
-        (["--system", "bmpt"], "does not have the keys of a bmpt checkpoint on tiny", "give the system that wrote it"),
-        (["--pretrained", "wide.safetensors"], "was not tuned from tiny: ", "give its architecture as --model"),
-        (["--system", "clip"], "--system clip: is none of vifi_clip, bdc_clip, bmpt, bike", "vifi_clip"),
+        (
+            ["--system", "bmpt"],
+            "does not have the keys of a bmpt checkpoint on tiny",
+            "give the system that wrote it",
+        ),
+        (
+            ["--pretrained", "wide.safetensors"],
+            "was not tuned from tiny: ",
+            "give its architecture as --model",
+        ),
+        (
+            ["--system", "clip"],
+            "--system clip: is none of vifi_clip, bdc_clip, bmpt, bike",
+            "vifi_clip",
+        ),
     ],
 )
 def test_an_import_that_does_not_fit_writes_nothing(
-    capsys: pytest.CaptureFixture[str], here: Path, clip: Path, words: list[str], value: str, cure: str
+    capsys: pytest.CaptureFixture[str],
+    here: Path,
+    clip: Path,
+    words: list[str],
+    value: str,
+    cure: str,
 ) -> None:
     given = ["import-checkpoint", str(here / "published.pth"), "--out", str(here / "imported")]
-    given += ["--system", "vifi_clip", "--model", "tiny", "--pretrained", str(clip), *in_folder(words, here)]
+    given += [
+        "--system",
+        "vifi_clip",
+        "--model",
+        "tiny",
+        "--pretrained",
+        str(clip),
+        *in_folder(words, here),
+    ]
     line = complains(capsys, here, *given)
     assert value in line
     assert cure in line
 
 
-def test_an_export_onto_another_base_writes_nothing(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+def test_an_export_onto_another_base_writes_nothing(
+    capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
     words = ["export", str(here / "bmpt.ckpt"), "--pretrained", str(here / "other.safetensors")]
     line = complains(capsys, here, *words, "--out", str(here / "model.safetensors"))
     assert line.startswith("error: bmpt.ckpt: was trained on tiny (")
     assert "set model.name and model.pretrained to the former" in line
 
 
-def test_bad_input_on_two_ranks_is_one_line_of_one_rank_and_ends_both(here: Path, clip: Path, toy_pool: Path) -> None:
+def test_bad_input_on_two_ranks_is_one_line_of_one_rank_and_ends_both(
+    here: Path, clip: Path, toy_pool: Path
+) -> None:
     path = write_config(here, clip, toy_pool, text={"knowledge": str(here / "seven.parquet")})
     ended = run_ranks(2, "train", str(path))
     assert [rank.returncode for rank in ended] == [2, 2]

@@ -1,4 +1,5 @@
-"""The command line: what it prints, what it costs to ask for help, and one line for every mistake."""
+"""The command line: what it prints, what it costs to ask for help, and one line for every
+mistake."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ ZERO_SHOT = {"name": "zero_shot", "space_time_blocks": [1, 3]}
 
 def run_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bmpt", *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, check=False
+        [sys.executable, "-m", "bmpt", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -51,7 +57,8 @@ def yaml_of(tmp_path: Path, clip: Path, toy_pool: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["eval", "--help"], ["knowledge", "--help"], ["--version"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["eval", "--help"], ["knowledge", "--help"], ["--version"]],
 )
 def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -61,7 +68,11 @@ def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
         "print(code, *sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
     )
     # typer itself imports pydantic once a command has options
     assert done.stderr in (("0\n",) if arguments == ["--help"] else ("0\n", "0 pydantic\n"))
@@ -83,7 +94,9 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 def test_without_a_command_the_help_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     run()
     captured = capsys.readouterr()
-    assert max(captured.out.count("\n"), captured.err.count("\n")) > 5, "the help is squeezed into one line"
+    assert max(captured.out.count("\n"), captured.err.count("\n")) > 5, (
+        "the help is squeezed into one line"
+    )
 
 
 def test_an_unknown_command_is_one_line_of_a_real_process() -> None:
@@ -103,28 +116,45 @@ def test_a_missing_config_is_one_line_of_a_real_process() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train"], ["train", "a.yaml", "b.yaml"], ["train", "--frsh", "a.yaml"], ["eval", "a", "--checkpoint"]],
+    [
+        ["train"],
+        ["train", "a.yaml", "b.yaml"],
+        ["train", "--frsh", "a.yaml"],
+        ["eval", "a", "--checkpoint"],
+    ],
 )
-def test_a_wrong_use_of_a_command_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+def test_a_wrong_use_of_a_command_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     assert "--help" in complains(capsys, *arguments)
 
 
-def test_an_unknown_key_is_named_with_the_nearest(capsys: pytest.CaptureFixture[str], yaml_of: Any) -> None:
+def test_an_unknown_key_is_named_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any
+) -> None:
     line = complains(capsys, "train", yaml_of(data={"batchsize": 3}))
     assert "run.yaml: unknown key data.batchsize; did you mean batch_size?" in line
 
 
-def test_an_override_that_is_no_assignment_is_named(capsys: pytest.CaptureFixture[str], yaml_of: Any) -> None:
-    assert "--set seed: expected key=value" in complains(capsys, "train", yaml_of(), "--set", "seed")
+def test_an_override_that_is_no_assignment_is_named(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any
+) -> None:
+    assert "--set seed: expected key=value" in complains(
+        capsys, "train", yaml_of(), "--set", "seed"
+    )
 
 
-def test_a_missing_pool_is_named(capsys: pytest.CaptureFixture[str], yaml_of: Any, tmp_path: Path) -> None:
+def test_a_missing_pool_is_named(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any, tmp_path: Path
+) -> None:
     line = complains(capsys, "train", yaml_of(), "--set", f"data.pool={tmp_path}/gone")
     assert "gone/pool.json: no such file, so this is not a finished pool; run `bmpt build`" in line
     assert not (tmp_path / "gone").exists(), "asking for a pool must not make its folder"
 
 
-def test_a_pool_address_of_an_unknown_kind_is_named(capsys: pytest.CaptureFixture[str], yaml_of: Any) -> None:
+def test_a_pool_address_of_an_unknown_kind_is_named(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any
+) -> None:
     line = complains(capsys, "train", yaml_of(data={"pool": "gopher://bucket/pool"}))
     assert "gopher://bucket/pool" in line
 
@@ -157,7 +187,9 @@ def test_a_pool_card_that_is_no_json_object_is_one_line(
 ) -> None:
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "pool.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert "pool.json: " in complains(capsys, "train", yaml_of(data={"pool": str(tmp_path / "pool")}))
+    assert "pool.json: " in complains(
+        capsys, "train", yaml_of(data={"pool": str(tmp_path / "pool")})
+    )
 
 
 def test_a_manifest_that_is_no_parquet_is_one_line(
@@ -165,7 +197,9 @@ def test_a_manifest_that_is_no_parquet_is_one_line(
 ) -> None:
     shutil.copytree(toy_pool, tmp_path / "pool")
     (tmp_path / "pool" / "manifests" / "few_shot" / "val.parquet").write_text("no table")
-    assert "val.parquet: is not Parquet" in complains(capsys, "train", yaml_of(data={"pool": str(tmp_path / "pool")}))
+    assert "val.parquet: is not Parquet" in complains(
+        capsys, "train", yaml_of(data={"pool": str(tmp_path / "pool")})
+    )
 
 
 def test_an_empty_manifest_is_one_line_with_its_counts(
@@ -190,7 +224,9 @@ def test_a_checkpoint_of_another_method_is_one_line(
     path = yaml_of(train={"epochs": 1})
     assert run("train", path) == 0
     checkpoint = str(Path(path).with_suffix("") / "prompts.safetensors")
-    line = complains(capsys, "eval", path, "--checkpoint", checkpoint, "--set", "method.name=zero_shot")
+    line = complains(
+        capsys, "eval", path, "--checkpoint", checkpoint, "--set", "method.name=zero_shot"
+    )
     assert "is a checkpoint of method bmpt, the config says zero_shot; set method.name=bmpt" in line
 
 
@@ -200,7 +236,9 @@ def test_a_missing_checkpoint_is_one_line(capsys: pytest.CaptureFixture[str], ya
     )
 
 
-def test_a_missing_weight_file_is_one_line(capsys: pytest.CaptureFixture[str], yaml_of: Any) -> None:
+def test_a_missing_weight_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], yaml_of: Any
+) -> None:
     line = complains(capsys, "train", yaml_of(), "--set", "model.pretrained=gone.pt")
     assert "gone.pt: no such weight file" in line
 
@@ -219,7 +257,15 @@ def test_without_json_a_table_and_the_place_of_the_results_are_printed(
 ) -> None:
     assert run("eval", yaml_of(method=ZERO_SHOT)) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["manifest", "top-1", "top-5", "correct/scored", "failed", "missing", "classes"]
+    assert lines[0].split() == [
+        "manifest",
+        "top-1",
+        "top-5",
+        "correct/scored",
+        "failed",
+        "missing",
+        "classes",
+    ]
     assert lines[1].startswith("few_shot/val ")
     assert lines[-1] == f"results: {tmp_path / 'run' / 'results.json'}"
 
@@ -232,7 +278,12 @@ def test_a_temporal_embedding_that_is_left_out_is_a_warning(
     assert run("eval", config) == 0
     line = f"warning: model.pretrained={file}: its temporal embedding of 4 frames is left out, "
     assert capsys.readouterr().err.startswith(line)
-    learned = ("--set", "method.temporal_position=learned", "--set", f"run.dir={tmp_path / 'learned'}")
+    learned = (
+        "--set",
+        "method.temporal_position=learned",
+        "--set",
+        f"run.dir={tmp_path / 'learned'}",
+    )
     assert run("eval", config, *learned) == 0
     assert "warning" not in capsys.readouterr().err
 
@@ -248,7 +299,8 @@ def test_results_of_mixed_weights_say_so_and_a_warning_that_they_replace_others(
     assert "warning" not in capsys.readouterr().err
     assert run(*scoring, "--set", "eval.wise_ft=0.5") == 0
     assert (
-        f"warning: {tmp_path / 'run' / 'results.json'}: is of another checkpoint or config" in capsys.readouterr().err
+        f"warning: {tmp_path / 'run' / 'results.json'}: is of another checkpoint or config"
+        in capsys.readouterr().err
     )
     assert json.loads((tmp_path / "run" / "results.json").read_text())["wise_ft"] == 0.5
 
@@ -261,16 +313,23 @@ def test_a_rank_that_is_not_ended_with_the_first_says_its_mistake_itself(
     assert capsys.readouterr().err.startswith("error: rank 1: nowhere.yaml: no such config file; ")
 
 
-def test_plan_counts_what_training_and_scoring_will_read(yaml_of: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_counts_what_training_and_scoring_will_read(
+    yaml_of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = yaml_of()
     assert run("plan", config) == 0
     text = capsys.readouterr().out
     assert "order: global" in text
     assert "order: as listed" in text
     assert "a folder: frames are read where they lie" in text
-    assert run("plan", config, "--json", "--set", "data.order=grouped", "--set", "data.group_shards=2") == 0
+    assert (
+        run("plan", config, "--json", "--set", "data.order=grouped", "--set", "data.group_shards=2")
+        == 0
+    )
     plans = json.loads(capsys.readouterr().out)["plans"]
     assert plans[0]["order"].startswith("grouped/2/")
     assert all(0 < plan["first_bytes"] < plan["needed_bytes"] for plan in plans)
     assert plans[0]["passes"] == 2
-    assert plans[0]["all_bytes"] == pytest.approx(2 * plans[0]["first_bytes"], rel=0.05)  # other frames are drawn
+    assert plans[0]["all_bytes"] == pytest.approx(
+        2 * plans[0]["first_bytes"], rel=0.05
+    )  # other frames are drawn

@@ -31,7 +31,11 @@ def test_a_minimal_config_has_the_stated_defaults(minimal: Path) -> None:
     assert config.run.threads == 1
     assert (config.data.frames, config.data.batch_size, config.data.order) == (8, 64, "global")
     assert config.data.verdicts == ("ok", "short", "damaged")
-    assert (config.method.name, config.method.exchange, config.method.exchange_width) == ("bmpt", "bidirectional", 256)
+    assert (config.method.name, config.method.exchange, config.method.exchange_width) == (
+        "bmpt",
+        "bidirectional",
+        256,
+    )
     assert (config.method.vision_depth, config.method.vision_tokens) == (12, 8)
     assert config.method.temporal_position == "none"
     assert (config.train.precision, config.train.accumulation) == ("fp32", 1)
@@ -50,7 +54,9 @@ def test_a_run_dir_of_the_config_is_kept(minimal: Path) -> None:
         ("eval.manifest=[a]", r"unknown key eval\.manifest; did you mean manifests\?"),
     ],
 )
-def test_an_unknown_key_is_refused_and_its_neighbours_named(minimal: Path, override: str, sentence: str) -> None:
+def test_an_unknown_key_is_refused_and_its_neighbours_named(
+    minimal: Path, override: str, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_config(minimal, [override])
     assert "minimal.yaml" in str(caught.value)
@@ -59,7 +65,8 @@ def test_an_unknown_key_is_refused_and_its_neighbours_named(minimal: Path, overr
 
 def test_an_unknown_key_with_no_neighbour_lists_what_is_known(minimal: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown key eval\.qqq; known: manifests, batch_size, wise_ft, clips, crops"
+        ConfigError,
+        match=r"unknown key eval\.qqq; known: manifests, batch_size, wise_ft, clips, crops",
     ):
         load_config(minimal, ["eval.qqq=1"])
 
@@ -80,7 +87,9 @@ def test_an_unknown_key_with_no_neighbour_lists_what_is_known(minimal: Path) -> 
         ("seed=-1", r"seed: .*got -1"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_with_key_and_value(minimal: Path, override: str, sentence: str) -> None:
+def test_a_value_that_cannot_be_is_refused_with_key_and_value(
+    minimal: Path, override: str, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_config(minimal, [override])
     assert "\n" not in str(caught.value)
@@ -112,11 +121,22 @@ def test_a_rate_that_yaml_reads_as_text_becomes_a_number(tmp_path: Path) -> None
 
 def test_a_chain_of_bases_is_merged_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    write(tmp_path, "root.yaml", "data: {pool: root, frames: 4}\nmethod: {space_time_blocks: [1, 2, 3]}\nseed: 1\n")
+    write(
+        tmp_path,
+        "root.yaml",
+        "data: {pool: root, frames: 4}\nmethod: {space_time_blocks: [1, 2, 3]}\nseed: 1\n",
+    )
     write(tmp_path, "middle.yaml", "base: root.yaml\ndata: {pool: middle}\nseed: 2\n")
-    leaf = write(tmp_path / "deep", "leaf.yaml", "base: ../middle.yaml\nmethod: {space_time_blocks: [0]}\n")
+    leaf = write(
+        tmp_path / "deep", "leaf.yaml", "base: ../middle.yaml\nmethod: {space_time_blocks: [0]}\n"
+    )
     config = load_config(leaf, ["data.batch_size=3"])
-    assert (config.data.pool, config.data.frames, config.data.batch_size, config.seed) == ("middle", 4, 3, 2)
+    assert (config.data.pool, config.data.frames, config.data.batch_size, config.seed) == (
+        "middle",
+        4,
+        3,
+        2,
+    )
     assert config.method.space_time_blocks == (0,)
     assert config.run.dir == "runs/leaf"
 
@@ -135,9 +155,15 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("a: [1", "is not YAML"), ("- 1\n- 2\n", "holds a list, expected a mapping"), ("just text", "holds a str")],
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1\n- 2\n", "holds a list, expected a mapping"),
+        ("just text", "holds a str"),
+    ],
 )
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str, sentence: str) -> None:
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=rf"odd\.yaml: {sentence}") as caught:
         load_config(write(tmp_path, "odd.yaml", text))
     assert "\n" not in str(caught.value)
@@ -167,7 +193,12 @@ def test_an_override_whose_value_is_not_yaml_is_refused() -> None:
 
 
 def test_override_values_are_read_as_yaml(minimal: Path) -> None:
-    overrides = ["method.space_time_blocks=[3, 7]", "data.flip=false", "data.train=few_shot/train_k2", "seed=7"]
+    overrides = [
+        "method.space_time_blocks=[3, 7]",
+        "data.flip=false",
+        "data.train=few_shot/train_k2",
+        "seed=7",
+    ]
     config = load_config(minimal, overrides)
     assert config.method.space_time_blocks == (3, 7)
     assert config.data.flip is False
@@ -186,7 +217,12 @@ def test_merging_leaves_both_sides_as_they_were() -> None:
 
 
 def test_a_config_written_as_yaml_reads_back_equal(minimal: Path, tmp_path: Path) -> None:
-    overrides = ["train.lr=2e-06", "method.space_time_blocks=[1]", "text.template='größe: {}'", "run.dir=x y"]
+    overrides = [
+        "train.lr=2e-06",
+        "method.space_time_blocks=[1]",
+        "text.template='größe: {}'",
+        "run.dir=x y",
+    ]
     config = load_config(minimal, overrides)
     path = write(tmp_path, "again.yaml", to_yaml(config))
     assert load_config(path) == config
@@ -200,16 +236,23 @@ def test_a_config_cannot_be_changed(minimal: Path) -> None:
 
 def test_both_is_another_name_of_all() -> None:
     both, all_ = (
-        TrainConfig.model_validate({"data": {"pool": "p"}, "method": {"tune": tune}}) for tune in ("both", "all")
+        TrainConfig.model_validate({"data": {"pool": "p"}, "method": {"tune": tune}})
+        for tune in ("both", "all")
     )
     assert identity(both, with_places=True) == identity(all_, with_places=True)
 
 
 @pytest.mark.parametrize(
     ("method", "depends"),
-    [({}, False), ({"exchange": "batch_gated"}, True), ({"name": "bdc_clip", "dropout": 0.5}, True)],
+    [
+        ({}, False),
+        ({"exchange": "batch_gated"}, True),
+        ({"name": "bdc_clip", "dropout": 0.5}, True),
+    ],
 )
-def test_how_a_step_is_cut_decides_the_numbers_of_some(method: dict[str, Any], depends: bool) -> None:
+def test_how_a_step_is_cut_decides_the_numbers_of_some(
+    method: dict[str, Any], depends: bool
+) -> None:
     def of(accumulation: int) -> dict[str, Any]:
         values = {"data": {"pool": "p"}, "method": method, "train": {"accumulation": accumulation}}
         return identity(TrainConfig.model_validate(values), with_places=False)
@@ -220,7 +263,9 @@ def test_how_a_step_is_cut_decides_the_numbers_of_some(method: dict[str, Any], d
 def test_causal_is_a_temporal_position_too() -> None:
     settings = MethodSettings.model_validate({"temporal_position": "causal"})
     assert (settings.temporal_position, settings.causal) == ("none", True)
-    with pytest.raises(ValidationError, match="temporal_position=causal and causal=false exclude each other"):
+    with pytest.raises(
+        ValidationError, match="temporal_position=causal and causal=false exclude each other"
+    ):
         MethodSettings.model_validate({"temporal_position": "causal", "causal": False})
     both = MethodSettings.model_validate({"temporal_position": "learned", "causal": True})
     assert (both.temporal_position, both.causal) == ("learned", True)

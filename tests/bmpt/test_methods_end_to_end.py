@@ -1,4 +1,5 @@
-"""Every method through the whole of a run: trained, stopped and taken up, scored, exported, on one rank and on two."""
+"""Every method through the whole of a run: trained, stopped and taken up, scored, exported, on one
+rank and on two."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ PREDICTIONS = "predictions/few_shot.val.parquet"
 
 @dataclass(frozen=True)
 class Kind:
-    """A method as a config names it; texts: keys of `text` that it is given; depends_on_ranks: its losses do"""
+    """A method as a config names it; texts: keys of `text` that it is given; depends_on_ranks: its
+    losses do"""
 
     method: dict[str, Any]
     texts: tuple[str, ...] = ()
@@ -83,7 +85,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) 
         for number, name in enumerate(classes)
     }
     (folder / "sentences.json").write_text(json.dumps(sentences), encoding="utf-8")
-    lines = [f"{name} -> {other}\n" for name, other in zip(classes, ("sit", "stand", "lie", "fall"), strict=True)]
+    lines = [
+        f"{name} -> {other}\n"
+        for name, other in zip(classes, ("sit", "stand", "lie", "fall"), strict=True)
+    ]
     (folder / "negatives.txt").write_text("".join(lines), encoding="utf-8")
     rng = np.random.default_rng(0)
     for key in open_pool(toy_pool).manifest(TRAIN).table["key"].to_pylist():
@@ -91,9 +96,18 @@ def texts(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) 
         np.save(folder / f"{key.rpartition('/')[2]}_feature.npy", feature / np.linalg.norm(feature))
     knowledge = folder / "knowledge.parquet"
     command("knowledge", str(toy_pool), TRAIN, "--import", str(folder), "--out", str(knowledge))
-    (folder / "lexicon.txt").write_text("archery\nbowling\nfencing\njuggling\ntyping\nyoga\n", encoding="utf-8")
+    (folder / "lexicon.txt").write_text(
+        "archery\nbowling\nfencing\njuggling\ntyping\nyoga\n", encoding="utf-8"
+    )
     attributes = [folder / f"attributes.{number}.parquet" for number in range(2)]
-    of_clip = ("--lexicon", str(folder / "lexicon.txt"), "--clip-model", "tiny", "--pretrained", str(clip))
+    of_clip = (
+        "--lexicon",
+        str(folder / "lexicon.txt"),
+        "--clip-model",
+        "tiny",
+        "--pretrained",
+        str(clip),
+    )
     for manifest, out in zip((TRAIN, VAL), attributes, strict=True):
         command("attributes", str(toy_pool), manifest, *of_clip, "--out", str(out))
     return {
@@ -123,35 +137,51 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(folder: Path, clip: Path, toy_pool: Path, texts: dict[str, Any]) -> Runs:
     """A run of each kind in this process."""
     torch.set_num_threads(1)
-    configs = {name: make_config(folder, clip, toy_pool, run=name, **sections_of(name, texts)) for name in KINDS}
+    configs = {
+        name: make_config(folder, clip, toy_pool, run=name, **sections_of(name, texts))
+        for name in KINDS
+    }
     for config in configs.values():
         run(config)
     return configs
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path, clip: Path, toy_pool: Path, texts: dict[str, Any], alone: Runs) -> dict[str, Runs]:
-    """By what was done on two ranks: `whole` runs, others that `went_on` after a stop, `bf16`, `scored` of `alone`."""
+def two_ranks(
+    folder: Path, clip: Path, toy_pool: Path, texts: dict[str, Any], alone: Runs
+) -> dict[str, Runs]:
+    """By what was done on two ranks: `whole` runs, others that `went_on` after a stop, `bf16`,
+    `scored` of `alone`."""
     made: dict[str, Runs] = {what: {} for what in ("whole", "went_on", "bf16", "scored")}
     jobs: list[tuple[str, str]] = []
     for what, runs in made.items():
         for name in KINDS:
             precision = {"precision": "bf16"} if what == "bf16" else {}
-            path = write_config(folder, clip, toy_pool, run=f"{name}.{what}", **sections_of(name, texts, **precision))
+            path = write_config(
+                folder,
+                clip,
+                toy_pool,
+                run=f"{name}.{what}",
+                **sections_of(name, texts, **precision),
+            )
             runs[name] = load_config(path)
             checkpoint = folder_of(alone[name]) / "prompts.safetensors"
             jobs += [(str(path), "stop")] if what == "went_on" else []
             jobs += [(str(path), str(checkpoint) if what == "scored" else "train")]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     # some fifty runs
-    done = torchrun(2, str(folder / "jobs.json"), module="tests.bmpt.methods.method_ranks", timeout_seconds=400)
+    done = torchrun(
+        2, str(folder / "jobs.json"), module="tests.bmpt.methods.method_ranks", timeout_seconds=400
+    )
     assert done.returncode == 0, done.stderr
     return made
 
 
 def numbers_of(settings: TrainConfig) -> dict[str, Any]:
     """results.json without the state of the checkout, in which someone may be working."""
-    return {key: value for key, value in results_of(settings).items() if key not in ("commit", "dirty")}
+    return {
+        key: value for key, value in results_of(settings).items() if key not in ("commit", "dirty")
+    }
 
 
 def predictions_of(settings: TrainConfig) -> bytes:
@@ -181,7 +211,9 @@ def test_two_ranks_train_as_one_does(alone: Runs, two_ranks: dict[str, Runs], na
 
 
 @every_kind
-def test_two_ranks_that_were_stopped_go_on_to_the_unbroken_end(two_ranks: dict[str, Runs], name: str) -> None:
+def test_two_ranks_that_were_stopped_go_on_to_the_unbroken_end(
+    two_ranks: dict[str, Runs], name: str
+) -> None:
     assert_same_run(two_ranks["went_on"][name], two_ranks["whole"][name], tolerance=0)
     assert predictions_of(two_ranks["went_on"][name]) == predictions_of(two_ranks["whole"][name])
 
@@ -228,14 +260,21 @@ def test_eval_gives_the_results_of_train_on_one_rank_and_on_two(
 
 @torch.no_grad()
 def scores_of(method: Method, settings: TrainConfig, clip: Path) -> np.ndarray:
-    """Scores of the validation list in blocks as `bmpt eval` takes them; clip: what attributes were made with."""
+    """Scores of the validation list in blocks as `bmpt eval` takes them; clip: what attributes were
+    made with."""
     pool, base = open_pool(settings.data.pool), load_tiny(clip)
     manifest, files = pool.manifest(VAL), settings.text.attributes
     texts = method.eval().prepare_classes(class_sentences(manifest.info.classes, settings.text))
-    attributes_ND = torch.from_numpy(read_attributes(files, manifest.table["key"].to_pylist(), base)) if files else None
+    attributes_ND = (
+        torch.from_numpy(read_attributes(files, manifest.table["key"].to_pylist(), base))
+        if files
+        else None
+    )
     cut = ClipSettings(frames=settings.data.frames, size_px=base.image_size_px)
     scores = []
-    for clips in build_eval_loader(pool, manifest, cut, block_size=settings.eval.batch_size, num_workers=0):
+    for clips in build_eval_loader(
+        pool, manifest, cut, block_size=settings.eval.batch_size, num_workers=0
+    ):
         scores.append(
             method.score(
                 normalize(clips.frames_BVTCHW, base.image_mean, base.image_std),
@@ -253,7 +292,9 @@ def assert_scored(settings: TrainConfig, scores_NK: np.ndarray) -> None:
 
 
 @every_kind
-def test_an_export_scores_what_train_scored(alone: Runs, tmp_path: Path, clip: Path, name: str) -> None:
+def test_an_export_scores_what_train_scored(
+    alone: Runs, tmp_path: Path, clip: Path, name: str
+) -> None:
     settings, out = alone[name], tmp_path / "model.safetensors"
     share = [] if KINDS[name].wise_ft is None else ["--wise-ft", str(KINDS[name].wise_ft)]
     command("export", str(folder_of(settings) / "prompts.safetensors"), "--out", str(out), *share)
@@ -265,7 +306,9 @@ def test_wise_ft_scores_tuned_weights_at_1_and_those_of_the_base_at_0(
     alone: Runs, config: MakeConfig, texts: dict[str, Any], name: str
 ) -> None:
     def scored(share: float | None) -> TrainConfig:
-        settings = config(run=f"share-{share}", **{**sections_of(name, texts), "eval": {"wise_ft": share}})
+        settings = config(
+            run=f"share-{share}", **{**sections_of(name, texts), "eval": {"wise_ft": share}}
+        )
         run_evaluation(settings, ALONE, checkpoint=folder_of(alone[name]) / "prompts.safetensors")
         return settings
 
@@ -292,7 +335,10 @@ IMPORTED: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "vifi_clip": (published_files.vifi_state, {**VIFI, "tune": "all"}),
-    "vifi_clip_prompts": (published_files.vifi_prompt_state, {**VIFI, "tune": "prompts", "text_depth": 2}),
+    "vifi_clip_prompts": (
+        published_files.vifi_prompt_state,
+        {**VIFI, "tune": "prompts", "text_depth": 2},
+    ),
     "bdc_clip": (
         published_files.bdc_state,
         {**BDC, "reduced_width": published_files.REDUCED, "space_time_blocks": [3]},
@@ -311,22 +357,46 @@ def test_an_imported_checkpoint_is_scored(
     make, method = IMPORTED[name]
     system = name.removesuffix("_prompts")
     tuned = published_files.tuned_backbone(tmp_path)
-    tuned.model.token_embedding.load_state_dict(load_tiny(clip).model.token_embedding.state_dict())  # none trains it
+    tuned.model.token_embedding.load_state_dict(
+        load_tiny(clip).model.token_embedding.state_dict()
+    )  # none trains it
     content = make(tuned)
-    torch.save(content if system == "bike" else published_files.training_file(content), tmp_path / "published.pth")
+    torch.save(
+        content if system == "bike" else published_files.training_file(content),
+        tmp_path / "published.pth",
+    )
     of_clip = ("--model", "tiny", "--pretrained", str(clip))
     out = tmp_path / "imported"
-    command("import-checkpoint", str(tmp_path / "published.pth"), "--system", system, *of_clip, "--out", str(out))
+    command(
+        "import-checkpoint",
+        str(tmp_path / "published.pth"),
+        "--system",
+        system,
+        *of_clip,
+        "--out",
+        str(out),
+    )
     pretrained = out / "clip.safetensors" if name == "vifi_clip_prompts" else clip
-    sections: Sections = {"method": method, "model": {"pretrained": str(pretrained)}, "data": {"train": None}}
+    sections: Sections = {
+        "method": method,
+        "model": {"pretrained": str(pretrained)},
+        "data": {"train": None},
+    }
     path = write_config(tmp_path, clip, toy_pool, **sections)
     command("eval", str(path), "--checkpoint", str(out / "checkpoint.safetensors"))
     settings = load_config(path)
     assert results_of(settings)["evaluations"][0]["scored"] == 12
-    command("export", str(out / "checkpoint.safetensors"), "--out", str(tmp_path / "model.safetensors"))
-    assert_scored(settings, scores_of(load_model(tmp_path / "model.safetensors").method, settings, clip))
+    command(
+        "export", str(out / "checkpoint.safetensors"), "--out", str(tmp_path / "model.safetensors")
+    )
+    assert_scored(
+        settings, scores_of(load_model(tmp_path / "model.safetensors").method, settings, clip)
+    )
     if name == "vifi_clip":
-        as_it_is = {"method": {**VIFI, "name": "zero_shot"}, "model": {"pretrained": str(out / "clip.safetensors")}}
+        as_it_is = {
+            "method": {**VIFI, "name": "zero_shot"},
+            "model": {"pretrained": str(out / "clip.safetensors")},
+        }
         zero_shot = config(run="zero_shot", **as_it_is)
         run_evaluation(zero_shot, ALONE, checkpoint=None)
         assert predictions_of(zero_shot) == predictions_of(settings)

@@ -21,7 +21,9 @@ def test_clips_and_classes_that_are_not_in_the_pool_are_counted(config: MakeConf
     manifest = open_pool(config().data.pool).manifest("few_shot/train_k2")
     table = manifest.table.filter(pc.less(manifest.table["label"], 1))
     missing = len(manifest) - table.num_rows
-    short = replace(manifest, table=table, info=manifest.info.model_copy(update={"missing": missing}))
+    short = replace(
+        manifest, table=table, info=manifest.info.model_copy(update={"missing": missing})
+    )
     (note,) = notes_on_training(config(), short)
     assert note == (
         f"data.train=few_shot/train_k2: {missing} of its {len(manifest)} clips are not in the pool, and 3 of 4 classes "

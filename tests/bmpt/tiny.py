@@ -1,4 +1,5 @@
-"""A CLIP of a few kilobytes of blocks, and configs for it: everything that a test needs to run the real code."""
+"""A CLIP of a few kilobytes of blocks, and configs for it: everything that a test needs to run the
+real code."""
 
 from __future__ import annotations
 
@@ -30,15 +31,23 @@ ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
 def write_clip(
-    path: Path, *, seed: int = 0, spec: dict[str, Any] = SPEC, temporal_TE: torch.Tensor | None = None
+    path: Path,
+    *,
+    seed: int = 0,
+    spec: dict[str, Any] = SPEC,
+    temporal_TE: torch.Tensor | None = None,
 ) -> Path:
     """Write a seeded CLIP with its architecture, and a temporal embedding if one is given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_clip(spec)
         with torch.no_grad():
-            # open_clip's initial blocks hardly move their input: larger ones make a missing term visible
-            for parameter in (*model.visual.transformer.parameters(), *model.transformer.parameters()):
+            # open_clip's initial blocks hardly move their input: larger ones make a missing term
+            # visible
+            for parameter in (
+                *model.visual.transformer.parameters(),
+                *model.transformer.parameters(),
+            ):
                 if parameter.ndim == 2:
                     parameter.mul_(3.0)
             model.logit_scale.fill_(math.log(20.0))
@@ -94,8 +103,11 @@ def tiny_values(clip: Path, pool: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def write_config(folder: Path, clip: Path, pool: Path, *, run: str = "run", **sections: Any) -> Path:
-    """Write `<folder>/<run>.yaml` whose run folder is `<folder>/<run>`; `sections` are merged on top."""
+def write_config(
+    folder: Path, clip: Path, pool: Path, *, run: str = "run", **sections: Any
+) -> Path:
+    """Write `<folder>/<run>.yaml` whose run folder is `<folder>/<run>`; `sections` are merged on
+    top."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run}.yaml"
     values = merge(tiny_values(clip, pool, folder / run), sections)
@@ -103,7 +115,9 @@ def write_config(folder: Path, clip: Path, pool: Path, *, run: str = "run", **se
     return path
 
 
-def make_config(folder: Path, clip: Path, pool: Path, *, run: str = "run", **sections: Any) -> TrainConfig:
+def make_config(
+    folder: Path, clip: Path, pool: Path, *, run: str = "run", **sections: Any
+) -> TrainConfig:
     """The same as an object, read from that file."""
     return load_config(write_config(folder, clip, pool, run=run, **sections))
 
@@ -114,9 +128,13 @@ def encode_classes(method: Method, ids_KS: torch.Tensor) -> torch.Tensor:
 
 
 def cosine_logits(
-    method: Method, frames_BVTCHW: torch.Tensor, ids_KS: torch.Tensor, classes_KD: torch.Tensor | None = None
+    method: Method,
+    frames_BVTCHW: torch.Tensor,
+    ids_KS: torch.Tensor,
+    classes_KD: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cosine logits [B, K], the mean over views; class features are computed unless they are given."""
+    """Cosine logits [B, K], the mean over views; class features are computed unless they are
+    given."""
     classes_KD = encode_classes(method, ids_KS) if classes_KD is None else classes_KD
     return method.scaled_cosines(method.encode_clips(frames_BVTCHW)[COSINE], classes_KD).mean(dim=1)
 
@@ -128,7 +146,10 @@ def random_frames(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def losses_of(run_dir: Path) -> list[tuple[int, float]]:

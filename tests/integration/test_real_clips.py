@@ -1,4 +1,5 @@
-"""From the real sample clips and the published lists to an accuracy, with the real parts and no shortcut."""
+"""From the real sample clips and the published lists to an accuracy, with the real parts and no
+shortcut."""
 
 from __future__ import annotations
 
@@ -56,8 +57,16 @@ def test_every_clip_is_a_row_and_every_clean_clip_is_stored(pools: dict[str, Poo
 
 def test_the_lists_of_vifi_clip_find_their_clips(pools: dict[str, Pool]) -> None:
     found = {
-        "ucf101": {"few_shot/train_k2": (202, 12), "few_shot/train_k16": (1616, 7), "few_shot/val": (3783, 26)},
-        "hmdb51": {"few_shot/val": (1530, 1), "zero_shot/split2": (1530, 3), "zero_shot/split3": (1530, 2)},
+        "ucf101": {
+            "few_shot/train_k2": (202, 12),
+            "few_shot/train_k16": (1616, 7),
+            "few_shot/val": (3783, 26),
+        },
+        "hmdb51": {
+            "few_shot/val": (1530, 1),
+            "zero_shot/split2": (1530, 3),
+            "zero_shot/split3": (1530, 2),
+        },
         "kinetics400": {"fully_supervised/val": (19877, 7), "base_to_novel/val_base": (9944, 5)},
         "ssv2": {"few_shot/val": (24777, 1), "base_to_novel/val_novel": (7215, 1)},
     }
@@ -88,10 +97,14 @@ def test_stock_webdataset_and_tarfile_read_every_sample(pools: dict[str, Pool]) 
         for tar in tars:
             with tarfile.open(tar) as opened:
                 num_members += len(opened.getnames())
-        assert num_members == sum(len(row["source_index"]) + 1 for row in rows.values() if row["source_index"])
+        assert num_members == sum(
+            len(row["source_index"]) + 1 for row in rows.values() if row["source_index"]
+        )
 
 
-def test_bmpt_trains_on_the_two_shot_clips_and_counts_every_clip_once(pools: dict[str, Pool], tmp_path: Path) -> None:
+def test_bmpt_trains_on_the_two_shot_clips_and_counts_every_clip_once(
+    pools: dict[str, Pool], tmp_path: Path
+) -> None:
     pool = pools["ucf101"]
     config = TrainConfig.model_validate(
         {
@@ -122,16 +135,25 @@ def test_bmpt_trains_on_the_two_shot_clips_and_counts_every_clip_once(pools: dic
     outcome = run_training(config, start_world(threads=2))
     assert outcome.results is not None
     (entry,) = outcome.results["evaluations"]
-    assert (entry["expected"], entry["scored"], entry["failed"], entry["missing"]) == (3783, 26, 0, 3757)
+    assert (entry["expected"], entry["scored"], entry["failed"], entry["missing"]) == (
+        3783,
+        26,
+        0,
+        3757,
+    )
     manifest = pool.manifest("few_shot/val")
     predictions = pq.read_table(outcome.folder / entry["predictions"])
     assert predictions["key"].to_pylist() == manifest.table["key"].to_pylist()
     assert len(set(predictions["key"].to_pylist())) == 26
     correct = [
-        top[0] == label for top, label in zip(*(predictions[c].to_pylist() for c in ("top5", "label")), strict=True)
+        top[0] == label
+        for top, label in zip(*(predictions[c].to_pylist() for c in ("top5", "label")), strict=True)
     ]
     assert entry["correct_top1"] == sum(correct)
-    losses = [json.loads(line)["loss"] for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"]
+        for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(losses) == 4  # 12 clips, 6 a step, 2 epochs
     assert all(0 < loss < 20 for loss in losses)
 
@@ -145,8 +167,20 @@ def small_random_clip(path: Path) -> Path:
     spec = {
         "embed_dim": 32,
         "quick_gelu": True,
-        "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 4, "head_width": 32},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 2, "layers": 3},
+        "vision_cfg": {
+            "image_size": 64,
+            "patch_size": 16,
+            "width": 64,
+            "layers": 4,
+            "head_width": 32,
+        },
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 48,
+            "heads": 2,
+            "layers": 3,
+        },
     }
     torch.manual_seed(0)
     state = {key: value.contiguous() for key, value in build_clip(spec).state_dict().items()}

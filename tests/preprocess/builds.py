@@ -1,4 +1,5 @@
-"""A tiny `folder` data set and ways to build it, to kill a build, and to compare pools byte for byte."""
+"""A tiny `folder` data set and ways to build it, to kill a build, and to compare pools byte for
+byte."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ ENCODING = ("frames_per_clip=6", "videos_per_shard=4", "jpeg_quality=80")
 
 
 def make_tree(root: Path) -> Path:
-    """Ten videos of two classes; one is cut, one is a text file, so that three shards have an empty place."""
+    """Ten videos of two classes; one is cut, one is a text file, so that three shards have an empty
+    place."""
     for label, class_name in enumerate(("jump", "run fast")):
         for number, name in enumerate(NAMES):
             suffix = (".avi", ".mp4")[number % 2]
-            make_video(root / class_name / f"{name}{suffix}", frames=5 + number, seed=10 * label + number)
+            make_video(
+                root / class_name / f"{name}{suffix}", frames=5 + number, seed=10 * label + number
+            )
     cut = root / "jump" / "c é.avi"
     cut.write_bytes(cut.read_bytes()[:-900])
     (root / "run fast" / "d.mp4").write_text("not a video\n" * 20)
@@ -43,7 +47,8 @@ class Interruption(BaseException):
 
 
 def build_interrupted(videos: Path, out: Path | str, *, at: int, **options: Any) -> None:
-    """Build in this process until `at` videos are written; the files stay as a kill would leave them."""
+    """Build in this process until `at` videos are written; the files stay as a kill would leave
+    them."""
 
     def stop(done: int, total: int) -> None:
         if done == at:
@@ -57,7 +62,18 @@ def build_interrupted(videos: Path, out: Path | str, *, at: int, **options: Any)
 def arguments(videos: Path, out: Path, *more: str) -> list[str]:
     """The command line of the same build."""
     sets = [word for override in ENCODING for word in ("--set", override)]
-    return ["--dataset", "folder", "--videos", str(videos), "--out", str(out), "--workers", "2", *sets, *more]
+    return [
+        "--dataset",
+        "folder",
+        "--videos",
+        str(videos),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        *sets,
+        *more,
+    ]
 
 
 _KILLED = """
@@ -84,10 +100,14 @@ def run_script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 def run_python(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run Python and capture what it prints."""
-    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
 
 
 def digests(root: Path) -> dict[str, str]:
     """sha256 of every file below a folder, hidden ones too, by relative path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }

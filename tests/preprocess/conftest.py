@@ -1,4 +1,5 @@
-"""A small tree of videos, the pool of an undisturbed build of it, and copies that a test may change."""
+"""A small tree of videos, the pool of an undisturbed build of it, and copies that a test may
+change."""
 
 from __future__ import annotations
 

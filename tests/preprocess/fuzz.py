@@ -1,4 +1,5 @@
-"""Damage a video file in known ways and see what the reader says; shared by the test and by scripts/bench."""
+"""Damage a video file in known ways and see what the reader says; shared by the test and by
+scripts/bench."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ from shards.format.schema import Encoding
 
 HEADER_BYTES = 4096  # flips fall behind it; in small files behind a tenth
 _ENCODING = Encoding(frames_per_clip=1)  # the verdict is asked, not the frames
-# Of single flipped bytes that change a pixel, the share that must be seen; coefficient values stay invisible.
+# Of single flipped bytes that change a pixel, the share that must be seen; coefficient values stay
+# invisible.
 MIN_SHARE_OF_SINGLE_FLIPS = {"mpeg4": 0.60, "h264": 0.75, "vp9": 0.45}
-FEWEST_SINGLE_FLIPS = 30  # of fewer, the share is chance: vp9 gave 7 of 16 once and 143 of 199 over all
+FEWEST_SINGLE_FLIPS = (
+    30  # of fewer, the share is chance: vp9 gave 7 of 16 once and 143 of 199 over all
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Damage:
 class Outcome:
     """What became of one damaged copy.
 
-    group: the clip's folder; has_changed: whether any decoded pixel or the number of frames is another"""
+    group: the clip's folder; has_changed: whether any decoded pixel or the number of frames is
+        another"""
 
     group: str
     clip: str
@@ -76,7 +81,9 @@ def hash_pixels(path: Path) -> str:
     digest = hashlib.sha256()
     with av.logging.Capture(local=True):
         try:
-            with av.open(str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT}) as container:
+            with av.open(
+                str(path), metadata_errors="ignore", options={"err_detect": ERR_DETECT}
+            ) as container:
                 stream = container.streams.video[0]
                 for frame in _frames(container, stream):
                     for plane in frame.planes:
@@ -90,7 +97,8 @@ def hash_pixels(path: Path) -> str:
 def try_damages(
     clip: Path, damages: Iterable[Damage], *, scratch: Path, seed: int, group: str = ""
 ) -> Iterator[Outcome]:
-    """Damage a clip in each way and judge the copies. Raises: AssertionError if the clip itself is not ok."""
+    """Damage a clip in each way and judge the copies. Raises: AssertionError if the clip itself is
+    not ok."""
     codec, verdict = judge_file(clip)
     assert verdict.name == "ok", f"{clip.name}: {verdict.reason}"
     pixels, data = hash_pixels(clip), clip.read_bytes()
@@ -115,7 +123,9 @@ def count_flagged(outcomes: Iterable[Outcome]) -> dict[tuple[str, Damage], tuple
     return {what: (copies[what], changed[what], flagged[what]) for what in copies}
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _frames(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
     decoder = PacketDecoder(stream)
     packets = container.demux(stream)
     while True:

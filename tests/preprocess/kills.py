@@ -1,4 +1,5 @@
-"""Kill a build at random instants until it ends by itself, and compare what it leaves with an undisturbed build."""
+"""Kill a build at random instants until it ends by itself, and compare what it leaves with an
+undisturbed build."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Kill:
     """One run that was killed.
 
     after_seconds: of its own life
-    num_before, num_after: videos whose work was safe when it began and when it was killed; -1 for a closed pool"""
+    num_before, num_after: videos whose work was safe when it began and when it was killed; -1 for a
+        closed pool"""
 
     after_seconds: float
     num_before: int
@@ -37,11 +39,19 @@ def undisturbed(videos: Path, out: Path) -> float:
 
 
 def kill_again_and_again(
-    videos: Path, out: Path, *, kills: int, build_seconds: float, seed: int, tell: Callable[[str], None] = print
+    videos: Path,
+    out: Path,
+    *,
+    kills: int,
+    build_seconds: float,
+    seed: int,
+    tell: Callable[[str], None] = print,
 ) -> list[Kill]:
-    """Start a build `kills` times, SIGKILL its coordinator at a random instant of a build's time, then let one end.
+    """Start a build `kills` times, SIGKILL its coordinator at a random instant of a build's time,
+    then let one end.
 
-    A pool that got whole is taken away between two kills, so that the next one hits a build again."""
+    A pool that got whole is taken away between two kills, so that the next one hits a build
+    again."""
     rng = random.Random(seed)
     done: list[Kill] = []
     for number in range(kills):
@@ -54,13 +64,16 @@ def kill_again_and_again(
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=_LONGEST_SECONDS)
         done.append(Kill(after, before, num_journalled(out)))
-        tell(f"kill {number + 1}/{kills} after {after:.2f} s: {before} videos before, {done[-1].num_after} after")
+        tell(
+            f"kill {number + 1}/{kills} after {after:.2f} s: {before} videos before, {done[-1].num_after} after"
+        )
     assert _run(videos, out).wait(timeout=_LONGEST_SECONDS) == 0
     return done
 
 
 def check_equal(reference: Path, out: Path) -> None:
-    """Assert the same files with the same sha256, hidden ones counted: no lock, part or journal is left."""
+    """Assert the same files with the same sha256, hidden ones counted: no lock, part or journal is
+    left."""
     wanted, found = digests(reference), digests(out)
     assert sorted(found) == sorted(wanted), sorted(set(found) ^ set(wanted))
     assert found == wanted, [name for name in wanted if found[name] != wanted[name]]

@@ -17,7 +17,10 @@ def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
         make_video(tmp_path / name)
     seen: list[tuple[int, int]] = []
     measured = bench_build(
-        tmp_path, repeats=1, progress=lambda done, total: seen.append((done, total)), build_seconds=0.1
+        tmp_path,
+        repeats=1,
+        progress=lambda done, total: seen.append((done, total)),
+        build_seconds=0.1,
     )
     assert seen == [(1, 2), (2, 2)]
     seconds = (
@@ -29,7 +32,9 @@ def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
         measured.rate_2,
     )
     assert all(value > 0 for value in seconds)
-    assert measured.as_json()["ratios"]["ours_of_decode_only_rate"] == measured.decode / measured.ours
+    assert (
+        measured.as_json()["ratios"]["ours_of_decode_only_rate"] == measured.decode / measured.ours
+    )
 
 
 def test_a_folder_without_videos_cannot_be_measured(tmp_path: Path) -> None:

@@ -44,10 +44,14 @@ def test_help_and_the_import_of_the_package_need_no_heavy_library() -> None:
     assert run_python("-c", code).stdout.splitlines()[-1] == "0 []"
 
 
-def test_a_checkout_that_was_never_installed_builds_from_another_folder(videos: Path, tmp_path: Path) -> None:
+def test_a_checkout_that_was_never_installed_builds_from_another_folder(
+    videos: Path, tmp_path: Path
+) -> None:
     checkout, work = tmp_path / "checkout", tmp_path / "work"
     for package in ("preprocess", "shards"):
-        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     (checkout / "pyproject.toml").write_text('version = "0.0.7+copy"\n')
     (work / "videos").mkdir(parents=True)
     (work / "videos" / "folder").symlink_to(videos)
@@ -73,7 +77,9 @@ def test_json_is_one_object_and_strict_ends_with_one(
     assert "undecodable: b/text: cannot be opened as a video" in table
 
 
-def test_a_dry_run_writes_nothing(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_writes_nothing(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert build_shards.main(arguments(videos, tmp_path / "pool", "--dry-run")) == 0
     assert "would decode 4 videos; the pool would have 1 shards" in capsys.readouterr().out
     assert digests(tmp_path) == {}
@@ -109,7 +115,13 @@ def test_a_mistake_is_one_line_and_exit_code_two(
 
 def test_set_reaches_every_setting_and_bare_encoding_names() -> None:
     options = {"dataset": "ssv2", "workers": None}
-    sets = ["frames_per_clip=32", "encoding.jpeg_quality=95", "labels=official", "timeout_seconds=5", "workers=3"]
+    sets = [
+        "frames_per_clip=32",
+        "encoding.jpeg_quality=95",
+        "labels=official",
+        "timeout_seconds=5",
+        "workers=3",
+    ]
     settings = make_build_settings(options, sets)
     assert (settings.encoding.frames_per_clip, settings.encoding.jpeg_quality) == (32, 95)
     assert (settings.labels, settings.timeout_seconds, settings.workers) == ("official", 5.0, 3)

@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 
 from preprocess.planning import part_of, plan_shards, stored_indices
 
-KEYS = st.sets(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=40)
+KEYS = st.sets(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=40
+)
 
 
 @given(KEYS, st.integers(1, 7))
-def test_each_key_is_in_exactly_one_shard_in_the_order_of_its_bytes(keys: set[str], per_shard: int) -> None:
+def test_each_key_is_in_exactly_one_shard_in_the_order_of_its_bytes(
+    keys: set[str], per_shard: int
+) -> None:
     plans = plan_shards(keys, dataset="d", videos_per_shard=per_shard)
     planned = [key for plan in plans for key in plan.keys]
     assert planned == sorted(keys, key=str.encode)
@@ -20,7 +24,9 @@ def test_each_key_is_in_exactly_one_shard_in_the_order_of_its_bytes(keys: set[st
 
 
 @given(KEYS, KEYS, st.integers(1, 7))
-def test_new_keys_go_behind_the_shards_that_exist(old: set[str], new: set[str], per_shard: int) -> None:
+def test_new_keys_go_behind_the_shards_that_exist(
+    old: set[str], new: set[str], per_shard: int
+) -> None:
     before = plan_shards(old, dataset="d", videos_per_shard=per_shard)
     after = plan_shards(old | new, dataset="d", videos_per_shard=per_shard, existing=before)
     assert after[: len(before)] == before
@@ -30,11 +36,15 @@ def test_new_keys_go_behind_the_shards_that_exist(old: set[str], new: set[str], 
 
 @given(st.integers(0, 10_000), st.integers(1, 50))
 def test_every_shard_belongs_to_exactly_one_part(index: int, num_parts: int) -> None:
-    assert [part for part in range(1, num_parts + 1) if part_of(index, num_parts) == part] == [index % num_parts + 1]
+    assert [part for part in range(1, num_parts + 1) if part_of(index, num_parts) == part] == [
+        index % num_parts + 1
+    ]
 
 
 @given(st.integers(0, 3000), st.integers(1, 999))
-def test_stored_frames_are_distinct_ascending_and_evenly_spread(num_frames: int, frames_per_clip: int) -> None:
+def test_stored_frames_are_distinct_ascending_and_evenly_spread(
+    num_frames: int, frames_per_clip: int
+) -> None:
     indices = stored_indices(num_frames, frames_per_clip)
     assert len(indices) == min(num_frames, frames_per_clip)
     assert indices == sorted(set(indices))

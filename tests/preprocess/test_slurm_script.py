@@ -1,4 +1,5 @@
-"""scripts/slurm_build.sh as Slurm runs it: a copy in a spool folder, with the variables of a job; no Slurm here."""
+"""scripts/slurm_build.sh as Slurm runs it: a copy in a spool folder, with the variables of a job;
+no Slurm here."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ import pytest
 from tests.preprocess.builds import ENCODING, ROOT, digests
 
 SCRIPT = ROOT / "scripts" / "slurm_build.sh"
-NO_VIDEOS = ["--dataset", "folder", "--videos", "/nowhere"]  # ends at once, after the script has said what it runs
+NO_VIDEOS = [
+    "--dataset",
+    "folder",
+    "--videos",
+    "/nowhere",
+]  # ends at once, after the script has said what it runs
 
 
 def options(videos: Path, out: Path, *more: str) -> list[str]:
@@ -32,8 +38,16 @@ def spool(tmp_path: Path) -> Path:
 
 def environment(**variables: object) -> dict[str, str]:
     """Of a job: this one without Slurm's variables, and those that are given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "NUM_PARTS", "BMPT"))}
-    return {**kept, "PYTHON": sys.executable, **{name: str(value) for name, value in variables.items()}}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "NUM_PARTS", "BMPT"))
+    }
+    return {
+        **kept,
+        "PYTHON": sys.executable,
+        **{name: str(value) for name, value in variables.items()},
+    }
 
 
 def array(task: int, first: int, last: int, count: int | None = None) -> dict[str, object]:
@@ -67,20 +81,30 @@ def test_an_array_of_three_tasks_and_a_merge_give_the_bytes_of_a_plain_build(
         done = run(spool, options(videos, out), **array(task, 1, 3), SLURM_CPUS_PER_TASK=1)
         assert done.returncode == 0, done.stderr
         assert "--workers 1" in done.stderr
-    assert sorted(path.name for path in (out / "parts").iterdir()) == [f"{part}-of-3.parquet" for part in (1, 2, 3)]
-    merged = run(spool, options(videos, out, "--merge"), SLURM_SUBMIT_DIR=ROOT, SLURM_CPUS_PER_TASK=1)
+    assert sorted(path.name for path in (out / "parts").iterdir()) == [
+        f"{part}-of-3.parquet" for part in (1, 2, 3)
+    ]
+    merged = run(
+        spool, options(videos, out, "--merge"), SLURM_SUBMIT_DIR=ROOT, SLURM_CPUS_PER_TASK=1
+    )
     assert merged.returncode == 0, merged.stderr
     assert digests(out) == digests(reference)
 
 
 @pytest.mark.parametrize(("task", "part"), [(0, 16), (3, 3), (15, 15), (16, 16)])
-def test_a_task_is_the_same_part_whichever_tasks_are_submitted_with_it(spool: Path, task: int, part: int) -> None:
+def test_a_task_is_the_same_part_whichever_tasks_are_submitted_with_it(
+    spool: Path, task: int, part: int
+) -> None:
     done = run(spool, NO_VIDEOS, **array(task, min(task, 3), max(task, 7), count=2), NUM_PARTS=16)
     assert done.stderr.splitlines()[0].endswith(f"--part {part}/16")
 
 
-@pytest.mark.parametrize(("first", "last", "parts"), [(1, 4, "1/4 2/4 3/4 4/4"), (0, 3, "4/4 1/4 2/4 3/4")])
-def test_an_array_without_gaps_from_0_or_1_is_each_part_once(spool: Path, first: int, last: int, parts: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "last", "parts"), [(1, 4, "1/4 2/4 3/4 4/4"), (0, 3, "4/4 1/4 2/4 3/4")]
+)
+def test_an_array_without_gaps_from_0_or_1_is_each_part_once(
+    spool: Path, first: int, last: int, parts: str
+) -> None:
     done = [run(spool, NO_VIDEOS, **array(task, first, last)) for task in range(first, last + 1)]
     assert [one.stderr.splitlines()[0].split()[-1] for one in done] == parts.split()
 
@@ -102,7 +126,11 @@ def test_the_workers_that_a_person_asks_for_win(spool: Path) -> None:
         ([], {"SLURM_SUBMIT_DIR": ROOT}, "submit with sbatch --array=1-N"),
         (["--merge"], array(1, 1, 2), "--merge is one job"),
         (["--part", "1/2"], array(1, 1, 2), "--part: parts come from the array"),
-        ([], {**array(1, 1, 1), "BMPT_ROOT": "/nowhere"}, "/nowhere/preprocess/build_shards.py: no such file"),
+        (
+            [],
+            {**array(1, 1, 1), "BMPT_ROOT": "/nowhere"},
+            "/nowhere/preprocess/build_shards.py: no such file",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_says_the_cure(
@@ -121,9 +149,13 @@ def test_the_signal_at_the_time_limit_ends_the_build_and_the_same_task_goes_on(
     out = tmp_path / "pool"
     task = array(1, 1, 1)
     command = ["bash", str(spool), *options(videos, out)]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(**task), stderr=subprocess.PIPE, text=True) as batch:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(**task), stderr=subprocess.PIPE, text=True
+    ) as batch:
         assert batch.stderr is not None
-        while "/10 clips" not in batch.stderr.readline():  # it has begun, and no worker is ready yet
+        while (
+            "/10 clips" not in batch.stderr.readline()
+        ):  # it has begun, and no worker is ready yet
             assert batch.poll() is None
         batch.send_signal(signal.SIGTERM)  # to the process that was the script
         rest = batch.stderr.read()

@@ -1,4 +1,5 @@
-"""Tiny real videos for tests: each frame is one grey level above the one before, so that a frame tells its index."""
+"""Tiny real videos for tests: each frame is one grey level above the one before, so that a frame
+tells its index."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import av
 import numpy as np
 
 FIRST_GREY, GREY_STEP = 40, 8
-_CODECS = {".avi": "mpeg4", ".mp4": "libx264", ".webm": "libvpx-vp9", ".mov": "libx264", ".mkv": "libx264"}
+_CODECS = {
+    ".avi": "mpeg4",
+    ".mp4": "libx264",
+    ".webm": "libvpx-vp9",
+    ".mov": "libx264",
+    ".mkv": "libx264",
+}
 
 
 def make_video(
@@ -24,9 +31,11 @@ def make_video(
     options: Mapping[str, str] | None = None,
     times: Sequence[int] | None = None,
 ) -> Path:
-    """Write a video of `frames` frames at 10/s; the suffix chooses the codec. Corner noise makes packets real.
+    """Write a video of `frames` frames at 10/s; the suffix chooses the codec. Corner noise makes
+    packets real.
 
-    options: of the container; times: of each frame in hundredths of a second, for a variable frame rate"""
+    options: of the container; times: of each frame in hundredths of a second, for a variable frame
+        rate"""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     with av.open(str(path), "w", container_options=dict(options or {})) as container:
@@ -39,7 +48,9 @@ def make_video(
             stream.codec_context.time_base = Fraction(1, 100)
         for index in range(frames):
             image = np.full((size[1], size[0], 3), grey_of(index), np.uint8)
-            image[: size[1] // 4, : size[0] // 4] = rng.integers(0, 256, (size[1] // 4, size[0] // 4, 1), np.uint8)
+            image[: size[1] // 4, : size[0] // 4] = rng.integers(
+                0, 256, (size[1] // 4, size[0] // 4, 1), np.uint8
+            )
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[index], Fraction(1, 100)
@@ -55,7 +66,9 @@ def make_audio(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate = 16000
         for packet in [*stream.encode(frame), *stream.encode()]:
             container.mux(packet)

@@ -19,7 +19,8 @@ def write_tree(root: Path, files: Mapping[str, str | bytes]) -> Path:
 
 
 def write_videos(root: Path, names: Sequence[str]) -> Path:
-    """Write files that have a video's name and no video in them: sources and protocols open none."""
+    """Write files that have a video's name and no video in them: sources and protocols open
+    none."""
     return write_tree(root, dict.fromkeys(names, b"not opened"))
 
 
@@ -30,7 +31,11 @@ def hmdb_name(class_name: str, number: int) -> str:
 
 def hmdb_checkout(root: Path, classes: Sequence[str], names_in_csv: Sequence[str]) -> Path:
     """A ViFi-CLIP checkout for a few HMDB-51 classes: val1.txt and a class file of these names."""
-    lines = [f"{hmdb_name(name, number)} {label}" for label, name in enumerate(classes) for number in (1, 2)]
+    lines = [
+        f"{hmdb_name(name, number)} {label}"
+        for label, name in enumerate(classes)
+        for number in (1, 2)
+    ]
     rows = [f"{label},{name}" for label, name in enumerate(names_in_csv)]
     return write_tree(
         root,

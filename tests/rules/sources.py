@@ -36,7 +36,8 @@ def relative(path: Path) -> str:
 
 
 def module_name(path: Path) -> str:
-    """`bmpt/engine/train.py` -> `bmpt.engine.train`; a package's `__init__` has the package's name."""
+    """`bmpt/engine/train.py` -> `bmpt.engine.train`; a package's `__init__` has the package's
+    name."""
     return relative(path).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
@@ -72,7 +73,9 @@ def _imports(node: ast.AST, path: Path, *, is_at_top: bool) -> Iterator[Import]:
             yield from (Import(alias.name, child.lineno, is_at_top) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             base = _absolute(child, path)
-            yield from (Import(f"{base}.{alias.name}", child.lineno, is_at_top) for alias in child.names)
+            yield from (
+                Import(f"{base}.{alias.name}", child.lineno, is_at_top) for alias in child.names
+            )
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for statement in child.orelse:
                 yield from _imports(ast.Module([statement], []), path, is_at_top=is_at_top)

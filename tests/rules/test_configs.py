@@ -22,7 +22,9 @@ def name_of(path: Path) -> str:
 
 def test_there_are_configs_to_look_at() -> None:
     assert len(EXPERIMENTS) >= 3
-    assert [path for path in (ROOT / "configs").rglob("*") if path.is_file() and path.suffix != ".yaml"] == []
+    assert [
+        path for path in (ROOT / "configs").rglob("*") if path.is_file() and path.suffix != ".yaml"
+    ] == []
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
@@ -34,7 +36,9 @@ def test_every_experiment_loads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
-def test_every_config_is_a_mapping_whose_base_exists_and_holds_no_unknown_section(path: Path) -> None:
+def test_every_config_is_a_mapping_whose_base_exists_and_holds_no_unknown_section(
+    path: Path,
+) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert isinstance(values, dict)
     merged = read_yaml_with_base(path)

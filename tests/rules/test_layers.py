@@ -1,4 +1,5 @@
-"""Who may import whom: preprocess -> shards <- bmpt, nothing in a circle, nothing heavy behind a light door."""
+"""Who may import whom: preprocess -> shards <- bmpt, nothing in a circle, nothing heavy behind a
+light door."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def places(package: str, *targets: str) -> list[tuple[str, Import]]:
 def test_the_three_packages_are_looked_at() -> None:
     assert all(len(source_files(package)) > 5 for package in PACKAGES)
     assert places("bmpt", "shards"), "the walk finds imports"
-    assert any(not found.is_at_top for _, found in places("shards", "torch")), "those inside functions too"
+    assert any(not found.is_at_top for _, found in places("shards", "torch")), (
+        "those inside functions too"
+    )
 
 
 def test_shards_imports_neither_of_the_other_packages() -> None:
@@ -79,15 +82,29 @@ def test_no_import_leads_back_to_where_it_started() -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}")
+        pytest.fail(
+            f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}"
+        )
 
 
-INTEROP = "shards/interop.py"  # teaches others' libraries our addresses and columns; used by their users alone
+# teaches others' libraries our addresses and columns; used by their users alone
+INTEROP = "shards/interop.py"
 
 
-def test_webdataset_is_imported_only_by_the_writer_the_stream_and_interop_inside_functions() -> None:
-    found = [(file, entry) for package in PACKAGES for file, entry in places(package, "webdataset", "wids")]
-    assert {file for file, _ in found} == {"shards/format/writer.py", "shards/stream/pipeline.py", INTEROP, PEERS}
+def test_webdataset_is_imported_only_by_the_writer_the_stream_and_interop_inside_functions() -> (
+    None
+):
+    found = [
+        (file, entry)
+        for package in PACKAGES
+        for file, entry in places(package, "webdataset", "wids")
+    ]
+    assert {file for file, _ in found} == {
+        "shards/format/writer.py",
+        "shards/stream/pipeline.py",
+        INTEROP,
+        PEERS,
+    }
     assert [file for file, entry in found if entry.is_at_top] == []
 
 
@@ -111,8 +128,16 @@ def test_only_one_file_names_a_jpeg_library(library: str) -> None:
 
 
 def test_torchvision_is_not_imported_at_the_top_of_any_file() -> None:
-    found = [(file, entry.line) for package in PACKAGES for file, entry in places(package, "torchvision", "open_clip")]
-    tops = [(file, entry) for file, entry in places("bmpt", "torchvision", "open_clip") if entry.is_at_top]
+    found = [
+        (file, entry.line)
+        for package in PACKAGES
+        for file, entry in places(package, "torchvision", "open_clip")
+    ]
+    tops = [
+        (file, entry)
+        for file, entry in places("bmpt", "torchvision", "open_clip")
+        if entry.is_at_top
+    ]
     assert found
     assert tops == []
 
@@ -120,7 +145,11 @@ def test_torchvision_is_not_imported_at_the_top_of_any_file() -> None:
 def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after `code`."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"],
+        [
+            sys.executable,
+            "-c",
+            f"{code}\nimport sys; print(*sorted({{m.split('.')[0] for m in sys.modules}}))",
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -153,27 +182,45 @@ def test_importing_the_packages_themselves_is_free() -> None:
 
 def test_no_file_of_preprocess_is_named_like_a_standard_module() -> None:
     """Run by path, `preprocess/` is first on sys.path."""
-    names = {path.stem for path in (ROOT / "preprocess").iterdir() if path.suffix == ".py" or path.is_dir()}
+    names = {
+        path.stem
+        for path in (ROOT / "preprocess").iterdir()
+        if path.suffix == ".py" or path.is_dir()
+    }
     assert names & set(sys.stdlib_module_names) == set()
 
 
 def test_no_file_of_preprocess_is_named_like_a_library_it_uses() -> None:
-    names = {path.stem for path in (ROOT / "preprocess").iterdir() if path.suffix == ".py" or path.is_dir()}
-    used = {own_part(found.module) for path in source_files(*PACKAGES) for found in imports_of(path)}
+    names = {
+        path.stem
+        for path in (ROOT / "preprocess").iterdir()
+        if path.suffix == ".py" or path.is_dir()
+    }
+    used = {
+        own_part(found.module) for path in source_files(*PACKAGES) for found in imports_of(path)
+    }
     assert names & (used - set(PACKAGES)) == set()
 
 
 def public_definitions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     """Public functions and classes at the top of a file."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [node for node in tree_of(path).body if isinstance(node, kinds) and not node.name.startswith("_")]
+    return [
+        node
+        for node in tree_of(path).body
+        if isinstance(node, kinds) and not node.name.startswith("_")
+    ]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_function_and_class_has_a_docstring(package: str) -> None:
     found = [(path, node) for path in source_files(package) for node in public_definitions(path)]
     assert len(found) > 20
-    bare = [f"{relative(path)}:{node.lineno} {node.name}" for path, node in found if not ast.get_docstring(node)]
+    bare = [
+        f"{relative(path)}:{node.lineno} {node.name}"
+        for path, node in found
+        if not ast.get_docstring(node)
+    ]
     assert bare == []
 
 
@@ -188,7 +235,8 @@ def test_every_module_says_what_it_does(package: str) -> None:
 
 
 def test_nothing_but_the_sample_boundary_catches_every_exception() -> None:
-    """`except Exception` must re-raise, or stand where a sample's errors are counted (in preprocess's workers)."""
+    """`except Exception` must re-raise, or stand where a sample's errors are counted (in
+    preprocess's workers)."""
     wide = []
     for path in source_files(*PACKAGES):
         for node in ast.walk(tree_of(path)):

@@ -1,4 +1,5 @@
-"""The wheel carries the three packages and nothing else; the repository carries nothing private or large."""
+"""The wheel carries the three packages and nothing else; the repository carries nothing private or
+large."""
 
 from __future__ import annotations
 
@@ -6,17 +7,13 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.rules.sources import PACKAGES, ROOT, relative, tracked_files
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    tomllib = pytest.importorskip("tomli")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LARGEST_BYTES = 8_000_000
@@ -35,7 +32,11 @@ def test_the_listed_packages_are_exactly_those_that_exist() -> None:
 
 
 def test_every_package_has_an_init_file() -> None:
-    bare = [name for name in packages_on_disk() if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()]
+    bare = [
+        name
+        for name in packages_on_disk()
+        if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()
+    ]
     assert bare == []
 
 
@@ -51,7 +52,11 @@ def test_every_data_file_of_a_package_is_declared_and_every_declared_pattern_fin
             matches = set((ROOT / package.replace(".", "/")).glob(pattern))
             assert matches, f"package-data {package}: {pattern} matches nothing"
             found |= matches
-    data = {path for path in tracked_files() if relative(path).split("/")[0] in PACKAGES and path.suffix != ".py"}
+    data = {
+        path
+        for path in tracked_files()
+        if relative(path).split("/")[0] in PACKAGES and path.suffix != ".py"
+    }
     assert {relative(path) for path in data - found if path.suffix != ".md"} == set()
 
 
@@ -71,9 +76,13 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     for extra in PROJECT["project"]["optional-dependencies"].values():
         text.extend(extra)
     declared = {re.split(r"[<>=!\[; ]", line)[0].lower() for line in text}
-    used = {own_part(found.module) for path in source_files(*PACKAGES) for found in imports_of(path)}
+    used = {
+        own_part(found.module) for path in source_files(*PACKAGES) for found in imports_of(path)
+    }
     third_party = used - set(sys.stdlib_module_names) - set(PACKAGES)
-    missing = {name for name in third_party if distributions.get(name, name).lower() not in declared}
+    missing = {
+        name for name in third_party if distributions.get(name, name).lower() not in declared
+    }
     assert missing == set()
 
 
@@ -88,7 +97,13 @@ def test_the_wheels_top_level_names_are_the_three_packages(tmp_path: Path) -> No
         if relative(path).split("/")[0] in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
             (source / relative(path)).parent.mkdir(parents=True, exist_ok=True)
             (source / relative(path)).write_bytes(path.read_bytes())
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check"]
+    options = [
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     command = [sys.executable, "-m", "pip", "wheel", *options, "-w", str(tmp_path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -98,19 +113,27 @@ def test_the_wheels_top_level_names_are_the_three_packages(tmp_path: Path) -> No
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
     packed = {name for name in names if name.endswith(".py")}
     assert packed == {
-        relative(path) for path in tracked_files() if relative(path).startswith(PACKAGES) and path.suffix == ".py"
+        relative(path)
+        for path in tracked_files()
+        if relative(path).startswith(PACKAGES) and path.suffix == ".py"
     }
     assert "bmpt/demo/motion_clip.safetensors" in names, "the demo runs from the wheel's weights"
 
 
 def test_no_file_of_the_repository_is_large() -> None:
-    large = {relative(path): path.stat().st_size for path in tracked_files() if path.stat().st_size > LARGEST_BYTES}
+    large = {
+        relative(path): path.stat().st_size
+        for path in tracked_files()
+        if path.stat().st_size > LARGEST_BYTES
+    }
     assert large == {}
 
 
 def test_no_file_of_the_repository_names_a_private_path() -> None:
     # put together, so that this file does not name them itself
-    private = re.compile(rb"(?<![\w.])/(?:ho" + rb"me|Us" + rb"ers|ro" + rb"ot|wo" + rb"rk|mn" + rb"t)/\w")
+    private = re.compile(
+        rb"(?<![\w.])/(?:ho" + rb"me|Us" + rb"ers|ro" + rb"ot|wo" + rb"rk|mn" + rb"t)/\w"
+    )
     named = []
     for path in tracked_files():
         for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):

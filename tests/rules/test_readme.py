@@ -1,4 +1,5 @@
-"""What README says is true of the code: its commands parse, its files exist, and (long) its outputs come out."""
+"""What README says is true of the code: its commands parse, its files exist, and (long) its outputs
+come out."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ from tests.shared_data import shared_data
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-COMMANDS = [line.split("  #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "bash"
+    for line in text.splitlines()
+]
 SESSIONS = [text for kind, text in BLOCKS if kind == "console"]
 COMMANDS += [line[2:] for text in SESSIONS for line in text.splitlines() if line.startswith("$ ")]
 # what differs from run to run or machine to machine: seconds, rates, the accuracy of a random CLIP
@@ -27,11 +33,16 @@ VARYING = re.compile(r"in [\d.]+ s\b|[\d.]+ clips/s, ETA .*|\b\d+\.\d\d\b +|\b\d
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line by the real options without running it; a wrong one raises typer's usage error."""
+    """Parse a command line by the real options without running it; a wrong one raises typer's usage
+    error."""
     if words[0] == "torchrun":
         words = ["bmpt", *words[words.index("bmpt") + 1 :]]
     if "scripts/slurm_build.sh" in words:  # hands everything on
-        words = ["python", "preprocess/build_shards.py", *words[words.index("scripts/slurm_build.sh") + 1 :]]
+        words = [
+            "python",
+            "preprocess/build_shards.py",
+            *words[words.index("scripts/slurm_build.sh") + 1 :],
+        ]
     if words[:2] == ["python", "preprocess/build_shards.py"]:
         single = typer.Typer()
         single.command()(build)
@@ -54,7 +65,10 @@ def test_every_command_of_readme_has_the_options_it_names(command: str) -> None:
     for word in words:
         if word.startswith(("scripts/", "configs/", "preprocess/", "tests/")):
             assert (ROOT / word).exists(), f"{word} is not there"
-    if words[0] in ("bash", "pip", "export") or words[:2] == ["python", "scripts/pretrain_demo_clip.py"]:
+    if words[0] in ("bash", "pip", "export") or words[:2] == [
+        "python",
+        "scripts/pretrain_demo_clip.py",
+    ]:
         return
     parse(words)
 
@@ -89,12 +103,25 @@ def test_every_module_stands_in_the_tree_of_readme() -> None:
 def test_the_sessions_of_readme_print_what_stands_there(tmp_path: Path) -> None:
     data = shared_data()
     for session in SESSIONS:
-        for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, flags=re.MULTILINE):
+        for command, expected in re.findall(
+            r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, flags=re.MULTILINE
+        ):
             words = shlex.split(command.replace("$DATA", str(data)))
-            words = [str(ROOT / word) if word.startswith(("preprocess/", "configs/")) else word for word in words]
-            program = [sys.executable, *words[1:]] if words[0] == "python" else [sys.executable, "-m", *words]
-            done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+            words = [
+                str(ROOT / word) if word.startswith(("preprocess/", "configs/")) else word
+                for word in words
+            ]
+            program = (
+                [sys.executable, *words[1:]]
+                if words[0] == "python"
+                else [sys.executable, "-m", *words]
+            )
+            done = subprocess.run(
+                program, cwd=tmp_path, capture_output=True, text=True, timeout=600
+            )
             printed = (done.stdout + done.stderr).replace(str(data), "$DATA")
             for line in expected.splitlines():
                 pattern = re.escape(VARYING.sub("<varies>", line)).replace("<varies>", ".*")
-                assert re.search(pattern, printed), f"{command}\ndoes not print: {line}\nbut:\n{printed}"
+                assert re.search(pattern, printed), (
+                    f"{command}\ndoes not print: {line}\nbut:\n{printed}"
+                )

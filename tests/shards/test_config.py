@@ -1,4 +1,5 @@
-"""Settings: strict, one `base:` parent, `--set` on top, and errors that name the file and the cure."""
+"""Settings: strict, one `base:` parent, `--set` on top, and errors that name the file and the
+cure."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from shards.config import Settings, build_settings, load_settings, merge, parse_override, read_yaml_with_base, to_yaml
+from shards.config import (
+    Settings,
+    build_settings,
+    load_settings,
+    merge,
+    parse_override,
+    read_yaml_with_base,
+    to_yaml,
+)
 from shards.errors import ConfigError
 
 
@@ -37,7 +46,9 @@ def test_defaults_hold_without_a_file() -> None:
 
 def test_a_child_overrides_its_base_key_by_key_and_set_overrides_both(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", "seed: 1\nblocks: [1, 2, 3]\ntrain: {lr: 2e-06, epochs: 5}\n")
-    child = write(tmp_path / "deeper" / "child.yaml", "base: ../base.yaml\nblocks: [9]\ntrain: {epochs: 7}\n")
+    child = write(
+        tmp_path / "deeper" / "child.yaml", "base: ../base.yaml\nblocks: [9]\ntrain: {epochs: 7}\n"
+    )
     run = load_settings(Run, child, ["train.lr=0.5", "name=a=b"])
     assert run == Run(seed=1, name="a=b", blocks=(9,), train=Train(lr=0.5, epochs=7))
     assert load_settings(Run, child).train.lr == pytest.approx(2e-6)  # PyYAML reads `2e-06` as text
@@ -106,7 +117,9 @@ def test_all_wrong_keys_are_told_at_once() -> None:
     value=st.one_of(st.integers(), st.booleans(), st.none(), st.lists(st.integers(), max_size=3)),
 )
 def test_an_override_nests_its_value_under_its_name(name: list[str], value: object) -> None:
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
     nested = parse_override(f"{'.'.join(name)}={text}")
     for part in name:
         assert list(nested) == [part]

@@ -39,7 +39,13 @@ VIDEOS = {  # frames by path; 6 are stored at most
     "__spare__/e.avi": 4,
 }
 KEYS = {
-    *("jump/one frame", "jump/-_a (1)#&;", "run fast/v1%2E2 é %25", "run fast/deep%2Eer/c", "run fast/__d"),
+    *(
+        "jump/one frame",
+        "jump/-_a (1)#&;",
+        "run fast/v1%2E2 é %25",
+        "run fast/deep%2Eer/c",
+        "run fast/__d",
+    ),
     "__spare__/e",
 }
 LEFT_OUT_BY_HF = {"run fast/__d"}  # names that begin with two underscores are hidden files to it
@@ -78,7 +84,9 @@ def openers(monkeypatch: pytest.MonkeyPatch) -> None:
 def frames_by_key(pool: Pool) -> Frames:
     """What our own reader reads: the JPEG bytes of every stored sample."""
     rows = [row for row in pool.samples().to_pylist() if row["shard"]]
-    return {row["key"]: read_frame_bytes(pool.store, row, range(len(row["frame_size"]))) for row in rows}
+    return {
+        row["key"]: read_frame_bytes(pool.store, row, range(len(row["frame_size"]))) for row in rows
+    }
 
 
 def shard_paths(pool: Pool) -> list[str]:
@@ -92,7 +100,9 @@ def read_by_webdataset(addresses: list[str]) -> Frames:
     found = {}
     for sample in WebDataset(addresses, shardshuffle=False):
         names = sorted(name for name in sample if name.endswith(".jpg"))
-        assert set(sample) == {*names, "json", "__key__", "__url__"} | ({"__local_path__"} & set(sample))
+        assert set(sample) == {*names, "json", "__key__", "__url__"} | (
+            {"__local_path__"} & set(sample)
+        )
         assert json.loads(sample["json"])["key"] == sample["__key__"]
         assert names == [f"{position:03d}.jpg" for position in range(len(names))]
         assert sample["__key__"] not in found
@@ -138,7 +148,9 @@ def test_tarfile_reads_every_sample(odd_pool: Pool) -> None:
     assert found == expected
 
 
-def test_stock_webdataset_reads_every_sample_but_those_in_a_folder_that_is_metadata_to_it(odd_pool: Pool) -> None:
+def test_stock_webdataset_reads_every_sample_but_those_in_a_folder_that_is_metadata_to_it(
+    odd_pool: Pool,
+) -> None:
     expected = without(frames_by_key(odd_pool), LEFT_OUT_BY_WEBDATASET)
     assert sorted(map(len, expected.values())) == [1, 2, 3, 5, 6]
     assert read_by_webdataset(shard_paths(odd_pool)) == expected
@@ -191,7 +203,10 @@ def test_hugging_face_datasets_reads_every_sample_but_those_that_are_hidden_file
 def test_the_columns_for_hugging_face_are_the_facts_that_a_build_writes(pool: Pool) -> None:
     features = hf_features(pool)
     assert list(features["json"]) == list(sample_facts(dict.fromkeys(SAMPLES_SCHEMA.names)))
-    assert len([name for name in features if name.endswith(".jpg")]) == pool.card.encoding.frames_per_clip
+    assert (
+        len([name for name in features if name.endswith(".jpg")])
+        == pool.card.encoding.frames_per_clip
+    )
     assert {"000.jpg", "063.jpg", "__key__", "__url__"} < set(features)
 
 
@@ -204,7 +219,9 @@ def test_without_hugging_face_datasets_its_features_say_how_to_get_it(
 
 
 @pytest.mark.usefixtures("openers")
-def test_stock_webdataset_reads_every_sample_from_object_storage(pool: Pool, remote: list[str]) -> None:
+def test_stock_webdataset_reads_every_sample_from_object_storage(
+    pool: Pool, remote: list[str]
+) -> None:
     found = read_by_webdataset(remote)
     assert len(found) == 24
     assert found == frames_by_key(pool)
@@ -261,7 +278,9 @@ def test_what_cannot_be_opened_is_said_by_name(remote: list[str]) -> None:
 
     with pytest.raises(StorageError, match=f"^s3://{BUCKET}/a pool/shards/none.tar: no such file"):
         gopen(f"s3://{BUCKET}/a pool/shards/none.tar")
-    with pytest.raises(ConfigError, match=f"^{remote[0]}: can only be read .* mode wb; use `bmpt build --out`"):
+    with pytest.raises(
+        ConfigError, match=f"^{remote[0]}: can only be read .* mode wb; use `bmpt build --out`"
+    ):
         gopen(remote[0], "wb")
     for mode in ("rb", "wb"):
         with pytest.raises(ConfigError, match="the address holds credentials") as caught:
@@ -296,14 +315,19 @@ def test_pandas_and_duckdb_read_a_manifest_as_we_do(pool: Pool) -> None:
     assert frame["class_name"].value_counts().to_dict() == expected
     assert [list(values) for values in frame["frame_crc32"]] == table["frame_crc32"].to_pylist()
     assert list(frame.columns) == table.column_names
-    assert dict(duckdb.sql(f"SELECT class_name, count(*) FROM '{path}' GROUP BY ALL").fetchall()) == expected
+    assert (
+        dict(duckdb.sql(f"SELECT class_name, count(*) FROM '{path}' GROUP BY ALL").fetchall())
+        == expected
+    )
     rows = duckdb.sql(f"SELECT * FROM '{path}'").fetchall()
     assert rows == [tuple(row.values()) for row in table.to_pylist()]
 
 
 def test_duckdb_reads_the_samples_of_a_build(odd_pool: Pool) -> None:
     path = odd_pool.store.uri("samples.parquet")
-    counts = duckdb.sql(f"SELECT key, len(source_index) FROM '{path}' WHERE verdict = 'ok'").fetchall()
+    counts = duckdb.sql(
+        f"SELECT key, len(source_index) FROM '{path}' WHERE verdict = 'ok'"
+    ).fetchall()
     assert dict(counts) == {key: len(frames) for key, frames in frames_by_key(odd_pool).items()}
 
 
@@ -311,7 +335,11 @@ def test_the_example_of_readme_runs_and_prints_what_the_pool_holds(
     pool: Pool, remote: list[str], tmp_path: Path
 ) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "shards.interop" in code]
+    (example,) = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        if "shards.interop" in code
+    ]
     assert isinstance(pool.store, LocalStore)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ucf101").symlink_to(pool.store.root)
@@ -325,5 +353,7 @@ def test_the_example_of_readme_runs_and_prints_what_the_pool_holds(
     streamed = "".join(f"{key} {len(frames[0])}\n" for key, frames in frames_by_key(pool).items())
     assert printed.startswith(f"(64, 48)\n{streamed}")
     tables = printed.removeprefix(f"(64, 48)\n{streamed}")
-    assert re.findall(r"^(Class\d\d) +(\d+)$", tables, re.MULTILINE) == [(f"Class{n:02d}", "2") for n in range(4)]
+    assert re.findall(r"^(Class\d\d) +(\d+)$", tables, re.MULTILINE) == [
+        (f"Class{n:02d}", "2") for n in range(4)
+    ]
     assert re.search(r"\bok\b\W+24\b", tables)

@@ -1,4 +1,5 @@
-"""Batches from real shards: the same clips for any workers and ranks, and empty places where bytes are damaged."""
+"""Batches from real shards: the same clips for any workers and ranks, and empty places where bytes
+are damaged."""
 
 from __future__ import annotations
 
@@ -37,13 +38,21 @@ TRAIN = "base_to_novel/val_novel"  # 12 samples: the longest manifest of the sma
 
 
 def train_loader(pool: Pool, **options: Any) -> TrainLoader:
-    defaults: dict[str, Any] = {"batch_size": 5, "accumulation": 1, "num_workers": 0, "seed": 3, "state": None}
+    defaults: dict[str, Any] = {
+        "batch_size": 5,
+        "accumulation": 1,
+        "num_workers": 0,
+        "seed": 3,
+        "state": None,
+    }
     return build_train_loader(pool, pool.manifest(TRAIN), CLIP, **{**defaults, **options})
 
 
 def facts_of(batch: ClipBatch) -> list[tuple[Any, ...]]:
     """Everything about each place of a batch, its pixels as a digest."""
-    digests = [hashlib.sha256(frames.numpy().tobytes()).hexdigest() for frames in batch.frames_BVTCHW]
+    digests = [
+        hashlib.sha256(frames.numpy().tobytes()).hexdigest() for frames in batch.frames_BVTCHW
+    ]
     columns = (batch.labels_B.tolist(), batch.weights_B.tolist(), batch.positions_B.tolist())
     return list(zip(batch.keys, digests, *columns, batch.failures, strict=True))
 
@@ -87,7 +96,9 @@ def test_a_batch_has_the_stated_shapes_types_and_values(pool: Pool) -> None:
     assert batch.positions_B.tolist() == permute(np.arange(5), 12, seed=3, epoch=0).tolist()
 
 
-def test_two_worker_processes_give_the_same_batches_as_none_and_leave_the_random_numbers_alone(pool: Pool) -> None:
+def test_two_worker_processes_give_the_same_batches_as_none_and_leave_the_random_numbers_alone(
+    pool: Pool,
+) -> None:
     options = {"accumulation": 2, "rank": 1, "world_size": 2}
     alone = train_loader(pool, **options)
     expected = [numbered(list(alone)) for _ in range(3)]
@@ -102,9 +113,14 @@ def test_the_clips_of_a_step_are_the_same_over_any_ranks_and_micro_batches(
     pool: Pool, world_size: int, accumulation: int
 ) -> None:
     def of_epoch(**topology: int) -> list[tuple[Any, ...]]:
-        ranks = [list(train_loader(pool, rank=rank, **topology)) for rank in range(topology["world_size"])]
+        ranks = [
+            list(train_loader(pool, rank=rank, **topology))
+            for rank in range(topology["world_size"])
+        ]
         steps = range(len(ranks[0]) // topology["accumulation"])
-        batches = [batch for step in steps for rank in ranks for batch in rank if batch.step == step]
+        batches = [
+            batch for step in steps for rank in ranks for batch in rank if batch.step == step
+        ]
         return [place for batch in batches for place in facts_of(batch.clips)]
 
     whole = of_epoch(world_size=1, accumulation=1)
@@ -119,7 +135,10 @@ def test_each_iteration_is_the_next_epoch_with_an_order_of_its_own(pool: Pool) -
     for epoch in range(3):
         batches = list(loader)
         assert loader.epoch == epoch
-        assert [(batch.epoch, batch.step, batch.micro) for batch in batches] == [(epoch, 0, 0), (epoch, 1, 0)]
+        assert [(batch.epoch, batch.step, batch.micro) for batch in batches] == [
+            (epoch, 0, 0),
+            (epoch, 1, 0),
+        ]
         epochs.append(tuple(key for batch in batches for key in batch.clips.keys))
     assert len(set(epochs)) == 3
 
@@ -142,7 +161,9 @@ def test_the_state_counts_samples_and_passes_into_the_next_epoch(pool: Pool) -> 
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
-def test_a_run_that_goes_on_from_a_state_equals_the_unbroken_one(pool: Pool, killed_after: int) -> None:
+def test_a_run_that_goes_on_from_a_state_equals_the_unbroken_one(
+    pool: Pool, killed_after: int
+) -> None:
     unbroken, first = train_loader(pool), train_loader(pool)
     expected = [place for _ in range(3) for batch in unbroken for place in facts_of(batch.clips)]
     state, done = first.state(0), 0
@@ -151,7 +172,10 @@ def test_a_run_that_goes_on_from_a_state_equals_the_unbroken_one(pool: Pool, kil
             if done == killed_after:
                 break
             state, done = first.state(batch.step + 1), done + 1
-    ranks = [train_loader(pool, state=state, rank=rank, world_size=2, accumulation=2) for rank in range(2)]
+    ranks = [
+        train_loader(pool, state=state, rank=rank, world_size=2, accumulation=2)
+        for rank in range(2)
+    ]
     resumed: list[tuple[Any, ...]] = []
     for _ in range(state.epoch, 3):
         by_rank = [list(rank) for rank in ranks]
@@ -161,8 +185,12 @@ def test_a_run_that_goes_on_from_a_state_equals_the_unbroken_one(pool: Pool, kil
     assert resumed == expected[5 * killed_after :]
 
 
-def test_a_state_with_less_than_a_batch_left_gives_an_empty_epoch_and_then_the_next(pool: Pool) -> None:
-    state = StreamState(fingerprint=pool.manifest(TRAIN).info.fingerprint, seed=3, epoch=1, position=9)
+def test_a_state_with_less_than_a_batch_left_gives_an_empty_epoch_and_then_the_next(
+    pool: Pool,
+) -> None:
+    state = StreamState(
+        fingerprint=pool.manifest(TRAIN).info.fingerprint, seed=3, epoch=1, position=9
+    )
     loader = train_loader(pool, state=state)
     assert list(loader) == []
     assert [batch.epoch for batch in loader] == [2, 2]
@@ -170,18 +198,29 @@ def test_a_state_with_less_than_a_batch_left_gives_an_empty_epoch_and_then_the_n
 
 def test_a_clip_is_another_one_in_each_epoch(pool: Pool) -> None:
     loader = train_loader(pool, batch_size=12)
-    clips = [{place[0]: place[1] for batch in loader for place in facts_of(batch.clips)} for _ in range(2)]
+    clips = [
+        {place[0]: place[1] for batch in loader for place in facts_of(batch.clips)}
+        for _ in range(2)
+    ]
     assert clips[0].keys() == clips[1].keys()
     assert all(clips[0][key] != clips[1][key] for key in clips[0])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_gives_the_same_blocks_once_at_any_world_size(pool: Pool, world_size: int) -> None:
+def test_evaluation_gives_the_same_blocks_once_at_any_world_size(
+    pool: Pool, world_size: int
+) -> None:
     def blocks_of(world_size: int) -> dict[int, list[tuple[Any, ...]]]:
         blocks = {}
         for rank in range(world_size):
             loader = build_eval_loader(
-                pool, pool.manifest(TRAIN), CLIP, block_size=5, num_workers=0, rank=rank, world_size=world_size
+                pool,
+                pool.manifest(TRAIN),
+                CLIP,
+                block_size=5,
+                num_workers=0,
+                rank=rank,
+                world_size=world_size,
             )
             batches = list(loader)
             assert len(loader) == len(batches)
@@ -214,7 +253,9 @@ def test_an_evaluation_clip_has_the_frames_at_the_segment_centres(pool: Pool) ->
 
 def test_a_clip_of_fewer_frames_than_wanted_repeats_them(pool: Pool) -> None:
     clip = ClipSettings(frames=16, size_px=16)
-    batch = next(iter(build_eval_loader(pool, pool.manifest(TRAIN), clip, block_size=2, num_workers=0)))
+    batch = next(
+        iter(build_eval_loader(pool, pool.manifest(TRAIN), clip, block_size=2, num_workers=0))
+    )
     frames_TCHW = batch.frames_BVTCHW[0, 0]
     assert len({frame.numpy().tobytes() for frame in frames_TCHW}) == 12
     assert all(int(frame.sum()) > 0 for frame in frames_TCHW)
@@ -225,14 +266,18 @@ def test_a_flipped_byte_leaves_an_empty_place_with_the_reason(tmp_path: Path) ->
     manifest = pool.manifest("few_shot/train_k2")
     wanted = center_indices(12, 4).tolist()
     flip_byte(pool, manifest, 2, frame=wanted[1])
-    flip_byte(pool, manifest, 3, frame=wanted[1] + 1)  # not a frame of this clip, so it is never read
+    flip_byte(
+        pool, manifest, 3, frame=wanted[1] + 1
+    )  # not a frame of this clip, so it is never read
     batch = next(iter(build_eval_loader(pool, manifest, CLIP, block_size=8, num_workers=0)))
     assert batch.weights_B.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
     assert int(batch.frames_BVTCHW[2].max()) == 0
     assert batch.positions_B.tolist() == list(range(8))
     assert batch.keys[2] == manifest.row(2)["key"]
     assert batch.failures[2] is not None
-    assert f"toy-000000.tar: frame {wanted[1]} of {batch.keys[2]} has a wrong CRC" in batch.failures[2]
+    assert (
+        f"toy-000000.tar: frame {wanted[1]} of {batch.keys[2]} has a wrong CRC" in batch.failures[2]
+    )
     assert [failure for index, failure in enumerate(batch.failures) if index != 2] == [None] * 7
 
 
@@ -246,7 +291,9 @@ def test_bytes_that_are_no_jpeg_leave_an_empty_place(tmp_path: Path) -> None:
     garbage = bytes(row["frame_size"][1])
     data[start : start + len(garbage)] = garbage
     path.write_bytes(data)
-    crcs = [zlib.crc32(garbage) if index == 1 else crc for index, crc in enumerate(row["frame_crc32"])]
+    crcs = [
+        zlib.crc32(garbage) if index == 1 else crc for index, crc in enumerate(row["frame_crc32"])
+    ]
     damaged = with_row(manifest, 1, frame_crc32=crcs)
     batch = next(iter(build_eval_loader(pool, damaged, CLIP, block_size=3, num_workers=0)))
     assert batch.weights_B.tolist() == [1, 0, 1]
@@ -305,7 +352,9 @@ def test_too_many_failures_in_a_row_stop_the_run_with_one_line(tmp_path: Path) -
     manifest = pool.manifest("few_shot/train_k2")
     Path(pool.store.uri(manifest.row(0)["shard"])).unlink()
     options: dict[str, Any] = {"block_size": 3, "num_workers": 0}
-    assert len(list(build_eval_loader(pool, manifest, CLIP, max_failures_in_a_row=5, **options))) == 3
+    assert (
+        len(list(build_eval_loader(pool, manifest, CLIP, max_failures_in_a_row=5, **options))) == 3
+    )
     with pytest.raises(
         StorageError, match=r"^4 samples in a row could not be read; the last: .*no such file"
     ) as caught:
@@ -331,12 +380,16 @@ def test_failures_in_a_row_end_the_stream(tmp_path: Path) -> None:
         list(loader)
 
 
-def test_a_small_manifest_that_cannot_be_read_stops_the_run_below_the_usual_limit(tmp_path: Path) -> None:
+def test_a_small_manifest_that_cannot_be_read_stops_the_run_below_the_usual_limit(
+    tmp_path: Path,
+) -> None:
     pool = make_pool(tmp_path)
     for shard in (tmp_path / "shards").glob("*.tar"):
         shard.unlink()
     manifest = pool.manifest("few_shot/train_k2")
-    loader = build_train_loader(pool, manifest, CLIP, batch_size=4, accumulation=1, num_workers=0, seed=0)
+    loader = build_train_loader(
+        pool, manifest, CLIP, batch_size=4, accumulation=1, num_workers=0, seed=0
+    )
     with pytest.raises(StorageError, match=f"{len(manifest)} samples in a row"):
         list(chain.from_iterable(loader for _ in range(3)))
 
@@ -345,9 +398,7 @@ def test_a_manifest_without_samples_is_refused_with_its_counts(pool: Pool) -> No
     manifest = pool.manifest(TRAIN)
     counts = {"expected": 1695, "found": 0, "missing": 1695, "source": "novel_val.txt"}
     empty = Manifest(manifest.info.model_copy(update=counts), manifest.table.slice(0, 0))
-    message = (
-        r"base_to_novel/val_novel: has no sample to read \(expected 1695, found 0, missing 1695; from novel_val.txt\)"
-    )
+    message = r"base_to_novel/val_novel: has no sample to read \(expected 1695, found 0, missing 1695; from novel_val.txt\)"
     with pytest.raises(ConfigError, match=message):
         build_eval_loader(pool, empty, CLIP, block_size=4, num_workers=0)
     with pytest.raises(ConfigError, match=message):
@@ -355,7 +406,9 @@ def test_a_manifest_without_samples_is_refused_with_its_counts(pool: Pool) -> No
 
 
 def test_a_batch_larger_than_the_manifest_is_refused(pool: Pool) -> None:
-    with pytest.raises(ConfigError, match=r"data.batch_size is 13, but the training manifest has 12 samples"):
+    with pytest.raises(
+        ConfigError, match=r"data.batch_size is 13, but the training manifest has 12 samples"
+    ):
         train_loader(pool, batch_size=13)
 
 
@@ -377,7 +430,9 @@ def test_select_keeps_rows_by_verdict_and_names_what_is_left(pool: Pool) -> None
     assert chosen.info.expected == manifest.info.expected
     assert len(select(manifest, ("damaged",))) == 1
     assert len(select(manifest, ())) == 0
-    with pytest.raises(ConfigError, match=r"data.verdicts: 'missing' is not one of ok, short, damaged"):
+    with pytest.raises(
+        ConfigError, match=r"data.verdicts: 'missing' is not one of ok, short, damaged"
+    ):
         select(manifest, ("missing",))
 
 
@@ -402,7 +457,9 @@ def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool
 def test_an_evaluation_that_is_broken_off_can_be_repeated_often_and_is_read_once_at_a_time(
     pool: Pool, num_workers: int
 ) -> None:
-    loader = build_eval_loader(pool, pool.manifest(TRAIN), CLIP, block_size=3, num_workers=num_workers)
+    loader = build_eval_loader(
+        pool, pool.manifest(TRAIN), CLIP, block_size=3, num_workers=num_workers
+    )
     expected = [facts_of(batch) for batch in loader]
     for _ in range(8):
         assert facts_of(next(iter(loader))) == expected[0]

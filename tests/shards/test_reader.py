@@ -62,14 +62,18 @@ def test_the_byte_ranges_are_the_members_that_tarfile_finds(pool: Pool) -> None:
     with tarfile.open(pool.store.uri(row["shard"])) as tar:
         names = [name for name in tar.getnames() if name.startswith(row["key"] + ".")]
         members = [tar.extractfile(name).read() for name in names]
-    assert names == [f"{row['key']}.{position:03d}.jpg" for position in range(12)] + [f"{row['key']}.json"]
+    assert names == [f"{row['key']}.{position:03d}.jpg" for position in range(12)] + [
+        f"{row['key']}.json"
+    ]
     assert read_frame_bytes(pool.store, row, range(12)) == members[:-1]
     assert json.loads(members[-1])["key"] == row["key"]
 
 
 def test_the_sha256_is_that_of_the_stated_bytes(pool: Pool) -> None:
     for row in pool.samples().to_pylist():
-        data = Path(pool.store.uri(row["shard"])).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        data = Path(pool.store.uri(row["shard"])).read_bytes()[
+            row["offset"] : row["offset"] + row["size"]
+        ]
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
 
 
@@ -78,13 +82,17 @@ def test_stock_webdataset_reads_a_shard(pool: Pool) -> None:
 
     shard = pool.store.uri(pool.card.shards[0].name)
     samples = list(webdataset.WebDataset(shard, shardshuffle=False).decode("pil"))
-    assert [sample["__key__"] for sample in samples] == pool.samples()["key"].to_pylist()[: len(samples)]
+    assert [sample["__key__"] for sample in samples] == pool.samples()["key"].to_pylist()[
+        : len(samples)
+    ]
     assert samples[0]["000.jpg"].size == (64, 48)
 
 
 def test_system_tar_lists_a_shard(pool: Pool) -> None:
     shard = pool.store.uri(pool.card.shards[0].name)
-    listing = subprocess.run(["tar", "-tvf", shard], capture_output=True, text=True, check=True).stdout.splitlines()
+    listing = subprocess.run(
+        ["tar", "-tvf", shard], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert len(listing) == pool.card.shards[0].samples * 13
     assert "bmpt/bmpt" in listing[0]
 
@@ -96,12 +104,17 @@ def test_equal_arguments_give_an_equal_pool(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_card_is_no_pool(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"pool.json: no such file, so this is not a finished pool; run `bmpt build`"):
+    with pytest.raises(
+        FormatError,
+        match=r"pool.json: no such file, so this is not a finished pool; run `bmpt build`",
+    ):
         open_pool(tmp_path)
 
 
 def test_an_unknown_manifest_is_refused_with_what_is_there(pool: Pool) -> None:
-    with pytest.raises(ConfigError, match=r"train_k3.parquet: no such manifest; the pool has: base_to_novel/.*val$"):
+    with pytest.raises(
+        ConfigError, match=r"train_k3.parquet: no such manifest; the pool has: base_to_novel/.*val$"
+    ):
         pool.manifest("few_shot/train_k3")
 
 
@@ -118,7 +131,9 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_name_leads_nowhere_but_into_the_manifests(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     for path in ("../../pool.json", "few_shot/../few_shot/val", "/etc/passwd", "val"):
-        with pytest.raises(ConfigError, match=r"no such manifest; the pool has: base_to_novel/train_base_s1"):
+        with pytest.raises(
+            ConfigError, match=r"no such manifest; the pool has: base_to_novel/train_base_s1"
+        ):
             pool.manifest(path)
 
 
@@ -126,7 +141,9 @@ def test_a_wrong_crc_is_a_sample_error_that_names_shard_frame_and_key(pool: Pool
     row = pool.manifest("few_shot/val").row(0)
     crcs = [crc ^ (index == 4) for index, crc in enumerate(row["frame_crc32"])]
     assert len(read_frame_bytes(pool.store, {**row, "frame_crc32": crcs}, [3, 5])) == 2
-    with pytest.raises(SampleError, match=r"toy-\d+.tar: frame 4 of Class00/Class00_02 has a wrong CRC"):
+    with pytest.raises(
+        SampleError, match=r"toy-\d+.tar: frame 4 of Class00/Class00_02 has a wrong CRC"
+    ):
         read_frame_bytes(pool.store, {**row, "frame_crc32": crcs}, [3, 4])
 
 

@@ -1,13 +1,16 @@
-"""BMPT's exchange of features, `exchange: batch_gated`: the towers go block by block side by side, and in each block
-the first half of each tower's prompt tokens moves the second half of the other's.
+"""BMPT's exchange of features, `exchange: batch_gated`: the towers go block by block side by side,
+and in each block the first half of each tower's prompt tokens moves the second half of the other's.
 
-Source: BMPT's pre-release module, which the release does not call. It acts after a block's own prompts have replaced
-what the last one's have become. So a block with own prompts gives what all clips share; only beyond the prompts' depth
-does it give the mean over the frames that are computed together, and there class features depend on these. The
-largest over the classes is that of any one: text prompts stand before the caption in a causal tower and do not see it.
-So clip features never depend on the classes, nor on negatives.
+Source: BMPT's pre-release module, which the release does not call. It acts after a block's own
+    prompts have replaced
+what the last one's have become. So a block with own prompts gives what all clips share; only beyond
+the prompts' depth does it give the mean over the frames that are computed together, and there class
+features depend on these. The largest over the classes is that of any one: text prompts stand before
+the caption in a causal tower and do not see it. So clip features never depend on the classes, nor
+on negatives.
 
-Shapes: N = B * T frames, K classes, S tokens, P prompt tokens, H of them in the giving half, E tower width."""
+Shapes: N = B * T frames, K classes, S tokens, P prompt tokens, H of them in the giving half, E
+    tower width."""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ DROPOUT = 0.1
 
 
 class BatchGatedLayer(nn.Module):
-    """One block's exchange; both directions read what has not been moved yet. The gate does not train."""
+    """One block's exchange; both directions read what has not been moved yet. The gate does not
+    train."""
 
     gate: torch.Tensor
 
@@ -35,7 +39,8 @@ class BatchGatedLayer(nn.Module):
     def forward(
         self, vision_NPE: torch.Tensor, text_KPE: torch.Tensor, weights_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the updated (vision_NPE, text_KPE); weights_N: 0 for the frames of an empty place."""
+        """Return the updated (vision_NPE, text_KPE); weights_N: 0 for the frames of an empty
+        place."""
         vision_giving, vision_taking = halves(vision_NPE)
         text_giving, text_taking = halves(text_KPE)
         share_N = weights_N.to(vision_NPE.dtype) / weights_N.sum().clamp(min=1).to(vision_NPE.dtype)
@@ -53,9 +58,13 @@ class BatchGatedLayer(nn.Module):
 class BatchGatedExchange(nn.Module):
     """The exchange of all blocks that both towers have."""
 
-    def __init__(self, num_blocks: int, vision_width: int, text_width: int, hidden_width: int) -> None:
+    def __init__(
+        self, num_blocks: int, vision_width: int, text_width: int, hidden_width: int
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(BatchGatedLayer(vision_width, text_width, hidden_width) for _ in range(num_blocks))
+        self.layers = nn.ModuleList(
+            BatchGatedLayer(vision_width, text_width, hidden_width) for _ in range(num_blocks)
+        )
 
     def forward(
         self,
@@ -66,21 +75,31 @@ class BatchGatedExchange(nn.Module):
         text_tokens: int,
         weights_N: torch.Tensor,
     ) -> None:
-        """Walk both towers to their ends; text prompts stand at positions 1 .. text_tokens, visual ones last."""
+        """Walk both towers to their ends; text prompts stand at positions 1 .. text_tokens, visual
+        ones last."""
         for index in range(max(len(frames.blocks), len(texts.blocks))):
             walks = [walk for walk in (frames, texts) if index < len(walk.blocks)]
             for walk in walks:
                 walk.enter(index)
             if index < len(self.layers):
                 vision_NSE, text_KSE, end = frames.tokens_NSE, texts.tokens_KSE, 1 + text_tokens
-                vision_NPE, text_KPE = self.layers[index](vision_NSE[:, -vision_tokens:], text_KSE[:, 1:end], weights_N)
-                frames.tokens_NSE = torch.cat([vision_NSE[:, :-vision_tokens], vision_NPE.to(vision_NSE.dtype)], dim=1)
-                texts.tokens_KSE = torch.cat([text_KSE[:, :1], text_KPE.to(text_KSE.dtype), text_KSE[:, end:]], dim=1)
+                vision_NPE, text_KPE = self.layers[index](
+                    vision_NSE[:, -vision_tokens:], text_KSE[:, 1:end], weights_N
+                )
+                frames.tokens_NSE = torch.cat(
+                    [vision_NSE[:, :-vision_tokens], vision_NPE.to(vision_NSE.dtype)], dim=1
+                )
+                texts.tokens_KSE = torch.cat(
+                    [text_KSE[:, :1], text_KPE.to(text_KSE.dtype), text_KSE[:, end:]], dim=1
+                )
             for walk in walks:
                 walk.run(index)
 
 
 def _two_layers(width_in: int, hidden_width: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(width_in, hidden_width), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(hidden_width, width_out)
+        nn.Linear(width_in, hidden_width),
+        nn.GELU(),
+        nn.Dropout(DROPOUT),
+        nn.Linear(hidden_width, width_out),
     )

@@ -1,7 +1,10 @@
-"""Brownian distance covariance of tokens, and BDC-CLIP's heads on it. Source: BDC-CLIP (Long et al.).
+"""Brownian distance covariance of tokens, and BDC-CLIP's heads on it. Source: BDC-CLIP (Long et
+al.).
 
-The feature of a token set is how its channels covary; its entries are near 1e-5, so all of it runs in float32
-under any autocast. Shapes: M tokens, d reduced width, F = d (d + 1) / 2 entries of a feature, D joint width, B clips,
+The feature of a token set is how its channels covary; its entries are near 1e-5, so all of it runs
+in float32
+under any autocast. Shapes: M tokens, d reduced width, F = d (d + 1) / 2 entries of a feature, D
+    joint width, B clips,
 T frames, S tokens, K classes."""
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ EVALUATION_DIVISOR = 5.0  # of the scale of the covariance logits, TEST.SCALE of
 
 
 def weigh_tokens(tokens_NMd: torch.Tensor, global_Nd: torch.Tensor) -> torch.Tensor:
-    """Multiply each token by its softmax weight against a global token; the weights sum to 1 over M."""
+    """Multiply each token by its softmax weight against a global token; the weights sum to 1 over
+    M."""
     scores_NM = (tokens_NMd @ global_Nd.unsqueeze(-1)).squeeze(-1) / math.sqrt(tokens_NMd.shape[-1])
     return torch.softmax(scores_NM, dim=-1).unsqueeze(-1) * tokens_NMd
 
 
 @in_float32
 def distance_covariance(tokens_NMd: torch.Tensor) -> torch.Tensor:
-    """The features [N, F] of token sets: upper triangle, row by row, of the doubly centred channel distances.
+    """The features [N, F] of token sets: upper triangle, row by row, of the doubly centred channel
+    distances.
 
     N is any number of leading axes, 1 included. Float64 in, float64 out."""
     num_tokens, width = tokens_NMd.shape[-2:]
@@ -35,8 +40,13 @@ def distance_covariance(tokens_NMd: torch.Tensor) -> torch.Tensor:
     square_Nd = gram_Ndd.diagonal(dim1=-2, dim2=-1)
     squared_Ndd = square_Nd.unsqueeze(-1) + square_Nd.unsqueeze(-2) - 2 * gram_Ndd
     distance_Ndd = (squared_Ndd.clamp(min=0) + DISTANCE_EPSILON).sqrt()
-    row_means, column_means = distance_Ndd.mean(dim=-1, keepdim=True), distance_Ndd.mean(dim=-2, keepdim=True)
-    centred_Ndd = distance_Ndd - row_means - column_means + distance_Ndd.mean(dim=(-2, -1), keepdim=True)
+    row_means, column_means = (
+        distance_Ndd.mean(dim=-1, keepdim=True),
+        distance_Ndd.mean(dim=-2, keepdim=True),
+    )
+    centred_Ndd = (
+        distance_Ndd - row_means - column_means + distance_Ndd.mean(dim=(-2, -1), keepdim=True)
+    )
     rows, columns = torch.triu_indices(width, width, device=tokens_NMd.device)
     return centred_Ndd[..., rows, columns]
 
@@ -59,7 +69,8 @@ class BdcHeads(nn.Module):
         """Draw the heads.
 
         evaluation_divisor: what the scale of the covariance logits is divided by outside training
-        floors_scale: floor that quotient, as the release does: 100 / 5 is 20 or, an ulp below 100, 19"""
+        floors_scale: floor that quotient, as the release does: 100 / 5 is 20 or, an ulp below 100,
+            19"""
         super().__init__()
         self.evaluation_divisor, self.floors_scale = evaluation_divisor, floors_scale
         self.vision_norm, self.text_norm = nn.LayerNorm(joint_width), nn.LayerNorm(joint_width)
@@ -73,17 +84,22 @@ class BdcHeads(nn.Module):
 
     @in_float32
     def video_features(self, tokens_BTSD: torch.Tensor) -> torch.Tensor:
-        """Features [B, F] of all projected visual tokens, CLS first: frames attend to each other by their CLS."""
+        """Features [B, F] of all projected visual tokens, CLS first: frames attend to each other by
+        their CLS."""
         reduced_BTSd = _linear(self.vision_reduce, _norm(self.vision_norm, tokens_BTSD))
         cls_BTd = reduced_BTSd[:, :, 0]
         features_BTF = distance_covariance(weigh_tokens(reduced_BTSd, cls_BTd))
-        query_BTd, key_BTd = _linear(self.vision_q_proj, cls_BTd), _linear(self.vision_k_proj, cls_BTd)
+        query_BTd, key_BTd = (
+            _linear(self.vision_q_proj, cls_BTd),
+            _linear(self.vision_k_proj, cls_BTd),
+        )
         scores_BTT = query_BTd @ key_BTd.mT / math.sqrt(cls_BTd.shape[-1])
         return (torch.softmax(scores_BTT, dim=-1) @ features_BTF + features_BTF).mean(dim=1)
 
     @in_float32
     def text_features(self, tokens_KSD: torch.Tensor, ids_KS: torch.Tensor) -> torch.Tensor:
-        """Features [K, F] of one sentence a class, of all tokens of the context: what stands after EOT counts too.
+        """Features [K, F] of one sentence a class, of all tokens of the context: what stands after
+        EOT counts too.
 
         Evaluation joins sentences by `mean_over_sentences`."""
         reduced_KSd = _linear(self.text_reduce, _norm(self.text_norm, tokens_KSD))
@@ -104,14 +120,22 @@ class BdcHeads(nn.Module):
         scale = widen(self.logits_scale_vision).exp()
         if self.training:
             return scale
-        return scale // self.evaluation_divisor if self.floors_scale else scale / self.evaluation_divisor
+        return (
+            scale // self.evaluation_divisor
+            if self.floors_scale
+            else scale / self.evaluation_divisor
+        )
 
 
 def _norm(layer: nn.LayerNorm, tokens_XD: torch.Tensor) -> torch.Tensor:
     """The layer in the type of its input, also where a whole model was put into half precision."""
-    return F.layer_norm(tokens_XD, layer.normalized_shape, widen(layer.weight), widen(layer.bias), layer.eps)
+    return F.layer_norm(
+        tokens_XD, layer.normalized_shape, widen(layer.weight), widen(layer.bias), layer.eps
+    )
 
 
 def _linear(layer: nn.Linear, vectors_XD: torch.Tensor) -> torch.Tensor:
     """Likewise."""
-    return F.linear(vectors_XD, widen(layer.weight), None if layer.bias is None else widen(layer.bias))
+    return F.linear(
+        vectors_XD, widen(layer.weight), None if layer.bias is None else widen(layer.bias)
+    )

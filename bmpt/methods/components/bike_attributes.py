@@ -1,4 +1,5 @@
-"""BIKE's attributes branch: a sentence of a clip's attributes against the class texts. Source: Wu et al. 2023.
+"""BIKE's attributes branch: a sentence of a clip's attributes against the class texts. Source: Wu
+et al. 2023.
 
 Shapes: B clips, K classes, D joint width."""
 
@@ -13,16 +14,22 @@ from torch import nn
 from bmpt.clip.precision import cosines, unit
 from bmpt.methods.components.bike_video import init_linear
 
-VIDEO_SHARE, ATTRIBUTES_SHARE = 0.7, 0.3  # of the softmaxes of unscaled cosines, see `fuse_probabilities`
+VIDEO_SHARE, ATTRIBUTES_SHARE = (
+    0.7,
+    0.3,
+)  # of the softmaxes of unscaled cosines, see `fuse_probabilities`
 NUM_ATTRIBUTES = 5
 
 
 def attribute_text(attributes: Sequence[str]) -> str:
-    """The sentence of a clip, of its first 5 attributes, best first; no space after a comma, as released.
+    """The sentence of a clip, of its first 5 attributes, best first; no space after a comma, as
+    released.
 
     Raises: ValueError for a clip without attributes."""
     if not attributes:
-        raise ValueError("a clip without attributes has no sentence; leave it out of the attributes branch")
+        raise ValueError(
+            "a clip without attributes has no sentence; leave it out of the attributes branch"
+        )
     return "This is a video about " + ",".join(attributes[:NUM_ATTRIBUTES])
 
 
@@ -36,7 +43,8 @@ class AttributeHead(nn.Module):
         self.apply(init_linear)
 
     def forward(self, sentences_BD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
-        """Cosines [B, K] of attribute sentences and classes, both as the text tower gives them, unit or not."""
+        """Cosines [B, K] of attribute sentences and classes, both as the text tower gives them,
+        unit or not."""
         dtype = next(self.parameters()).dtype
         sentences_BD = self.sentence_fc(F.normalize(sentences_BD, dim=-1).to(dtype))
         classes_KD = self.query_fc(F.normalize(classes_KD, dim=-1).to(dtype))

@@ -1,4 +1,5 @@
-"""BIKE's video branch: a temporal transformer over frame features, and how they meet the class texts.
+"""BIKE's video branch: a temporal transformer over frame features, and how they meet the class
+texts.
 
 Source: Wu et al. 2023. Shapes: B clips, T frames, K classes, S text tokens, D joint width."""
 
@@ -18,13 +19,17 @@ SPOTTING_TEMPERATURE = 0.01
 
 
 class TemporalTransformer(nn.Module):
-    """Pre-norm blocks over the frames of a clip and a residual around all of them (`sim_header: Transf`).
+    """Pre-norm blocks over the frames of a clip and a residual around all of them (`sim_header:
+    Transf`).
 
-    Without it (`sim_header: None`) the frame features are used as they are. The names of its parameters are the
-    release's."""
+    Without it (`sim_header: None`) the frame features are used as they are. The names of its
+    parameters are the release's."""
 
-    def __init__(self, width: int, *, num_heads: int, num_layers: int = 6, max_frames: int = 77) -> None:
-        """Draw the blocks. The release has text width / 64 heads, 6 layers, and as many frames as text positions."""
+    def __init__(
+        self, width: int, *, num_heads: int, num_layers: int = 6, max_frames: int = 77
+    ) -> None:
+        """Draw the blocks. The release has text width / 64 heads, 6 layers, and as many frames as
+        text positions."""
         super().__init__()
         self.frame_position_embeddings = nn.Embedding(max_frames, width)
         blocks = nn.Sequential(*(_TemporalBlock(width, num_heads) for _ in range(num_layers)))
@@ -73,13 +78,18 @@ def mean_frame_cosines(frames_BTD: torch.Tensor, classes_KD: torch.Tensor) -> to
 
 @in_float32
 def spotted_cosines(
-    frames_BTD: torch.Tensor, classes_KD: torch.Tensor, words_KSD: torch.Tensor, is_word_KS: torch.Tensor
+    frames_BTD: torch.Tensor,
+    classes_KD: torch.Tensor,
+    words_KSD: torch.Tensor,
+    is_word_KS: torch.Tensor,
 ) -> torch.Tensor:
-    """Video concept spotting (`interaction: VCS`): class cosines [B, K] of frames weighted by the class's words.
+    """Video concept spotting (`interaction: VCS`): class cosines [B, K] of frames weighted by the
+    class's words.
 
-    Each word spreads a weight of 1 over the frames by its similarity to them; a frame weighs the mean over the words
-    of `is_word_KS` [K, S], see `word_mask`. The weighted frame is not made unit again, so a cosine is a mean of the
-    frames' cosines. Inputs need not be unit. Costs B * K * S * T weights."""
+    Each word spreads a weight of 1 over the frames by its similarity to them; a frame weighs the
+    mean over the words of `is_word_KS` [K, S], see `word_mask`. The weighted frame is not made unit
+    again, so a cosine is a mean of the frames' cosines. Inputs need not be unit. Costs B * K * S *
+    T weights."""
     frames_BTD, classes_KD = F.normalize(frames_BTD, dim=-1), F.normalize(classes_KD, dim=-1)
     similarity_BKST = torch.einsum("ksd,btd->bkst", F.normalize(words_KSD, dim=-1), frames_BTD)
     weights_BKST = torch.softmax(similarity_BKST / SPOTTING_TEMPERATURE, dim=-1)
@@ -91,7 +101,10 @@ def spotted_cosines(
 def word_mask(ids_KS: torch.Tensor, *, counts_padding: bool = False) -> torch.Tensor:
     """Which positions of class texts are words, bool [K, S]: SOT to EOT.
 
-    counts_padding: all positions, as the release does, whose padding then outweighs the words of a short text"""
+    counts_padding: all positions, as the release does, whose padding then outweighs the words of a
+        short text"""
     if counts_padding:
         return torch.ones_like(ids_KS, dtype=torch.bool)
-    return torch.arange(ids_KS.shape[1], device=ids_KS.device) <= ids_KS.argmax(dim=-1, keepdim=True)
+    return torch.arange(ids_KS.shape[1], device=ids_KS.device) <= ids_KS.argmax(
+        dim=-1, keepdim=True
+    )

@@ -1,10 +1,13 @@
-"""Rows of all ranks on every rank, with exact gradients: for losses that compare the clips of a global batch.
+"""Rows of all ranks on every rank, with exact gradients: for losses that compare the clips of a
+global batch.
 
-How it composes with DDP: each rank computes its own part of the loss from the gathered rows, such that the parts of all
-ranks sum to the loss. Backward then sums over ranks, so a rank's rows receive their gradient of the whole loss, and
-the gradients of any parameter, before or after the gather, sum over ranks to the exact one. DDP takes the mean over
-W ranks, so the part is multiplied by W, as the training loop does with every loss. (BIKE returns the local slice
-alone and so trains its towers on 1 / W of their gradient, but what comes after the gather on all of it.)"""
+How it composes with DDP: each rank computes its own part of the loss from the gathered rows, such
+    that the parts of all
+ranks sum to the loss. Backward then sums over ranks, so a rank's rows receive their gradient of the
+whole loss, and the gradients of any parameter, before or after the gather, sum over ranks to the
+exact one. DDP takes the mean over W ranks, so the part is multiplied by W, as the training loop
+does with every loss. (BIKE returns the local slice alone and so trains its towers on 1 / W of their
+gradient, but what comes after the gather on all of it.)"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ class RowGather:
         Every rank must call it in the same order, and run backward if one does.
         Raises: ValueError for another number of rows than was announced."""
         if len(rows_nX) != self.counts[self.rank]:
-            raise ValueError(f"rank {self.rank} announced {self.counts[self.rank]} rows and gives {len(rows_nX)}")
+            raise ValueError(
+                f"rank {self.rank} announced {self.counts[self.rank]} rows and gives {len(rows_nX)}"
+            )
         return widen(rows_nX) if len(self.counts) == 1 else _Gather.apply(widen(rows_nX), self)
 
 

@@ -1,6 +1,8 @@
-"""Training losses, as sums over clips with weights: the caller divides by the valid clips of the global batch.
+"""Training losses, as sums over clips with weights: the caller divides by the valid clips of the
+global batch.
 
-Shapes: B clips of a rank, N clips of the global batch, K classes, D joint width. An empty place has weight 0."""
+Shapes: B clips of a rank, N clips of the global batch, K classes, D joint width. An empty place has
+    weight 0."""
 
 from __future__ import annotations
 
@@ -15,16 +17,25 @@ DUAL_TEMPERATURE = 1000.0
 
 
 def cross_entropy_sum(
-    logits_BK: torch.Tensor, labels_B: torch.Tensor, weights_B: torch.Tensor, *, label_smoothing: float = 0.0
+    logits_BK: torch.Tensor,
+    labels_B: torch.Tensor,
+    weights_B: torch.Tensor,
+    *,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sum of weight * cross-entropy over the clips."""
-    loss_B = F.cross_entropy(widen(logits_BK), labels_B, reduction="none", label_smoothing=label_smoothing)
+    loss_B = F.cross_entropy(
+        widen(logits_BK), labels_B, reduction="none", label_smoothing=label_smoothing
+    )
     return (loss_B * weights_B).sum()
 
 
 @in_float32
-def knowledge_logits(knowledge_BD: torch.Tensor, classes_KD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Scaled cosines [B, K] of the clips' knowledge vectors and the class features; neither need be unit.
+def knowledge_logits(
+    knowledge_BD: torch.Tensor, classes_KD: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Scaled cosines [B, K] of the clips' knowledge vectors and the class features; neither need be
+    unit.
 
     Their cross-entropy pulls each class text towards what is known of its clips. Source: BMPT."""
     return scale * F.normalize(knowledge_BD, dim=-1) @ F.normalize(classes_KD, dim=-1).T
@@ -40,7 +51,8 @@ def negative_margin_sum(
 ) -> torch.Tensor:
     """Sum of weight * max(0, margin - (p - p')): the class must beat its own negative by a margin.
 
-    p, p': softmax probability of a clip's label over the classes, and over their negatives. Source: BMPT."""
+    p, p': softmax probability of a clip's label over the classes, and over their negatives. Source:
+    BMPT."""
     labels_B1 = labels_B.unsqueeze(-1)
     positive_B = torch.softmax(widen(logits_BK), dim=-1).gather(-1, labels_B1).squeeze(-1)
     negative_B = torch.softmax(widen(negative_logits_BK), dim=-1).gather(-1, labels_B1).squeeze(-1)
@@ -55,17 +67,24 @@ def matching_sum(
     own: slice = slice(None),
     dual: bool = False,
 ) -> torch.Tensor:
-    """Sum over clips of the mean of both directions' `divergence_sum`: a clip among texts, a text among clips.
+    """Sum over clips of the mean of both directions' `divergence_sum`: a clip among texts, a text
+    among clips.
 
-    logits_NN: clip i with the class text of clip j, which are columns of class logits: `logits_NK[:, labels_N]`
-    own: the clips of this rank, so that the ranks' parts sum to the whole, see `bmpt/methods/components/gather.py`
-    An empty place is neither a row nor a column. Source: BIKE (`loss_type: NCE`, or `DS` if dual)."""
+    logits_NN: clip i with the class text of clip j, which are columns of class logits:
+        `logits_NK[:, labels_N]`
+    own: the clips of this rank, so that the ranks' parts sum to the whole, see
+        `bmpt/methods/components/gather.py`
+    An empty place is neither a row nor a column. Source: BIKE (`loss_type: NCE`, or `DS` if
+    dual)."""
     own_weights_N = torch.zeros_like(weights_N)
     own_weights_N[own] = weights_N[own]
     is_valid_N = weights_N > 0
     logits_NN = widen(logits_NN)[is_valid_N][:, is_valid_N]
     labels_N, own_weights_N = labels_N[is_valid_N], own_weights_N[is_valid_N]
-    clips, texts = (divergence_sum(side, labels_N, own_weights_N, dual=dual) for side in (logits_NN, logits_NN.T))
+    clips, texts = (
+        divergence_sum(side, labels_N, own_weights_N, dual=dual)
+        for side in (logits_NN, logits_NN.T)
+    )
     return (clips + texts) / 2
 
 
@@ -74,7 +93,8 @@ def divergence_sum(
 ) -> torch.Tensor:
     """Sum over rows of weight * KL(q || softmax of the row), q = softmax(10 * same label).
 
-    dual: each logit is first multiplied by N times its softmax over the column (at temperature 1000)."""
+    dual: each logit is first multiplied by N times its softmax over the column (at temperature
+        1000)."""
     logits_NN = widen(logits_NN)
     if dual:
         logits_NN = logits_NN * torch.softmax(logits_NN / DUAL_TEMPERATURE, dim=0) * len(logits_NN)

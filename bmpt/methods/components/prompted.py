@@ -1,4 +1,5 @@
-"""Class texts with room for prompt tokens, and checks of prompt settings that several methods share."""
+"""Class texts with room for prompt tokens, and checks of prompt settings that several methods
+share."""
 
 from __future__ import annotations
 
@@ -14,13 +15,18 @@ from shards.errors import ConfigError
 def check_depth(tower: str, depth: int, layers: int) -> None:
     """Raises: ConfigError for a prompt depth that the tower does not have."""
     if depth > layers:
-        raise ConfigError(f"method.{tower}_depth={depth}: the {tower} tower has {layers} blocks; give at most {layers}")
+        raise ConfigError(
+            f"method.{tower}_depth={depth}: the {tower} tower has {layers} blocks; give at most {layers}"
+        )
 
 
-def slot_texts(texts: Sequence[str], ids_KS: torch.Tensor, settings: MethodSettings) -> torch.Tensor:
+def slot_texts(
+    texts: Sequence[str], ids_KS: torch.Tensor, settings: MethodSettings
+) -> torch.Tensor:
     """Token ids with `text_tokens` slots between SOT and caption.
 
-    Raises: ConfigError if no caption fits beside them, or if texts become equal once their ends are pushed out."""
+    Raises: ConfigError if no caption fits beside them, or if texts become equal once their ends are
+        pushed out."""
     num_slots, context = settings.text_tokens, ids_KS.shape[1]
     if num_slots > context - 3:  # SOT, one caption token, EOT
         raise ConfigError(

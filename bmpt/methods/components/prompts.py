@@ -26,10 +26,11 @@ class QuickGELU(nn.Module):
 
 
 class ExchangeLayer(nn.Module):
-    """One layer's exchange: the first half of each tower's tokens moves the second half of the other's.
+    """One layer's exchange: the first half of each tower's tokens moves the second half of the
+    other's.
 
-    Both directions read the un-updated halves; the gates start at 0, so that step 0 equals the uncoupled model
-    and the gates have a gradient. BMPT as released builds its
+    Both directions read the un-updated halves; the gates start at 0, so that step 0 equals the
+    uncoupled model and the gates have a gradient. BMPT as released builds its
     exchange at 768 in both towers and never calls it; this one is ours."""
 
     def __init__(self, vision_width: int, text_width: int, hidden_width: int) -> None:
@@ -39,12 +40,18 @@ class ExchangeLayer(nn.Module):
         self.gate_to_text = nn.Parameter(torch.zeros(()))
         self.gate_to_vision = nn.Parameter(torch.zeros(()))
 
-    def forward(self, vision_PE: torch.Tensor, text_PE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, vision_PE: torch.Tensor, text_PE: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the updated (vision_PE, text_PE)."""
         vision_giving, vision_taking = halves(vision_PE)
         text_giving, text_taking = halves(text_PE)
-        to_text = self.gate_to_text * self.vision_to_text(source_for(vision_giving, len(text_taking)))
-        to_vision = self.gate_to_vision * self.text_to_vision(source_for(text_giving, len(vision_taking)))
+        to_text = self.gate_to_text * self.vision_to_text(
+            source_for(vision_giving, len(text_taking))
+        )
+        to_vision = self.gate_to_vision * self.text_to_vision(
+            source_for(text_giving, len(vision_taking))
+        )
         return (
             torch.cat([vision_giving, vision_taking + to_vision]),
             torch.cat([text_giving, text_taking + to_text]),
@@ -52,7 +59,8 @@ class ExchangeLayer(nn.Module):
 
 
 class Exchange(nn.Module):
-    """The exchange of layers 1 .. min(depths) - 1; layer 0 and deeper layers of one tower stay as they are."""
+    """The exchange of layers 1 .. min(depths) - 1; layer 0 and deeper layers of one tower stay as
+    they are."""
 
     def __init__(self, vision_LPE: nn.Parameter, text_LPE: nn.Parameter, hidden_width: int) -> None:
         super().__init__()
@@ -71,7 +79,9 @@ class Exchange(nn.Module):
 
 
 def _two_layers(width_in: int, hidden_width: int, width_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width_in, hidden_width), QuickGELU(), nn.Linear(hidden_width, width_out))
+    return nn.Sequential(
+        nn.Linear(width_in, hidden_width), QuickGELU(), nn.Linear(hidden_width, width_out)
+    )
 
 
 def check_exchange(name: str, vision_LPE: torch.Tensor, text_LPE: torch.Tensor) -> None:

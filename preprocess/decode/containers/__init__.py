@@ -1,6 +1,7 @@
 """Cheap structural checks of AVI, MP4/MOV and Matroska/WebM: no libav, mostly under 0.5 ms a clip.
 
-One file a container; each is a pure function from the bytes of a file to what is wrong with its structure."""
+One file a container; each is a pure function from the bytes of a file to what is wrong with its
+structure."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["Structure", "check_bytes", "check_container"]
 
 
 def check_container(path: Path) -> Structure:
-    """Check a file; a container that is none of the three, or an empty file, has nothing to say. Raises: OSError."""
+    """Check a file; a container that is none of the three, or an empty file, has nothing to say.
+    Raises: OSError."""
     with path.open("rb") as file:
         head = file.read(16)
         if _checker(head) is None:

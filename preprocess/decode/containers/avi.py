@@ -1,4 +1,5 @@
-"""AVI: RIFF chunks of little-endian sizes, padded to even; frames are chunks of `movi`, listed again in `idx1`.
+"""AVI: RIFF chunks of little-endian sizes, padded to even; frames are chunks of `movi`, listed
+again in `idx1`.
 
 Bytes behind the end of the RIFF are legal: HMDB-51 pads its files with 142 to 470 of them."""
 
@@ -19,7 +20,8 @@ _Chunks = dict[int, tuple[bytes, int]]  # of movi: position -> (name, size)
 
 
 def check_avi(data: Buffer) -> Structure:
-    """Walk the first RIFF: its lists, every chunk of `movi`, every entry of `idx1`; of later ones (AVIX) the size."""
+    """Walk the first RIFF: its lists, every chunk of `movi`, every entry of `idx1`; of later ones
+    (AVIX) the size."""
     notes = Notes(len(data))
     end = _check_riff_sizes(data, notes)
     top = _walk(data, 12, min(end, notes.size), notes, is_riff_whole=end <= notes.size + 1)
@@ -41,7 +43,9 @@ def check_avi(data: Buffer) -> Structure:
 def _check_riff_sizes(data: Buffer, notes: Notes) -> int:
     """Note each RIFF that ends behind the file; returns where the first ends."""
     first_end = start = 0
-    while data[start : start + 4] == b"RIFF" and (not start or data[start + 8 : start + 12] == b"AVIX"):
+    while data[start : start + 4] == b"RIFF" and (
+        not start or data[start + 8 : start + 12] == b"AVIX"
+    ):
         start += 8 + _CHUNK.unpack_from(data, start)[1]
         first_end = first_end or start
         if start > notes.size + 1:  # the padding byte of the last chunk may be absent
@@ -49,8 +53,11 @@ def _check_riff_sizes(data: Buffer, notes: Notes) -> int:
     return first_end
 
 
-def _walk(data: Buffer, start: int, end: int, notes: Notes, *, is_riff_whole: bool) -> dict[bytes, tuple[int, int]]:
-    """Find chunks by name, lists by their type: (first byte of the content, its end); header lists are entered."""
+def _walk(
+    data: Buffer, start: int, end: int, notes: Notes, *, is_riff_whole: bool
+) -> dict[bytes, tuple[int, int]]:
+    """Find chunks by name, lists by their type: (first byte of the content, its end); header lists
+    are entered."""
     found: dict[bytes, tuple[int, int]] = {}
     while start + 8 <= end:
         name, length = _CHUNK.unpack_from(data, start)
@@ -75,7 +82,8 @@ def _note_past_end(name: bytes, after: int, notes: Notes, *, is_riff_whole: bool
 
 
 def _walk_movi(data: Buffer, start: int, end: int, notes: Notes) -> _Chunks:
-    """The chunks of `movi`, those of its `rec ` lists too. `start` is the position of the word `movi`."""
+    """The chunks of `movi`, those of its `rec ` lists too. `start` is the position of the word
+    `movi`."""
     chunks: _Chunks = {}
     unpack, is_name, size = _CHUNK.unpack_from, _FRAME_NAME.fullmatch, notes.size
     pages = Pages(data)
@@ -101,8 +109,11 @@ def _walk_movi(data: Buffer, start: int, end: int, notes: Notes) -> _Chunks:
     return chunks
 
 
-def _check_index(data: Buffer, index: tuple[int, int], movi: int, chunks: _Chunks, notes: Notes) -> None:
-    """Every entry names a chunk that is there; offsets count from the word `movi`, in some files from byte 0."""
+def _check_index(
+    data: Buffer, index: tuple[int, int], movi: int, chunks: _Chunks, notes: Notes
+) -> None:
+    """Every entry names a chunk that is there; offsets count from the word `movi`, in some files
+    from byte 0."""
     start, end = index
     held = data[start:end]  # less than stated where the file is cut
     entries = list(_INDEX_ENTRY.iter_unpack(held[: len(held) - len(held) % _INDEX_ENTRY.size]))

@@ -14,7 +14,8 @@ class Structure:
     """What a container's structure says of its file, in words; None where nothing is wrong.
 
     missing: what is stated beyond the end of the file; inside: what contradicts itself within it
-    num_blocks: in Matroska the blocks of the only track that has any, which are its packets; else None"""
+    num_blocks: in Matroska the blocks of the only track that has any, which are its packets; else
+        None"""
 
     missing: str | None = None
     inside: str | None = None
@@ -47,7 +48,8 @@ class Notes:
 
 
 class Pages:
-    """Gives mapped pages back every 16 MB: while they are mapped they count as the worker's own memory (USS)."""
+    """Gives mapped pages back every 16 MB: while they are mapped they count as the worker's own
+    memory (USS)."""
 
     def __init__(self, data: Buffer) -> None:
         self._data = data

@@ -1,4 +1,5 @@
-"""Matroska and WebM: EBML elements (id, size, content); the segment holds clusters, these hold blocks of frames."""
+"""Matroska and WebM: EBML elements (id, size, content); the segment holds clusters, these hold
+blocks of frames."""
 
 from __future__ import annotations
 
@@ -14,13 +15,41 @@ _CUE_POINT, _CUE_POSITIONS, _CUE_CLUSTER = 0xBB, 0xB7, 0xF1
 _BLOCKS = frozenset({0xA3, 0xA1})  # simple, and in a block group
 _ANYWHERE = frozenset({_VOID, _CRC32})
 # SeekHead, Info, Tracks, Tags, Attachments, Chapters
-_LEVEL_1 = _ANYWHERE | {_CLUSTER, _CUES, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1254C367, 0x1941A469, 0x1043A770}
+_LEVEL_1 = _ANYWHERE | {
+    _CLUSTER,
+    _CUES,
+    0x114D9B74,
+    0x1549A966,
+    0x1654AE6B,
+    0x1254C367,
+    0x1941A469,
+    0x1043A770,
+}
 # Timestamp, SimpleBlock, PrevSize, Position, SilentTracks, EncryptedBlock
 _IN_CLUSTER = _ANYWHERE | {_BLOCK_GROUP, 0xE7, 0xA3, 0xAB, 0xA7, 0x5854, 0xAF}
-# Block, BlockDuration, ReferenceBlock, ReferencePriority, DiscardPadding, BlockAdditions, CodecState, Slices, old ones
-_IN_BLOCK_GROUP = _ANYWHERE | {0xA1, 0x9B, 0xFB, 0xFA, 0x75A2, 0x75A1, 0xA4, 0x8E, 0xA2, 0xFD, 0xC8, 0xAF}
+# Block, BlockDuration, ReferenceBlock, ReferencePriority, DiscardPadding, BlockAdditions,
+# CodecState, Slices, old ones
+_IN_BLOCK_GROUP = _ANYWHERE | {
+    0xA1,
+    0x9B,
+    0xFB,
+    0xFA,
+    0x75A2,
+    0x75A1,
+    0xA4,
+    0x8E,
+    0xA2,
+    0xFD,
+    0xC8,
+    0xAF,
+}
 _KNOWN = {_CLUSTER: _IN_CLUSTER, _BLOCK_GROUP: _IN_BLOCK_GROUP}
-_NAMES = {_SEGMENT: "segment", _CLUSTER: "cluster", _CUES: "list of cues", _BLOCK_GROUP: "block group"}
+_NAMES = {
+    _SEGMENT: "segment",
+    _CLUSTER: "cluster",
+    _CUES: "list of cues",
+    _BLOCK_GROUP: "block group",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +64,8 @@ class _Element:
 
 @dataclass
 class _Walk:
-    """What is known while one file is walked; `clusters` are their first bytes, `blocks` are counted by track."""
+    """What is known while one file is walked; `clusters` are their first bytes, `blocks` are
+    counted by track."""
 
     data: Buffer
     notes: Notes
@@ -110,10 +140,14 @@ def _walk_children(walk: _Walk, parent: _Element, end: int) -> int:
     if parent.end is not None:
         _check_crc(walk, parent)
     while at < end:
-        if data[at] == 0xA3 and at + 4 < end and data[at + 1] & 0xF0:  # a block, by far the most: inline
+        if (
+            data[at] == 0xA3 and at + 4 < end and data[at + 1] & 0xF0
+        ):  # a block, by far the most: inline
             first = data[at + 1]
             num_bytes = 9 - first.bit_length()
-            length = int.from_bytes(data[at + 1 : at + 1 + num_bytes], "big") & ((1 << 7 * num_bytes) - 1)
+            length = int.from_bytes(data[at + 1 : at + 1 + num_bytes], "big") & (
+                (1 << 7 * num_bytes) - 1
+            )
             content = at + 1 + num_bytes
             if content + length <= end:
                 walk.count_block(content)
@@ -146,9 +180,13 @@ def _fits(walk: _Walk, element: _Element, end: int, parent: _Element) -> bool:
     if element.end is None or element.end <= end:
         return True
     if element.end > walk.notes.size and (parent.end is None or parent.end > walk.notes.size):
-        walk.notes.cut(element.end, f"the {_NAMES.get(element.id, 'element')} at byte {element.start}")
+        walk.notes.cut(
+            element.end, f"the {_NAMES.get(element.id, 'element')} at byte {element.start}"
+        )
     else:
-        walk.notes.contradict(f"byte {element.start}: an element is longer than the {_NAMES[parent.id]} that holds it")
+        walk.notes.contradict(
+            f"byte {element.start}: an element is longer than the {_NAMES[parent.id]} that holds it"
+        )
     return False
 
 

@@ -1,4 +1,5 @@
-"""MP4 and MOV: boxes of big-endian sizes; `moov` holds the tables that say where in the file each sample lies."""
+"""MP4 and MOV: boxes of big-endian sizes; `moov` holds the tables that say where in the file each
+sample lies."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class _Track:
 
 
 def check_mp4(data: Buffer) -> Structure:
-    """Check that boxes end in the file and in their parents, that tables agree, and that no sample lies behind it."""
+    """Check that boxes end in the file and in their parents, that tables agree, and that no sample
+    lies behind it."""
     notes = Notes(len(data))
     moov, moov_is_cut = _walk_top_level(data, notes)
     if moov is None:
@@ -55,7 +57,8 @@ def check_mp4(data: Buffer) -> Structure:
 
 
 def _walk_top_level(data: Buffer, notes: Notes) -> tuple[tuple[int, int] | None, bool]:
-    """Returns: the content of `moov` and whether it is cut. Junk behind a whole `moov` and `mdat` is no finding."""
+    """Returns: the content of `moov` and whether it is cut. Junk behind a whole `moov` and `mdat`
+    is no finding."""
     moov, is_cut, has_frames = None, False, False
     start = 0
     while start + 8 <= notes.size:
@@ -86,7 +89,9 @@ def _children(data: Buffer, start: int, end: int, notes: Notes) -> Iterator[tupl
     while start + 8 <= end and data[start : start + 4] != b"\0\0\0\0":
         name, content, after = _read_box(data, start, end)
         if after > end or after < content:
-            notes.contradict(f"byte {start}: the {show_name(name)} box does not fit into its parent")
+            notes.contradict(
+                f"byte {start}: the {show_name(name)} box does not fit into its parent"
+            )
             return
         yield name, content, after
         start = after
@@ -102,7 +107,9 @@ def _walk_moov(data: Buffer, start: int, end: int, tracks: list[_Track], notes: 
             _read_table(data, name, content, after, tracks[-1], notes)
 
 
-def _read_table(data: Buffer, name: bytes, start: int, end: int, track: _Track, notes: Notes) -> None:
+def _read_table(
+    data: Buffer, name: bytes, start: int, end: int, track: _Track, notes: Notes
+) -> None:
     """Read the entries of a table as integers, one row an entry."""
     header, entry_bytes = _HEADERS.get(name, 8), _TABLES[name]
     if start + header > end:
@@ -123,7 +130,8 @@ def _read_table(data: Buffer, name: bytes, start: int, end: int, track: _Track, 
 
 
 def _check_track(track: _Track, notes: Notes) -> None:
-    """The tables state the same number of samples, and the last sample of every chunk ends in the file."""
+    """The tables state the same number of samples, and the last sample of every chunk ends in the
+    file."""
     times, chunks, starts = (track.tables.get(name) for name in (b"stts", b"stsc", b"stco"))
     if track.num_samples is None or times is None or chunks is None or starts is None:
         return  # a compact table, or one that was found broken

@@ -1,4 +1,5 @@
-"""Checkpoint files as the four published systems write them, of a CLIP of a few kilobytes of blocks."""
+"""Checkpoint files as the four published systems write them, of a CLIP of a few kilobytes of
+blocks."""
 
 from __future__ import annotations
 
@@ -12,19 +13,28 @@ from typing import Any
 import torch
 
 from bmpt.clip.backbone import Backbone
-from tests.bmpt.tiny import JOINT_WIDTH, TEXT_WIDTH, VISION_WIDTH, load_tiny, random_frames, write_clip
+from tests.bmpt.tiny import (
+    JOINT_WIDTH,
+    TEXT_WIDTH,
+    VISION_WIDTH,
+    load_tiny,
+    random_frames,
+    write_clip,
+)
 
 REDUCED, CLASSES = 6, 5
 BDC_LENGTH = REDUCED * (REDUCED + 1) // 2
 
 
 def tuned_backbone(folder: Path) -> Backbone:
-    """The CLIP that a system is supposed to have tuned: other values than the base's, the same architecture."""
+    """The CLIP that a system is supposed to have tuned: other values than the base's, the same
+    architecture."""
     return load_tiny(write_clip(folder / "tuned.safetensors", seed=11))
 
 
 def video_clip_state(tuned: Backbone, *, scale: str) -> dict[str, torch.Tensor]:
-    """CLIP as ViFi-CLIP, BDC-CLIP and BMPT name it: without the token embedding, with their text buffer."""
+    """CLIP as ViFi-CLIP, BDC-CLIP and BMPT name it: without the token embedding, with their text
+    buffer."""
     state: dict[str, torch.Tensor] = {}
     for name, value in tuned.model.state_dict().items():
         if name.startswith("visual."):
@@ -37,10 +47,15 @@ def video_clip_state(tuned: Backbone, *, scale: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def prompts(*, first: dict[str, int], deep: str, vision_depth: int, text_depth: int, tokens: int) -> dict[str, Any]:
+def prompts(
+    *, first: dict[str, int], deep: str, vision_depth: int, text_depth: int, tokens: int
+) -> dict[str, Any]:
     """Prompts of both towers; first: {name of an input prompt: its width}."""
     made = {name: random_frames(tokens, width, seed=1) for name, width in first.items()}
-    for tower, depth, width in (("image", vision_depth, VISION_WIDTH), ("text", text_depth, TEXT_WIDTH)):
+    for tower, depth, width in (
+        ("image", vision_depth, VISION_WIDTH),
+        ("text", text_depth, TEXT_WIDTH),
+    ):
         for block in range(1, depth):
             key = f"{tower}_encoder.transformer.resblocks.{block}.{deep}"
             made[key] = random_frames(tokens, width, seed=10 * block + width)
@@ -64,7 +79,10 @@ def vifi_prompt_state(tuned: Backbone) -> dict[str, torch.Tensor]:
 def adapters(*, classifier: str = "vision_bdc_head_downstream") -> dict[str, torch.Tensor]:
     state = {"logits_scale_vision": torch.tensor(4.6052)}
     for tower in ("vision", "text"):
-        state |= {f"{tower}_norm.weight": torch.ones(JOINT_WIDTH), f"{tower}_norm.bias": torch.zeros(JOINT_WIDTH)}
+        state |= {
+            f"{tower}_norm.weight": torch.ones(JOINT_WIDTH),
+            f"{tower}_norm.bias": torch.zeros(JOINT_WIDTH),
+        }
         state[f"{tower}_reduce.weight"] = random_frames(REDUCED, JOINT_WIDTH)
     state |= {f"vision_{letter}_proj.weight": random_frames(REDUCED, REDUCED) for letter in "qk"}
     state[f"{classifier}.weight"] = random_frames(CLASSES, BDC_LENGTH)
@@ -73,11 +91,15 @@ def adapters(*, classifier: str = "vision_bdc_head_downstream") -> dict[str, tor
 
 
 def bdc_state(tuned: Backbone) -> dict[str, torch.Tensor]:
-    return {**video_clip_state(tuned, scale="logit_scale_clip"), **adapters(classifier="vision_bdc_head")}
+    return {
+        **video_clip_state(tuned, scale="logit_scale_clip"),
+        **adapters(classifier="vision_bdc_head"),
+    }
 
 
 def bmpt_state(tuned: Backbone) -> dict[str, torch.Tensor]:
-    """With the modules that the release builds and never calls, listed once for the tower and once for each block."""
+    """With the modules that the release builds and never calls, listed once for the tower and once
+    for each block."""
     first = {"image_encoder.VPT_shallow": VISION_WIDTH}
     state = {**video_clip_state(tuned, scale="logit_scale_clip"), **adapters()}
     state |= prompts(first=first, deep="VPT", vision_depth=4, text_depth=3, tokens=3)
@@ -145,7 +167,10 @@ def training_file(state: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]
     """A state dict and what the training scripts of the three systems save beside it."""
     return {
         "model": state,
-        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 8e-6, "betas": (0.9, 0.98)}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0)}},
+            "param_groups": [{"lr": 8e-6, "betas": (0.9, 0.98)}],
+        },
         "lr_scheduler": {"base_values": [8e-6], "metric": None},
         "scaler": {"scale": 65536.0},
         "max_accuracy": 76.25,
@@ -156,13 +181,17 @@ def training_file(state: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]
 
 @contextmanager
 def yacs_is_installed() -> Iterator[type[dict[str, Any]]]:
-    """While files are written: a `yacs.config.CfgNode` that pickles as the real one does, a dict with attributes."""
+    """While files are written: a `yacs.config.CfgNode` that pickles as the real one does, a dict
+    with attributes."""
     package, module = ModuleType("yacs"), ModuleType("yacs.config")
 
     class CfgNode(dict[str, Any]):
         def __init__(self, items: dict[str, Any]) -> None:
             super().__init__(
-                {key: CfgNode(value) if isinstance(value, dict) else value for key, value in items.items()}
+                {
+                    key: CfgNode(value) if isinstance(value, dict) else value
+                    for key, value in items.items()
+                }
             )
             self.__dict__["__immutable__"] = True
 

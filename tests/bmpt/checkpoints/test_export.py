@@ -52,7 +52,10 @@ def logits(method: Method) -> torch.Tensor:
 
 
 def refused(path: Path, sentence: str, kind: type[BmptError] = FormatError) -> None:
-    for read in (load_model, lambda file: export_checkpoint(file, file.with_name("out.safetensors"))):
+    for read in (
+        load_model,
+        lambda file: export_checkpoint(file, file.with_name("out.safetensors")),
+    ):
         with pytest.raises(kind, match=sentence) as caught:
             read(path)
         assert path.name in str(caught.value)
@@ -61,7 +64,12 @@ def refused(path: Path, sentence: str, kind: type[BmptError] = FormatError) -> N
 
 @pytest.mark.parametrize(
     "method",
-    [{"tune": "prompts"}, {"tune": "all"}, {"exchange": "none"}, {"temporal_position": "learned", "tune": "all"}],
+    [
+        {"tune": "prompts"},
+        {"tune": "all"},
+        {"exchange": "none"},
+        {"temporal_position": "learned", "tune": "all"},
+    ],
 )
 def test_an_export_with_prompts_computes_the_same_when_it_is_read(
     config: MakeConfig, tmp_path: Path, method: dict[str, Any]
@@ -80,15 +88,25 @@ def test_an_export_with_prompts_computes_the_same_when_it_is_read(
 def test_an_export_of_tuned_weights_alone_is_a_base_model(
     config: MakeConfig, tmp_path: Path, temporal_position: Any
 ) -> None:
-    method = {"name": "vifi_clip", "tune": "all", "temporal_position": temporal_position, "causal": True}
+    method = {
+        "name": "vifi_clip",
+        "tune": "all",
+        "temporal_position": temporal_position,
+        "causal": True,
+    }
     settings = config(method=method)
     expected = logits(trained(settings, tmp_path / "prompts.safetensors"))
     report = export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     assert report.method_tensors == []
     backbone = load_backbone("any name", str(tmp_path / "model.safetensors"))
-    overrides = ["method.name=zero_shot", *(setting for setting in report.settings if setting.startswith("method."))]
+    overrides = [
+        "method.name=zero_shot",
+        *(setting for setting in report.settings if setting.startswith("method.")),
+    ]
     zero_shot = load_settings(TrainConfig, None, ["data.pool=none", *overrides]).method
-    torch.testing.assert_close(logits(build_method(backbone, zero_shot, num_frames=4, seed=9)), expected)
+    torch.testing.assert_close(
+        logits(build_method(backbone, zero_shot, num_frames=4, seed=9)), expected
+    )
     torch.testing.assert_close(logits(load_model(tmp_path / "model.safetensors").method), expected)
     assert f"--set model.pretrained={report.file} --set {report.settings[0]}" in export_text(report)
 
@@ -98,9 +116,16 @@ def test_the_metadata_says_what_was_merged(config: MakeConfig, tmp_path: Path) -
     report = export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as opened:
         origin = json.loads(opened.metadata()[SPEC_METADATA_KEY])[EXPORT_KEY]
-    assert (origin["format_version"], origin["wise_ft"], origin["checkpoint"]["step"]) == (1, None, 17)
+    assert (origin["format_version"], origin["wise_ft"], origin["checkpoint"]["step"]) == (
+        1,
+        None,
+        17,
+    )
     assert origin["checkpoint"]["model"]["name"] == "tiny"
-    assert (report.bytes, report.method) == ((tmp_path / "model.safetensors").stat().st_size, "bmpt")
+    assert (report.bytes, report.method) == (
+        (tmp_path / "model.safetensors").stat().st_size,
+        "bmpt",
+    )
     assert "vision_LPE" in export_text(report)
 
 
@@ -111,31 +136,46 @@ def test_exporting_twice_gives_the_same_bytes(config: MakeConfig, tmp_path: Path
     assert first.sha256 == second.sha256
 
 
-def test_a_weight_of_wise_ft_is_part_of_the_merge(config: MakeConfig, clip: Path, tmp_path: Path) -> None:
-    tuned = trained(config(method={"name": "vifi_clip", "tune": "all"}), tmp_path / "prompts.safetensors")
+def test_a_weight_of_wise_ft_is_part_of_the_merge(
+    config: MakeConfig, clip: Path, tmp_path: Path
+) -> None:
+    tuned = trained(
+        config(method={"name": "vifi_clip", "tune": "all"}), tmp_path / "prompts.safetensors"
+    )
     export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "half.safetensors", wise_ft=0.5)
     half, base = load_file(tmp_path / "half.safetensors"), load_file(clip)
     trained_names = [name.removeprefix("clip.") for name in tuned.trained_groups()]
     weights = tuned.clip.state_dict()
-    assert all(torch.equal(half[name], 0.5 * base[name] + 0.5 * weights[name]) for name in trained_names)
+    assert all(
+        torch.equal(half[name], 0.5 * base[name] + 0.5 * weights[name]) for name in trained_names
+    )
     assert torch.equal(half["token_embedding.weight"], base["token_embedding.weight"])
 
 
 def test_prompts_alone_have_nothing_to_interpolate(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     with pytest.raises(ConfigError, match=r"tunes none; set method\.tune=all"):
-        export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors", wise_ft=0.5)
+        export_checkpoint(
+            tmp_path / "prompts.safetensors", tmp_path / "model.safetensors", wise_ft=0.5
+        )
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_an_export_with_prompts_is_refused_as_a_base_model(config: MakeConfig, tmp_path: Path) -> None:
+def test_an_export_with_prompts_is_refused_as_a_base_model(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"model\.safetensors: holds exchange\.\S+, .* which model\.pretrained would"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.safetensors: holds exchange\.\S+, .* which model\.pretrained would",
+    ):
         load_backbone("tiny", str(tmp_path / "model.safetensors"))
 
 
-def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(config: MakeConfig, clip: Path, tmp_path: Path) -> None:
+def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(
+    config: MakeConfig, clip: Path, tmp_path: Path
+) -> None:
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(clip.read_bytes())
     settings = config(model={"pretrained": str(moved)})
@@ -143,7 +183,9 @@ def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(config: MakeConfi
     moved.unlink()
     with pytest.raises(ConfigError, match=r"moved\.safetensors: no such weight file"):
         export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
-    export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors", pretrained=str(clip))
+    export_checkpoint(
+        tmp_path / "prompts.safetensors", tmp_path / "model.safetensors", pretrained=str(clip)
+    )
     torch.testing.assert_close(logits(load_model(tmp_path / "model.safetensors").method), expected)
 
 
@@ -151,21 +193,32 @@ def test_another_base_is_refused(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     other = write_clip(tmp_path / "other.safetensors", seed=9)
     with pytest.raises(ConfigError, match=r"prompts\.safetensors: was trained on tiny"):
-        export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors", pretrained=str(other))
+        export_checkpoint(
+            tmp_path / "prompts.safetensors", tmp_path / "model.safetensors", pretrained=str(other)
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"notes", bytes(300)])
-def test_a_file_that_is_neither_checkpoint_nor_export_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_neither_checkpoint_nor_export_is_refused(
+    tmp_path: Path, content: bytes
+) -> None:
     (tmp_path / "notes.safetensors").write_bytes(content)
     refused(tmp_path / "notes.safetensors", r"is not safetensors|is no checkpoint")
 
 
-@pytest.mark.parametrize("text", ["{broken", "[]", "{}", '{"format_version": 9}', '{"config": {"seed": -1}}'])
+@pytest.mark.parametrize(
+    "text", ["{broken", "[]", "{}", '{"format_version": 9}', '{"config": {"seed": -1}}']
+)
 def test_metadata_that_cannot_be_understood_is_refused(tmp_path: Path, text: str) -> None:
     save_file(
-        {"x": torch.zeros(1)}, tmp_path / "odd.safetensors", {"bmpt": text, SPEC_METADATA_KEY: f'{{"export": {text}}}'}
+        {"x": torch.zeros(1)},
+        tmp_path / "odd.safetensors",
+        {"bmpt": text, SPEC_METADATA_KEY: f'{{"export": {text}}}'},
     )
-    refused(tmp_path / "odd.safetensors", r"is no arch|is no export|has export format 9|carries a config|is no checkp")
+    refused(
+        tmp_path / "odd.safetensors",
+        r"is no arch|is no export|has export format 9|carries a config|is no checkp",
+    )
 
 
 def test_an_export_that_lacks_a_tensor_is_refused(config: MakeConfig, tmp_path: Path) -> None:
@@ -176,7 +229,9 @@ def test_an_export_that_lacks_a_tensor_is_refused(config: MakeConfig, tmp_path: 
     state = load_file(tmp_path / "model.safetensors")
     del state["method.text_LPE"]
     save_file(state, tmp_path / "cut.safetensors", metadata)
-    with pytest.raises(FormatError, match=r"cut\.safetensors: does not hold the tensors of its method"):
+    with pytest.raises(
+        FormatError, match=r"cut\.safetensors: does not hold the tensors of its method"
+    ):
         load_model(tmp_path / "cut.safetensors")
 
 
@@ -184,14 +239,19 @@ def test_the_command_writes_beside_the_checkpoint(
     config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
-    assert run_app(app, ["export", str(tmp_path / "prompts.safetensors"), "--json"], prog_name="bmpt") == 0
+    assert (
+        run_app(app, ["export", str(tmp_path / "prompts.safetensors"), "--json"], prog_name="bmpt")
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").config.method.name == "bmpt"
     assert run_app(app, ["export", str(tmp_path / "model.safetensors")], prog_name="bmpt") == 2
     assert "is no checkpoint; give a prompts.safetensors" in capsys.readouterr().err
 
 
-def test_an_export_mixes_as_the_run_does_unless_it_is_told_otherwise(config: MakeConfig, tmp_path: Path) -> None:
+def test_an_export_mixes_as_the_run_does_unless_it_is_told_otherwise(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     method = {"name": "vifi_clip", "tune": "all", "space_time_blocks": None}
     tuned = trained(config(method=method, eval={"wise_ft": 0.5}), tmp_path / "p.safetensors")
     by_default, half, whole = (

@@ -1,4 +1,5 @@
-"""Published checkpoints become ours: every tensor arrives, every key is explained, nothing in a file runs."""
+"""Published checkpoints become ours: every tensor arrives, every key is explained, nothing in a
+file runs."""
 
 from __future__ import annotations
 
@@ -38,7 +39,13 @@ from bmpt.texts.class_texts import ClassSentences
 from shards.cli import run_app
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
 from tests.bmpt.checkpoints import published_files
-from tests.bmpt.checkpoints.published_files import STATES, RunsWhenLoaded, training_file, tuned_backbone, with_prefix
+from tests.bmpt.checkpoints.published_files import (
+    STATES,
+    RunsWhenLoaded,
+    training_file,
+    tuned_backbone,
+    with_prefix,
+)
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.parity.test_parity import assert_close, read, reference, stored_passes
@@ -70,8 +77,11 @@ def refused(file: Path, system: str, base: Backbone, kind: type[BmptError], sent
     assert "\n" not in str(caught.value)
 
 
-def assert_clip_is(imported: ImportedCheckpoint, tuned: Backbone, base: Backbone, *, with_tokens: bool) -> None:
-    """Every CLIP weight is the tuned one; the token embedding the base's where the system saves none."""
+def assert_clip_is(
+    imported: ImportedCheckpoint, tuned: Backbone, base: Backbone, *, with_tokens: bool
+) -> None:
+    """Every CLIP weight is the tuned one; the token embedding the base's where the system saves
+    none."""
     expected = dict(tuned.model.state_dict())
     if not with_tokens:
         expected["token_embedding.weight"] = base.model.state_dict()["token_embedding.weight"]
@@ -81,7 +91,9 @@ def assert_clip_is(imported: ImportedCheckpoint, tuned: Backbone, base: Backbone
 
 @torch.no_grad()
 def logits(method: Method) -> torch.Tensor:
-    return cosine_logits(method, random_frames(2, 1, 4, 3, 32, 32, seed=3), method.prepare_texts(TEXTS))
+    return cosine_logits(
+        method, random_frames(2, 1, 4, 3, 32, 32, seed=3), method.prepare_texts(TEXTS)
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod."])
@@ -94,28 +106,46 @@ def test_every_weight_of_clip_arrives_under_any_prefix(
     assert_clip_is(imported, tuned, base, with_tokens=False)
     assert imported.report.missing == ["token_embedding.weight"]
     assert imported.report.unexpected == ()
-    assert imported.report.left_out == ["epoch", "lr_scheduler", "max_accuracy", "optimizer", "scaler"]
+    assert imported.report.left_out == [
+        "epoch",
+        "lr_scheduler",
+        "max_accuracy",
+        "optimizer",
+        "scaler",
+    ]
     assert imported.report.epoch == 9
 
 
-def test_every_key_stands_in_the_report_once(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_every_key_stands_in_the_report_once(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     for system, make in STATES.items():
         state = make(tuned)
-        report = import_checkpoint(write(tmp_path / "best.pth", training_file(state)), system, base).report
+        report = import_checkpoint(
+            write(tmp_path / "best.pth", training_file(state)), system, base
+        ).report
         groups = [*report.mapped, *report.prompts, *report.heads, *report.dropped]
         assert sorted(groups) == sorted(state)
 
 
-def test_half_precision_and_a_bare_state_dict_are_taken(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_half_precision_and_a_bare_state_dict_are_taken(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     state = {name: value.half() for name, value in published_files.vifi_state(tuned).items()}
     imported = import_checkpoint(write(tmp_path / "bare.pth", state), "vifi_clip", base)
     assert {value.dtype for value in imported.tensors.clip.values()} == {torch.float32}
-    assert torch.equal(imported.tensors.clip["visual.proj"], tuned.model.visual.proj.detach().half().float())
+    assert torch.equal(
+        imported.tensors.clip["visual.proj"], tuned.model.visual.proj.detach().half().float()
+    )
 
 
-def test_the_prompts_of_vifi_clip_keep_their_names(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_the_prompts_of_vifi_clip_keep_their_names(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     state = published_files.vifi_prompt_state(tuned)
-    imported = import_checkpoint(write(tmp_path / "prompts.pth", training_file(state)), "vifi_clip", base)
+    imported = import_checkpoint(
+        write(tmp_path / "prompts.pth", training_file(state)), "vifi_clip", base
+    )
     assert sorted(imported.tensors.prompts) == [
         "image_encoder.VPT",
         "image_encoder.transformer.resblocks.1.VPT_shallow",
@@ -124,31 +154,48 @@ def test_the_prompts_of_vifi_clip_keep_their_names(tmp_path: Path, base: Backbon
         "text_encoder.transformer.resblocks.1.VPT_shallow",
     ]
     assert all(torch.equal(value, state[key]) for key, value in imported.tensors.prompts.items())
-    assert sorted(imported.report.dropped) == ["prompt_learner.token_prefix", "prompt_learner.token_suffix"]
+    assert sorted(imported.report.dropped) == [
+        "prompt_learner.token_prefix",
+        "prompt_learner.token_suffix",
+    ]
 
 
 def test_bdc_clips_adapters_are_heads_and_bmpts_are_dropped_as_dead(
     tmp_path: Path, base: Backbone, tuned: Backbone
 ) -> None:
     bdc = import_checkpoint(
-        write(tmp_path / "bdc.pth", training_file(published_files.bdc_state(tuned))), "bdc_clip", base
+        write(tmp_path / "bdc.pth", training_file(published_files.bdc_state(tuned))),
+        "bdc_clip",
+        base,
     )
     assert bdc.tensors.heads.keys() == published_files.adapters(classifier="vision_bdc_head").keys()
     released = import_checkpoint(
         write(tmp_path / "bmpt.pth", training_file(published_files.bmpt_state(tuned))), "bmpt", base
     )
     assert released.tensors.heads == {}
-    dead = {key for key, why in released.report.dropped.items() if why == "never used by the released forward"}
+    dead = {
+        key
+        for key, why in released.report.dropped.items()
+        if why == "never used by the released forward"
+    }
     assert published_files.adapters().keys() < dead
     assert any("cross_modal_interactions.1.v2t_mlp" in key for key in dead)
     assert any("resblocks.1.cross_modal_interaction.t2v_mlp" in key for key in dead)
 
 
 @pytest.mark.parametrize(
-    "make_head", [published_files.temporal_head, published_files.attribute_head, lambda: dict[str, torch.Tensor]()]
+    "make_head",
+    [
+        published_files.temporal_head,
+        published_files.attribute_head,
+        lambda: dict[str, torch.Tensor](),
+    ],
 )
 def test_bikes_clip_and_head_arrive(
-    tmp_path: Path, base: Backbone, tuned: Backbone, make_head: Callable[[], dict[str, torch.Tensor]]
+    tmp_path: Path,
+    base: Backbone,
+    tuned: Backbone,
+    make_head: Callable[[], dict[str, torch.Tensor]],
 ) -> None:
     head = make_head()
     tuned.model.token_embedding.load_state_dict(base.model.token_embedding.state_dict())
@@ -158,14 +205,23 @@ def test_bikes_clip_and_head_arrive(
     assert_clip_is(imported, tuned, base, with_tokens=True)
     assert imported.report.missing == []
     assert {
-        key.removeprefix("fusion_model_state_dict."): value.sum() for key, value in imported.tensors.heads.items()
+        key.removeprefix("fusion_model_state_dict."): value.sum()
+        for key, value in imported.tensors.heads.items()
     } == {key: value.sum() for key, value in head.items()}
 
 
-def test_an_embedded_config_is_read_without_its_library(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
-    values = {"DATA": {"NUM_FRAMES": 16, "LABEL_LIST": "labels.csv"}, "BASE": [""], "TRAIN": {"LR": 8e-6, "FLAG": True}}
+def test_an_embedded_config_is_read_without_its_library(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
+    values = {
+        "DATA": {"NUM_FRAMES": 16, "LABEL_LIST": "labels.csv"},
+        "BASE": [""],
+        "TRAIN": {"LR": 8e-6, "FLAG": True},
+    }
     with published_files.yacs_is_installed() as node:
-        content = training_file(published_files.vifi_state(tuned), config=node(values), max_accuracy=np.float64(76.25))
+        content = training_file(
+            published_files.vifi_state(tuned), config=node(values), max_accuracy=np.float64(76.25)
+        )
         file = write(tmp_path / "best.pth", content)
     with pytest.raises(pickle.UnpicklingError, match=r"CfgNode|multiarray"):
         torch.load(file, weights_only=True)
@@ -194,7 +250,11 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
         content["model"]["logit_scale"] = planted
     name = rf"{function.__module__}\.{function.__name__}"
     refused(
-        write(tmp_path / "bad.pth", content), "vifi_clip", base, FormatError, f"it asks for {name}, which is no ten"
+        write(tmp_path / "bad.pth", content),
+        "vifi_clip",
+        base,
+        FormatError,
+        f"it asks for {name}, which is no ten",
     )
     assert not marker.exists()
 
@@ -205,7 +265,12 @@ def imported_to(tmp_path: Path, base: Backbone, tuned: Backbone) -> Callable[[st
 
     def write_to(system: str) -> Path:
         file = write(tmp_path / "best.pth", training_file(STATES[system](tuned)))
-        write_import(import_checkpoint(file, system, base), base, ModelSettings(name="tiny"), tmp_path / "out")
+        write_import(
+            import_checkpoint(file, system, base),
+            base,
+            ModelSettings(name="tiny"),
+            tmp_path / "out",
+        )
         return tmp_path / "out"
 
     return write_to
@@ -243,9 +308,13 @@ def test_the_released_vifi_clip_is_a_checkpoint_and_a_base_of_ours(
     tuned.model.token_embedding.load_state_dict(backbone.model.token_embedding.state_dict())
     zero_shot = MethodSettings(name="zero_shot")
     expected = logits(build_method(tuned, zero_shot, num_frames=4, seed=0))
-    torch.testing.assert_close(logits(as_checkpoint), expected)  # memory of another alignment, other last bits
+    torch.testing.assert_close(
+        logits(as_checkpoint), expected
+    )  # memory of another alignment, other last bits
     as_base = load_backbone("any name", str(folder / "clip.safetensors"))
-    torch.testing.assert_close(logits(build_method(as_base, zero_shot, num_frames=4, seed=0)), expected)
+    torch.testing.assert_close(
+        logits(build_method(as_base, zero_shot, num_frames=4, seed=0)), expected
+    )
 
 
 def built(clip: Path, settings: TrainConfig) -> Method:
@@ -257,13 +326,20 @@ def test_prompts_and_heads_are_kept_by_their_original_names_too(
 ) -> None:
     state = published_files.bdc_state(tuned)
     kept = load_file(imported_to("bdc_clip") / "tensors.safetensors")
-    assert all(torch.equal(value, state[name.removeprefix("heads.")]) for name, value in kept.items())
+    assert all(
+        torch.equal(value, state[name.removeprefix("heads.")]) for name, value in kept.items()
+    )
     assert len(kept) == len(published_files.adapters())
 
 
 def test_bikes_attribute_head_is_kept_without_a_checkpoint(tmp_path: Path, base: Backbone) -> None:
-    file = write(tmp_path / "attributes.pt", published_files.bike_file(base, published_files.attribute_head()))
-    report = write_import(import_checkpoint(file, "bike", base), base, ModelSettings(name="tiny"), tmp_path / "out")
+    file = write(
+        tmp_path / "attributes.pt",
+        published_files.bike_file(base, published_files.attribute_head()),
+    )
+    report = write_import(
+        import_checkpoint(file, "bike", base), base, ModelSettings(name="tiny"), tmp_path / "out"
+    )
     assert [Path(name).name for name in report.files] == ["clip.safetensors", "tensors.safetensors"]
 
 
@@ -280,12 +356,18 @@ def bike_with_attributes(
 
 
 def below_visual(backbone: Backbone) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in backbone.model.state_dict().items() if name.startswith("visual.")}
+    return {
+        name: value
+        for name, value in backbone.model.state_dict().items()
+        if name.startswith("visual.")
+    }
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_layers", [0, 1, 6])
-def test_bikes_two_files_become_one_checkpoint_with_both_branches(tmp_path: Path, clip: Path, num_layers: int) -> None:
+def test_bikes_two_files_become_one_checkpoint_with_both_branches(
+    tmp_path: Path, clip: Path, num_layers: int
+) -> None:
     base = load_tiny(clip)
     head = published_files.temporal_head(num_layers=num_layers) if num_layers else {}
     video, attributes = bike_with_attributes(tmp_path, base, temporal=head)
@@ -309,19 +391,30 @@ def test_bikes_two_files_become_one_checkpoint_with_both_branches(tmp_path: Path
         torch.testing.assert_close(method.clip.get_parameter(key), value)
 
 
-def test_branches_that_do_not_belong_together_are_refused(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_branches_that_do_not_belong_together_are_refused(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     video, attributes = bike_with_attributes(tmp_path, base)
     read = partial(import_checkpoint, system="bike", base=base)
-    with pytest.raises(ConfigError, match=r"--attributes-head \S+video\.pt: has no attributes head; give BIKE's"):
+    with pytest.raises(
+        ConfigError, match=r"--attributes-head \S+video\.pt: has no attributes head; give BIKE's"
+    ):
         join_attributes(read(video), video, base)
-    with pytest.raises(ConfigError, match=r"^attributes\.pt: has an attributes head itself; give the file"):
+    with pytest.raises(
+        ConfigError, match=r"^attributes\.pt: has an attributes head itself; give the file"
+    ):
         join_attributes(read(attributes), attributes, base)
     other = write(tmp_path / "best.pth", training_file(published_files.vifi_state(tuned)))
-    with pytest.raises(ConfigError, match=r"--attributes-head \S+: vifi_clip has no attributes head; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"--attributes-head \S+: vifi_clip has no attributes head; leave it out"
+    ):
         join_attributes(import_checkpoint(other, "vifi_clip", base), attributes, base)
     state = {**base.model.state_dict(), "ln_final.bias": torch.ones_like(base.model.ln_final.bias)}
     moved = {**published_files.bike_file(base, {}), "model_state_dict": state}
-    with pytest.raises(ConfigError, match=r"^moved\.pt: its text tower is not that of tiny, .*: ln_final\.bias; give"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^moved\.pt: its text tower is not that of tiny, .*: ln_final\.bias; give",
+    ):
         join_attributes(read(write(tmp_path / "moved.pt", moved)), attributes, base)
 
 
@@ -329,7 +422,13 @@ def test_a_bike_of_another_token_embedding_was_not_tuned_from_this_base(
     tmp_path: Path, base: Backbone, tuned: Backbone
 ) -> None:
     file = write(tmp_path / "model_best.pt", published_files.bike_file(tuned, {}))
-    refused(file, "bike", base, ConfigError, r"was not tuned from tiny \(\w{12}\): its token embedding is another")
+    refused(
+        file,
+        "bike",
+        base,
+        ConfigError,
+        r"was not tuned from tiny \(\w{12}\): its token embedding is another",
+    )
 
 
 @pytest.mark.parametrize("names", [[], ["brush hair", "walk", "run", "jump", "kick"]])
@@ -343,25 +442,40 @@ def test_a_classifier_knows_its_classes_if_they_are_named(
     assert list(found) == (names or ["class 0", "class 1", "class 2", "class 3", "class 4"])
 
 
-def test_another_number_of_classes_is_refused(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_another_number_of_classes_is_refused(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     file = write(tmp_path / "best.pth", training_file(published_files.bdc_state(tuned)))
     imported = import_checkpoint(file, "bdc_clip", base)
-    with pytest.raises(ConfigError, match=r"best\.pth: its classifier has 5 classes, --classes names 2"):
-        write_import(imported, base, ModelSettings(name="tiny"), tmp_path / "out", classes=["walk", "run"])
+    with pytest.raises(
+        ConfigError, match=r"best\.pth: its classifier has 5 classes, --classes names 2"
+    ):
+        write_import(
+            imported, base, ModelSettings(name="tiny"), tmp_path / "out", classes=["walk", "run"]
+        )
 
 
-@pytest.mark.parametrize("name", ["clip.safetensors", "tensors.safetensors", "checkpoint.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["clip.safetensors", "tensors.safetensors", "checkpoint.safetensors"]
+)
 def test_an_import_that_cannot_write_a_file_leaves_none(
     tmp_path: Path, base: Backbone, tuned: Backbone, name: str
 ) -> None:
     file = write(tmp_path / "best.pth", training_file(published_files.bdc_state(tuned)))
     (tmp_path / "out" / f".{name}.part").mkdir(parents=True)
     with pytest.raises(StorageError, match=rf"{name}: cannot be written"):
-        write_import(import_checkpoint(file, "bdc_clip", base), base, ModelSettings(name="tiny"), tmp_path / "out")
+        write_import(
+            import_checkpoint(file, "bdc_clip", base),
+            base,
+            ModelSettings(name="tiny"),
+            tmp_path / "out",
+        )
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f".{name}.part"]
 
 
-def test_importing_leaves_the_base_as_it_is(imported_to: Callable[[str], Path], base: Backbone) -> None:
+def test_importing_leaves_the_base_as_it_is(
+    imported_to: Callable[[str], Path], base: Backbone
+) -> None:
     imported_to("vifi_clip")
     assert hash_weights(base.model.state_dict()) == base.weights_sha256
 
@@ -369,8 +483,16 @@ def test_importing_leaves_the_base_as_it_is(imported_to: Callable[[str], Path], 
 @pytest.mark.parametrize(
     ("system", "change", "sentence"),
     [
-        ("vifi_clip", {"image_encoder.adapter.weight": 1}, r"unexpected image_encoder\.adapter\.weight; missing none"),
-        ("vifi_clip", {"text_encoder.ln_final.bias": None}, r"unexpected none; missing ln_final\.bias"),
+        (
+            "vifi_clip",
+            {"image_encoder.adapter.weight": 1},
+            r"unexpected image_encoder\.adapter\.weight; missing none",
+        ),
+        (
+            "vifi_clip",
+            {"text_encoder.ln_final.bias": None},
+            r"unexpected none; missing ln_final\.bias",
+        ),
         (
             "vifi_clip",
             {"logit_scale": None, "logit_scale_clip": 1},
@@ -380,15 +502,28 @@ def test_importing_leaves_the_base_as_it_is(imported_to: Callable[[str], Path], 
         ("vifi_clip", {"image_encoder.VPT_shallow": 1}, r"unexpected image_encoder\.VPT_shallow"),
         ("bmpt", {"image_encoder.VPT": 1}, r"unexpected image_encoder\.VPT;"),
         ("bmpt", {"image_encoder.VPT_shallow": None}, r"missing image_encoder\.VPT_shallow"),
-        ("bmpt", {"image_encoder.transformer.resblocks.2.VPT": None}, r"missing image_\S+\.resblocks\.2\.VPT;"),
-        ("bmpt", {"image_encoder.transformer.cross_modal_interactions.1.gate": 1}, r"unexpected \S+\.gate"),
+        (
+            "bmpt",
+            {"image_encoder.transformer.resblocks.2.VPT": None},
+            r"missing image_\S+\.resblocks\.2\.VPT;",
+        ),
+        (
+            "bmpt",
+            {"image_encoder.transformer.cross_modal_interactions.1.gate": 1},
+            r"unexpected \S+\.gate",
+        ),
         ("bdc_clip", {"vision_q_proj.weight": None}, r"missing vision_q_proj\.weight"),
         ("bdc_clip", {"vision_bdc_head.bias": None}, r"missing vision_bdc_head\.bias"),
         ("bdc_clip", {"vision_bdc_head.extra": 1}, r"unexpected vision_bdc_head\.extra"),
     ],
 )
 def test_a_key_that_nothing_explains_ends_the_import(
-    tmp_path: Path, base: Backbone, tuned: Backbone, system: str, change: dict[str, int | None], sentence: str
+    tmp_path: Path,
+    base: Backbone,
+    tuned: Backbone,
+    system: str,
+    change: dict[str, int | None],
+    sentence: str,
 ) -> None:
     state = STATES[system](tuned)
     for key, value in change.items():
@@ -397,11 +532,21 @@ def test_a_key_that_nothing_explains_ends_the_import(
         else:
             state[key] = torch.zeros(value)
     file = write(tmp_path / "best.pth", training_file(state))
-    refused(file, system, base, FormatError, f"does not have the keys of a {system} checkpoint on tiny: .*{sentence}")
+    refused(
+        file,
+        system,
+        base,
+        FormatError,
+        f"does not have the keys of a {system} checkpoint on tiny: .*{sentence}",
+    )
 
 
-@pytest.mark.parametrize("key", ["frame_position_embeddings.weight", "transformer.resblocks.5.ln_2.bias"])
-def test_half_a_head_of_bike_is_refused(tmp_path: Path, base: Backbone, tuned: Backbone, key: str) -> None:
+@pytest.mark.parametrize(
+    "key", ["frame_position_embeddings.weight", "transformer.resblocks.5.ln_2.bias"]
+)
+def test_half_a_head_of_bike_is_refused(
+    tmp_path: Path, base: Backbone, tuned: Backbone, key: str
+) -> None:
     head = published_files.temporal_head()
     del head[key]
     file = write(tmp_path / "last_model.pt", published_files.bike_file(tuned, head))
@@ -411,7 +556,11 @@ def test_half_a_head_of_bike_is_refused(tmp_path: Path, base: Backbone, tuned: B
 def test_many_unexplained_keys_are_counted(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
     file = write(tmp_path / "bdc.pth", training_file(published_files.bdc_state(tuned)))
     refused(
-        file, "vifi_clip", base, FormatError, r"unexpected logit_scale_clip, .* \(12 in all\); missing logit_scale;"
+        file,
+        "vifi_clip",
+        base,
+        FormatError,
+        r"unexpected logit_scale_clip, .* \(12 in all\); missing logit_scale;",
     )
 
 
@@ -421,7 +570,11 @@ def test_many_unexplained_keys_are_counted(tmp_path: Path, base: Backbone, tuned
         ({"epoch": 3, "model_state_dict": {}}, "bike", "it has no 'fusion_model_state_dict'"),
         ({"model": [1, 2]}, "vifi_clip", "it holds no state dict"),
         ([1, 2], "vifi_clip", "it holds no state dict"),
-        ({"model": {}, "teacher": {}}, "vifi_clip", "has entries that nothing of vifi_clip explains: teacher"),
+        (
+            {"model": {}, "teacher": {}},
+            "vifi_clip",
+            "has entries that nothing of vifi_clip explains: teacher",
+        ),
         ({"model": {"logit_scale": 4.6}}, "vifi_clip", "logit_scale: are no tensors"),
         ({"epoch": 3}, "bdc_clip", "epoch: are no tensors"),
     ],
@@ -445,17 +598,29 @@ def test_a_checkpoint_of_another_width_is_refused(tmp_path: Path, base: Backbone
     )
 
 
-def test_prompts_of_another_width_are_refused(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_prompts_of_another_width_are_refused(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     state = published_files.bmpt_state(tuned)
     state["image_encoder.transformer.resblocks.2.VPT"] = torch.zeros(3, 32)
     file = write(tmp_path / "best.pth", training_file(state))
-    refused(file, "bmpt", base, ConfigError, r"resblocks\.2\.VPT is \[3, 32\], the base has \[3, 48\]")
+    refused(
+        file, "bmpt", base, ConfigError, r"resblocks\.2\.VPT is \[3, 32\], the base has \[3, 48\]"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut"])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, base: Backbone, content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, base: Backbone, content: bytes
+) -> None:
     (tmp_path / "cut.pth").write_bytes(content)
-    refused(tmp_path / "cut.pth", "bmpt", base, FormatError, "is not a weight file that can be read safely")
+    refused(
+        tmp_path / "cut.pth",
+        "bmpt",
+        base,
+        FormatError,
+        "is not a weight file that can be read safely",
+    )
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, base: Backbone) -> None:
@@ -463,18 +628,24 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, base: Backbone) -> No
 
 
 def test_an_unknown_system_is_refused_with_the_known_ones(tmp_path: Path, base: Backbone) -> None:
-    with pytest.raises(ConfigError, match=r"--system vifi: is none of vifi_clip, bdc_clip, bmpt, bike"):
+    with pytest.raises(
+        ConfigError, match=r"--system vifi: is none of vifi_clip, bdc_clip, bmpt, bike"
+    ):
         import_checkpoint(tmp_path / "best.pth", "vifi", base)
 
 
-def test_the_text_of_a_report_counts_and_gives_reasons(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
+def test_the_text_of_a_report_counts_and_gives_reasons(
+    tmp_path: Path, base: Backbone, tuned: Backbone
+) -> None:
     file = write(tmp_path / "best.pth", training_file(published_files.bmpt_state(tuned)))
     report = import_checkpoint(file, "bmpt", base).report
     text = import_text(report)
     counts = f"mapped      {len(tuned.model.state_dict()) - 1} of CLIP, 6 of prompts, 0 of heads"
     assert f"best.pth: bmpt on tiny, epoch 9\n{counts}" in text
     assert "missing     token_embedding.weight (taken from the base)" in text
-    assert re.search(r"dropped     logits_scale_vision, .* in all\): never used by the released forward", text)
+    assert re.search(
+        r"dropped     logits_scale_vision, .* in all\): never used by the released forward", text
+    )
     assert "unexpected  none" in text
 
 
@@ -482,23 +653,45 @@ def test_the_command_writes_the_files_and_the_report(
     tmp_path: Path, clip: Path, tuned: Backbone, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = write(tmp_path / "best.pth", training_file(published_files.vifi_state(tuned)))
-    options = ["--system", "vifi_clip", "--model", "tiny", "--pretrained", str(clip), "--out", str(tmp_path / "out")]
+    options = [
+        "--system",
+        "vifi_clip",
+        "--model",
+        "tiny",
+        "--pretrained",
+        str(clip),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert run_app(app, ["import-checkpoint", str(file), *options, "--json"], prog_name="bmpt") == 0
     report = json.loads(capsys.readouterr().out)
-    assert [Path(name).name for name in report["files"]] == ["clip.safetensors", "checkpoint.safetensors"]
+    assert [Path(name).name for name in report["files"]] == [
+        "clip.safetensors",
+        "checkpoint.safetensors",
+    ]
     assert all(Path(name).is_file() for name in report["files"])
     assert (report["missing"], report["unexpected"]) == (["token_embedding.weight"], [])
     (tmp_path / "labels.csv").write_text("id,name\n0,walk\n1,run\n", encoding="utf-8")
     bdc = write(tmp_path / "bdc.pth", training_file(published_files.bdc_state(tuned)))
     command = ["import-checkpoint", str(bdc), *options[2:], "--system", "bdc_clip"]
-    assert run_app(app, [*command, "--classes", str(tmp_path / "labels.csv")], prog_name="bmpt") == 2
+    assert (
+        run_app(app, [*command, "--classes", str(tmp_path / "labels.csv")], prog_name="bmpt") == 2
+    )
     assert "its classifier has 5 classes, --classes names 2" in capsys.readouterr().err
-    assert run_app(app, ["import-checkpoint", str(file), *options[2:], "--system", "bike"], prog_name="bmpt") == 2
+    assert (
+        run_app(
+            app,
+            ["import-checkpoint", str(file), *options[2:], "--system", "bike"],
+            prog_name="bmpt",
+        )
+        == 2
+    )
     assert re.fullmatch(r"error: .*best\.pth: .*--system\n", capsys.readouterr().err)
 
 
 def imported_method(content: Any, system: str, reference: Path, folder: Path) -> Method:
-    """Write a published file, import it, merge it with its base and read that: all that lies between them and us."""
+    """Write a published file, import it, merge it with its base and read that: all that lies
+    between them and us."""
     base = load_backbone("reference", str(reference / "clip_tiny.safetensors"))
     imported = import_checkpoint(write(folder / "published.pth", content), system, base)
     model = ModelSettings(name="reference", pretrained=str(reference / "clip_tiny.safetensors"))
@@ -513,19 +706,30 @@ def video_clip_of(reference: Path, own: dict[str, torch.Tensor], *, scale: str) 
 
 
 @torch.no_grad()
-def features(method: Method, images_BTCHW: torch.Tensor, classes: list[str], texts: list[str]) -> tuple[Any, Any]:
+def features(
+    method: Method, images_BTCHW: torch.Tensor, classes: list[str], texts: list[str]
+) -> tuple[Any, Any]:
     sentences = ClassSentences(tuple(classes), tuple((text,) for text in texts))
-    return method.encode_clips(images_BTCHW.unsqueeze(1)), method.encode_sentence(method.prepare_classes(sentences))
+    return method.encode_clips(images_BTCHW.unsqueeze(1)), method.encode_sentence(
+        method.prepare_classes(sentences)
+    )
 
 
 def step_texts(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> dict[str, list[str]]:
     """{a step of training: its sentence of each class}."""
-    passes = {step: indices for step, indices in stored_passes(tensors, meta).items() if step != "eval"}
-    return {step: [meta["llm"][name][index] for name in meta["classes"]] for step, [index] in passes.items()}
+    passes = {
+        step: indices for step, indices in stored_passes(tensors, meta).items() if step != "eval"
+    }
+    return {
+        step: [meta["llm"][name][index] for name in meta["classes"]]
+        for step, [index] in passes.items()
+    }
 
 
 @torch.no_grad()
-def test_an_imported_vifi_clip_with_prompts_gives_the_originals_logits(reference: Path, tmp_path: Path) -> None:
+def test_an_imported_vifi_clip_with_prompts_gives_the_originals_logits(
+    reference: Path, tmp_path: Path
+) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     file = video_clip_of(reference, naive.below(tensors, "ivlp.param."), scale="logit_scale")
     method = imported_method(file, "vifi_clip", reference, tmp_path)
@@ -545,7 +749,9 @@ def test_an_imported_bmpt_gives_the_releases_logits(reference: Path, tmp_path: P
 
 
 @torch.no_grad()
-def test_an_imported_bdc_clip_gives_the_originals_three_logits(reference: Path, tmp_path: Path) -> None:
+def test_an_imported_bdc_clip_gives_the_originals_three_logits(
+    reference: Path, tmp_path: Path
+) -> None:
     tensors, meta = read(reference / "bdc.safetensors")
     file = video_clip_of(reference, naive.below(tensors, "param."), scale="logit_scale_clip")
     method = imported_method(file, "bdc_clip", reference, tmp_path)
@@ -570,12 +776,18 @@ def test_an_imported_bike_gives_the_originals_logits(reference: Path, tmp_path: 
 
 def test_a_tensor_alone_is_no_checkpoint(tmp_path: Path, base: Backbone) -> None:
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    with pytest.raises(FormatError, match=r"tensor\.pth: is no checkpoint of bmpt: it holds no state dict"):
+    with pytest.raises(
+        FormatError, match=r"tensor\.pth: is no checkpoint of bmpt: it holds no state dict"
+    ):
         import_checkpoint(tmp_path / "tensor.pth", "bmpt", base)
 
 
-@pytest.mark.parametrize("config", [{"DATA": "x"}, {"DATA": {"NUM_FRAMES": "many"}}, {"DATA": {"NUM_FRAMES": -1}}])
-def test_an_embedded_config_of_another_form_is_no_obstacle(tmp_path: Path, base: Backbone, config: Any) -> None:
+@pytest.mark.parametrize(
+    "config", [{"DATA": "x"}, {"DATA": {"NUM_FRAMES": "many"}}, {"DATA": {"NUM_FRAMES": -1}}]
+)
+def test_an_embedded_config_of_another_form_is_no_obstacle(
+    tmp_path: Path, base: Backbone, config: Any
+) -> None:
     tuned = tuned_backbone(tmp_path)
     file = tmp_path / "best.pth"
     torch.save({**training_file(STATES["vifi_clip"](tuned)), "config": config}, file)

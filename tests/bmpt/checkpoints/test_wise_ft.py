@@ -1,4 +1,5 @@
-"""WiSE-FT: exact at both ends, the mean in the middle, and only over weights that the base model has."""
+"""WiSE-FT: exact at both ends, the mean in the middle, and only over weights that the base model
+has."""
 
 from __future__ import annotations
 
@@ -29,20 +30,30 @@ def tune(method: Method) -> None:
 @torch.no_grad()
 def logits(method: Method) -> torch.Tensor:
     return cosine_logits(
-        method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(["a walk in the park", "a sword is drawn"])
+        method,
+        random_frames(2, 1, 4, 3, 32, 32),
+        method.prepare_texts(["a walk in the park", "a sword is drawn"]),
     )
 
 
 def test_the_ends_are_exact_and_the_middle_is_the_mean() -> None:
-    base, tuned = {"w": random_frames(5, 7)}, {"w": random_frames(5, 7, seed=1), "prompt": random_frames(3, seed=2)}
+    base, tuned = (
+        {"w": random_frames(5, 7)},
+        {"w": random_frames(5, 7, seed=1), "prompt": random_frames(3, seed=2)},
+    )
     assert torch.equal(interpolate(base, tuned, 0.0)["w"], base["w"])
     assert torch.equal(interpolate(base, tuned, 1.0)["w"], tuned["w"])
     assert torch.equal(interpolate(base, tuned, 0.5)["w"], (base["w"] + tuned["w"]) / 2)
-    assert all(torch.equal(interpolate(base, tuned, weight)["prompt"], tuned["prompt"]) for weight in (0.0, 0.5, 1.0))
+    assert all(
+        torch.equal(interpolate(base, tuned, weight)["prompt"], tuned["prompt"])
+        for weight in (0.0, 0.5, 1.0)
+    )
 
 
 @pytest.mark.parametrize("name", ["vifi_clip", "bmpt"])
-def test_a_weight_of_1_gives_the_tuned_logits_and_0_those_of_the_base_with_tuned_prompts(clip: Path, name: str) -> None:
+def test_a_weight_of_1_gives_the_tuned_logits_and_0_those_of_the_base_with_tuned_prompts(
+    clip: Path, name: str
+) -> None:
     method = method_on(clip, name=name, **ALL)
     base = base_weights(method)
     tune(method)
@@ -82,7 +93,9 @@ def test_a_temporal_embedding_that_came_with_the_weights_is_interpolated(tmp_pat
 
 @pytest.mark.parametrize("changes", [{}, {"name": "zero_shot"}])
 def test_a_method_that_tunes_no_weights_is_refused(clip: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"eval\.wise_ft .* tunes none; set method\.tune=all") as caught:
+    with pytest.raises(
+        ConfigError, match=r"eval\.wise_ft .* tunes none; set method\.tune=all"
+    ) as caught:
         base_weights(method_on(clip, **changes))
     assert "\n" not in str(caught.value)
 
@@ -92,7 +105,9 @@ def test_the_base_is_kept_apart_from_the_method(clip: Path) -> None:
     base = base_weights(method)
     tune(method)
     untouched = load_tiny(clip).model.state_dict()
-    assert all(torch.equal(value, untouched[key.removeprefix("clip.")]) for key, value in base.items())
+    assert all(
+        torch.equal(value, untouched[key.removeprefix("clip.")]) for key, value in base.items()
+    )
 
 
 def test_the_weight_is_a_share_and_part_of_what_a_result_depends_on(config: MakeConfig) -> None:

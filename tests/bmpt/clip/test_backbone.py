@@ -24,10 +24,20 @@ from bmpt.clip.backbone import (
 from bmpt.clip.weights import hash_weights
 from bmpt.methods import build_method
 from shards.errors import ConfigError, FormatError
-from tests.bmpt.tiny import METHOD, SPEC, VISION_WIDTH, load_tiny, random_frames, settings_of, write_clip
+from tests.bmpt.tiny import (
+    METHOD,
+    SPEC,
+    VISION_WIDTH,
+    load_tiny,
+    random_frames,
+    settings_of,
+    write_clip,
+)
 
 
-def spec_with(*, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None) -> dict[str, Any]:
+def spec_with(
+    *, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None
+) -> dict[str, Any]:
     spec = copy.deepcopy(SPEC)
     spec["vision_cfg"].update(vision or {})
     spec["text_cfg"].update(text or {})
@@ -41,8 +51,12 @@ def features_of(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def openai_like() -> Any:
-    """An untrained CLIP whose heads are width / 64, as in OpenAI's files: 1 visual head of 64, 1 text head."""
-    spec = spec_with(vision={"width": 64, "layers": 3, "head_width": 64}, text={"width": 64, "heads": 1, "layers": 2})
+    """An untrained CLIP whose heads are width / 64, as in OpenAI's files: 1 visual head of 64, 1
+    text head."""
+    spec = spec_with(
+        vision={"width": 64, "layers": 3, "head_width": 64},
+        text={"width": 64, "heads": 1, "layers": 2},
+    )
     torch.manual_seed(1)
     return build_clip(spec).eval()
 
@@ -57,7 +71,12 @@ def assert_is_one_line(error: BaseException) -> None:
 
 def test_a_file_with_its_architecture_is_loaded_as_that(clip: Path) -> None:
     backbone = load_tiny(clip)
-    widths = (backbone.vision_width, backbone.text_width, backbone.vision_layers, backbone.text_layers)
+    widths = (
+        backbone.vision_width,
+        backbone.text_width,
+        backbone.vision_layers,
+        backbone.text_layers,
+    )
     assert widths == (48, 32, 4, 4)
     assert backbone.image_size_px == 32
     assert backbone.image_mean == OPENAI_MEAN
@@ -89,16 +108,21 @@ def test_an_openai_state_dict_is_loaded_by_its_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_prefixes_and_wrappers_of_training_scripts_are_taken_off(tmp_path: Path, wrapper: str | None) -> None:
+def test_prefixes_and_wrappers_of_training_scripts_are_taken_off(
+    tmp_path: Path, wrapper: str | None
+) -> None:
     model = openai_like()
     state: dict[str, Any] = {f"module.{name}": value for name, value in model.state_dict().items()}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "trained.pth")
-    assert load_backbone("own", str(tmp_path / "trained.pth")).weights_sha256 == hash_weights(model.state_dict())
+    assert load_backbone("own", str(tmp_path / "trained.pth")).weights_sha256 == hash_weights(
+        model.state_dict()
+    )
 
 
 def test_openais_jit_archive_is_loaded_with_quick_gelu(tmp_path: Path) -> None:
     class Archive(torch.nn.Module):
-        """CLIP's weights by CLIP's names, and the numbers that OpenAI's archives have among them."""
+        """CLIP's weights by CLIP's names, and the numbers that OpenAI's archives have among
+        them."""
 
         def __init__(self, model: torch.nn.Module) -> None:
             super().__init__()
@@ -130,7 +154,10 @@ def test_openais_jit_archive_is_loaded_with_quick_gelu(tmp_path: Path) -> None:
 
 
 def test_half_precision_weights_are_computed_in_float32(tmp_path: Path) -> None:
-    torch.save({name: value.half() for name, value in openai_like().state_dict().items()}, tmp_path / "half.pt")
+    torch.save(
+        {name: value.half() for name, value in openai_like().state_dict().items()},
+        tmp_path / "half.pt",
+    )
     backbone = load_backbone("own", str(tmp_path / "half.pt"))
     assert {value.dtype for value in backbone.model.parameters()} == {torch.float32}
 
@@ -139,18 +166,31 @@ def test_half_precision_weights_are_computed_in_float32(tmp_path: Path) -> None:
     ("vision", "text"),
     [
         ({"width": 128, "head_width": 64, "layers": 1}, {"width": 192, "heads": 3, "layers": 5}),
-        ({"width": 64, "head_width": 64, "patch_size": 16, "image_size": 64}, {"width": 64, "heads": 1}),
-        ({"width": 48, "head_width": 48, "layers": 11}, {"width": 32, "heads": 1, "context_length": 20}),
+        (
+            {"width": 64, "head_width": 64, "patch_size": 16, "image_size": 64},
+            {"width": 64, "heads": 1},
+        ),
+        (
+            {"width": 48, "head_width": 48, "layers": 11},
+            {"width": 32, "heads": 1, "context_length": 20},
+        ),
     ],
 )
-def test_the_architecture_is_read_off_the_shapes(vision: dict[str, Any], text: dict[str, Any]) -> None:
+def test_the_architecture_is_read_off_the_shapes(
+    vision: dict[str, Any], text: dict[str, Any]
+) -> None:
     spec = spec_with(vision=vision, text=text)
     assert infer_spec(build_clip(spec).state_dict(), where="x") == spec
 
 
 def test_a_small_architecture_of_open_clip_is_drawn_from_the_seed() -> None:
     first = load_backbone("ViT-S-32-alt", "random", seed=3)
-    assert (first.vision_width, first.text_width, first.vision_layers, first.text_layers) == (384, 256, 12, 10)
+    assert (first.vision_width, first.text_width, first.vision_layers, first.text_layers) == (
+        384,
+        256,
+        12,
+        10,
+    )
     again = load_backbone("ViT-S-32-alt", "random", seed=3)
     assert again.weights_sha256 == first.weights_sha256
 
@@ -166,12 +206,16 @@ def test_drawing_weights_leaves_the_global_generator_alone(clip: Path) -> None:
 
 def test_a_file_that_does_not_fit_the_named_architecture_is_refused(tmp_path: Path) -> None:
     torch.save(openai_like().state_dict(), tmp_path / "clip.pt")
-    with pytest.raises(ConfigError, match=r"clip\.pt: does not fit model\.name=ViT-S-32-alt") as caught:
+    with pytest.raises(
+        ConfigError, match=r"clip\.pt: does not fit model\.name=ViT-S-32-alt"
+    ) as caught:
         load_backbone("ViT-S-32-alt", str(tmp_path / "clip.pt"))
     assert_is_one_line(caught.value)
 
 
-def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(clip: Path, tmp_path: Path) -> None:
+def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(
+    clip: Path, tmp_path: Path
+) -> None:
     temporal_TE = random_frames(4, VISION_WIDTH)
     file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=temporal_TE)
     backbone = load_tiny(file)
@@ -183,15 +227,28 @@ def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(c
 def test_what_a_backbone_states_of_its_architecture_builds_it_again(clip: Path) -> None:
     backbone = load_tiny(clip)
     assert {key: backbone.architecture[key] for key in SPEC} == SPEC
-    assert (backbone.architecture["image_mean"], backbone.architecture["image_std"]) == (OPENAI_MEAN, OPENAI_STD)
-    assert build_clip(backbone.architecture).state_dict().keys() == backbone.model.state_dict().keys()
+    assert (backbone.architecture["image_mean"], backbone.architecture["image_std"]) == (
+        OPENAI_MEAN,
+        OPENAI_STD,
+    )
+    assert (
+        build_clip(backbone.architecture).state_dict().keys() == backbone.model.state_dict().keys()
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "activation", "cure"),
     [
-        ("ViT-S-32-alt", "GELU", "trained with QuickGELU, as OpenAI's, give a name of your own as model.name"),
-        ("any name", "QuickGELU", "trained with GELU give their open_clip architecture as model.name"),
+        (
+            "ViT-S-32-alt",
+            "GELU",
+            "trained with QuickGELU, as OpenAI's, give a name of your own as model.name",
+        ),
+        (
+            "any name",
+            "QuickGELU",
+            "trained with GELU give their open_clip architecture as model.name",
+        ),
     ],
 )
 def test_a_bare_state_dict_has_the_activation_of_its_name_and_a_note_of_it(
@@ -209,7 +266,10 @@ def test_a_bare_state_dict_has_the_activation_of_its_name_and_a_note_of_it(
 def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path: Path) -> None:
     spec = spec_with(vision={"head_width": 24})
     save_file(build_clip(spec).state_dict(), tmp_path / "open_clip_model.safetensors")
-    stated = {"model_cfg": spec, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}}
+    stated = {
+        "model_cfg": spec,
+        "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]},
+    }
     (tmp_path / "open_clip_config.json").write_text(json.dumps(stated), encoding="utf-8")
     backbone = load_backbone("own", str(tmp_path / "open_clip_model.safetensors"))
     assert backbone.model.visual.transformer.resblocks[0].attn.num_heads == 2
@@ -222,8 +282,12 @@ def test_blocks_with_layers_of_their_own_are_refused(tmp_path: Path, tower: str)
     changes = {tower: {"qk_norm": True} if tower == "vision" else {"scale_heads": True}}
     spec = spec_with(**changes)
     save_file(build_clip(spec).state_dict(), tmp_path / "open_clip_model.safetensors")
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": spec}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"model\.name=own: only CLIP's own ViT form is supported"):
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": spec}), encoding="utf-8"
+    )
+    with pytest.raises(
+        ConfigError, match=r"model\.name=own: only CLIP's own ViT form is supported"
+    ):
         load_backbone("own", str(tmp_path / "open_clip_model.safetensors"))
 
 
@@ -236,12 +300,18 @@ def test_a_logit_scale_with_an_axis_is_taken_without_it(tmp_path: Path) -> None:
 
 def test_a_tower_whose_heads_its_shapes_do_not_show_needs_its_name() -> None:
     with torch.device("meta"):
-        state = build_clip(spec_with(vision={"width": 1280, "head_width": 80, "layers": 1})).state_dict()
-    with pytest.raises(ConfigError, match=r"huge: has a visual width of 1280, .*model\.name, for example ViT-H-14"):
+        state = build_clip(
+            spec_with(vision={"width": 1280, "head_width": 80, "layers": 1})
+        ).state_dict()
+    with pytest.raises(
+        ConfigError, match=r"huge: has a visual width of 1280, .*model\.name, for example ViT-H-14"
+    ):
         infer_spec(state, where="huge")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14"])
+@pytest.mark.parametrize(
+    "name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14"]
+)
 def test_the_published_vits_are_plain(name: str) -> None:
     with torch.device("meta"):
         model = build_clip(import_open_clip().get_model_config(name) | {"quick_gelu": True})
@@ -249,13 +319,17 @@ def test_the_published_vits_are_plain(name: str) -> None:
 
 
 def test_an_unknown_name_says_how_to_list_the_names() -> None:
-    with pytest.raises(ConfigError, match=r"model\.name=ViT-Q-3: open_clip has no such architecture") as caught:
+    with pytest.raises(
+        ConfigError, match=r"model\.name=ViT-Q-3: open_clip has no such architecture"
+    ) as caught:
         load_backbone("ViT-Q-3", "random")
     assert_is_one_line(caught.value)
 
 
 def test_an_unknown_tag_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"model\.pretrained=opnai: no tag of ViT-B-32 .*\bopenai\b"):
+    with pytest.raises(
+        ConfigError, match=r"model\.pretrained=opnai: no tag of ViT-B-32 .*\bopenai\b"
+    ):
         load_backbone("ViT-B-32", "opnai")
 
 
@@ -266,7 +340,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".txt"])
 @pytest.mark.parametrize("content", [b"", b"these are no weights\n" * 20, bytes(range(256)) * 8])
-def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_a_file_of_something_else_is_refused_in_one_line(
+    tmp_path: Path, suffix: str, content: bytes
+) -> None:
     file = tmp_path / f"notes{suffix}"
     file.write_bytes(content)
     with pytest.raises(FormatError, match=r"notes\.\w+: is not ") as caught:
@@ -283,7 +359,9 @@ def test_a_truncated_weight_file_is_refused(clip: Path, tmp_path: Path) -> None:
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": Path("x")}, tmp_path / "unsafe.pt")
-    with pytest.raises(FormatError, match=r"unsafe\.pt: is not a weight file that can be read safely") as caught:
+    with pytest.raises(
+        FormatError, match=r"unsafe\.pt: is not a weight file that can be read safely"
+    ) as caught:
         load_backbone("tiny", str(tmp_path / "unsafe.pt"))
     assert_is_one_line(caught.value)
 
@@ -318,7 +396,9 @@ def test_a_file_that_lacks_one_weight_is_refused(clip: Path, tmp_path: Path) -> 
         ({}, {"no_causal_mask": True}),
     ],
 )
-def test_a_tower_that_ours_cannot_walk_is_refused(tmp_path: Path, vision: dict[str, Any], text: dict[str, Any]) -> None:
+def test_a_tower_that_ours_cannot_walk_is_refused(
+    tmp_path: Path, vision: dict[str, Any], text: dict[str, Any]
+) -> None:
     file = write_clip(tmp_path / "odd.safetensors", spec=spec_with(vision=vision, text=text))
     with pytest.raises(ConfigError, match="only CLIP's own ViT form is supported"):
         load_backbone("odd", str(file))

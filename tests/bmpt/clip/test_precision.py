@@ -23,7 +23,9 @@ def product(left: torch.Tensor, *, right: torch.Tensor, times: int = 1) -> torch
         (torch.float64, torch.float64),
     ],
 )
-def test_half_precision_becomes_float32_and_float64_stays(given: torch.dtype, taken: torch.dtype) -> None:
+def test_half_precision_becomes_float32_and_float64_stays(
+    given: torch.dtype, taken: torch.dtype
+) -> None:
     value = random_frames(3, 3).to(given)
     assert widen(value).dtype == product(value, right=value).dtype == taken
 

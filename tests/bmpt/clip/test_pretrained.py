@@ -50,19 +50,30 @@ def put_into_hub_cache(folder: Path, filename: str, content: bytes, *, repo: str
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"])
-def test_without_a_network_one_line_names_the_file_and_where_to_put_it(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"model.pretrained=openai: the weights of {name} are not on this") as caught:
+def test_without_a_network_one_line_names_the_file_and_where_to_put_it(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=f"model.pretrained=openai: the weights of {name} are not on this"
+    ) as caught:
         load_backbone(name, "openai")
     sentence = str(caught.value)
-    assert f"{name}.pt into {tmp_path}/clip" in sentence or f"{name}px.pt into {tmp_path}/clip" in sentence
-    assert "put open_clip_model.safetensors and open_clip_config.json of https://huggingface.co/timm/vit_" in sentence
+    assert (
+        f"{name}.pt into {tmp_path}/clip" in sentence
+        or f"{name}px.pt into {tmp_path}/clip" in sentence
+    )
+    assert (
+        "put open_clip_model.safetensors and open_clip_config.json of https://huggingface.co/timm/vit_"
+        in sentence
+    )
     assert "model.pretrained=FOLDER/open_clip_model.safetensors" in sentence
     assert "\n" not in sentence
 
 
 def test_a_tag_that_only_the_hub_has_names_the_hubs_file() -> None:
     with pytest.raises(
-        ConfigError, match=r"put open_clip_model\.safetensors .*/laion/CLIP-ViT-B-16-laion2B-s34B-b88K "
+        ConfigError,
+        match=r"put open_clip_model\.safetensors .*/laion/CLIP-ViT-B-16-laion2B-s34B-b88K ",
     ):
         find(tag="laion2b_s34b_b88k")
 
@@ -78,7 +89,9 @@ def test_the_hubs_cache_is_found(tmp_path: Path, filename: str) -> None:
 def test_the_cache_of_openais_own_package_is_found_if_the_file_is_whole(tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / OPENAI_FILE).write_bytes(b"half of it")
-    with pytest.raises(FormatError, match=r"ViT-B-16\.pt: has sha256 \w{12}, the published file has 5806e77cd80f"):
+    with pytest.raises(
+        FormatError, match=r"ViT-B-16\.pt: has sha256 \w{12}, the published file has 5806e77cd80f"
+    ):
         find()
     url = import_open_clip().get_pretrained_cfg("ViT-B-32", "laion400m_e31")["url"]
     other = tmp_path / "clip" / url.rpartition("/")[2]  # its address carries no sha256
@@ -96,7 +109,9 @@ def test_the_activation_is_the_tags_not_the_architectures(
     entry |= {"quick_gelu": True} if tag == "published" else {}
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-tiny", architecture)
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "ViT-tiny", {tag: entry})
-    put_into_hub_cache(tmp_path / "hub", HUB_NAMES[0], save(build_clip(SPEC).state_dict()), repo=f"someone/{tag}")
+    put_into_hub_cache(
+        tmp_path / "hub", HUB_NAMES[0], save(build_clip(SPEC).state_dict()), repo=f"someone/{tag}"
+    )
     backbone = load_backbone("ViT-tiny", tag)
     assert type(backbone.model.transformer.resblocks[0].mlp.gelu).__name__ == activation
     assert (backbone.image_mean, backbone.image_std) == ((0.5,) * 3, (0.25,) * 3)
@@ -139,7 +154,8 @@ def hub_that_has(content: dict[str, bytes]) -> Iterator[str]:
 
 
 def ask_in_a_process(endpoint: str, folder: Path) -> tuple[dict[str, Any], float]:
-    """Look the tag up in a fresh process whose hub is at `endpoint`; its answer and the seconds it took to answer."""
+    """Look the tag up in a fresh process whose hub is at `endpoint`; its answer and the seconds it
+    took to answer."""
     code = (
         "import json, time; from bmpt.clip.backbone import import_open_clip\n"
         "from bmpt.clip.pretrained import find_pretrained\n"
@@ -148,9 +164,16 @@ def ask_in_a_process(endpoint: str, folder: Path) -> tuple[dict[str, Any], float
         "except BmptError as error: answer = {'error': str(error)}\n"
         "print(json.dumps([answer, time.monotonic() - start]))"
     )
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "HOME": str(folder), "HF_HUB_OFFLINE": "0"}
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "home"),
+        "HOME": str(folder),
+        "HF_HUB_OFFLINE": "0",
+    }
     environment = {**os.environ, **settings, "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     answer, seconds = json.loads(done.stdout)
     return answer, seconds
@@ -167,7 +190,9 @@ def test_a_file_of_the_hub_is_fetched(tmp_path: Path, there: tuple[str, ...]) ->
 def test_a_hub_that_has_not_the_file_is_said_so(tmp_path: Path) -> None:
     with hub_that_has({}) as endpoint:
         answer, _ = ask_in_a_process(endpoint, tmp_path)
-    assert f"could not be fetched ({REPO} has none of open_clip_model.safetensors, " in answer["error"]
+    assert (
+        f"could not be fetched ({REPO} has none of open_clip_model.safetensors, " in answer["error"]
+    )
 
 
 def test_a_hub_that_takes_a_connection_and_never_answers_does_not_hang(tmp_path: Path) -> None:

@@ -28,7 +28,11 @@ from tests.bmpt.tiny import (
 )
 
 SOT, EOT = 49406, 49407
-TEXTS = ["a video of a cat", "walk", "a person who is riding a bike outdoors on a sunny day, seen from behind"]
+TEXTS = [
+    "a video of a cat",
+    "walk",
+    "a person who is riding a bike outdoors on a sunny day, seen from behind",
+]
 T = 3
 
 
@@ -42,13 +46,17 @@ def images() -> torch.Tensor:
     return random_frames(2 * T, 3, 32, 32)
 
 
-def naive_block(block: Any, tokens_SE: torch.Tensor, *, visible: list[int] | None = None) -> torch.Tensor:
+def naive_block(
+    block: Any, tokens_SE: torch.Tensor, *, visible: list[int] | None = None
+) -> torch.Tensor:
     """One block over one sequence, attention written out query by query and head by head.
 
     visible: how many tokens, from the first, each query sees; all if None"""
     attention = block.attn
     normed = block.ln_1(tokens_SE)
-    query, key, value = (normed @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(3, dim=-1)
+    query, key, value = (normed @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(
+        3, dim=-1
+    )
     width = query.shape[-1] // attention.num_heads
     rows = []
     for index in range(len(normed)):
@@ -74,7 +82,9 @@ def test_without_prompts_the_cls_token_equals_open_clips_image_feature(
 ) -> None:
     ours = encode_frames(backbone.model, images, num_frames=T)
     assert ours.shape == (2 * T, VISION_TOKENS, JOINT_WIDTH)
-    torch.testing.assert_close(ours[:, 0], backbone.model.encode_image(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours[:, 0], backbone.model.encode_image(images), rtol=1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -89,12 +99,16 @@ def test_without_prompts_the_text_feature_equals_open_clips(backbone: Backbone) 
 def test_a_text_of_full_context_length_equals_open_clips(backbone: Backbone) -> None:
     ids = backbone.tokenize(["very " * 100, "walk"])
     assert ids[0, -1] == EOT
-    torch.testing.assert_close(encode_texts(backbone.model, ids), backbone.model.encode_text(ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        encode_texts(backbone.model, ids), backbone.model.encode_text(ids), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("has_prompts", [False, True])
 @torch.no_grad()
-def test_the_eot_of_all_text_tokens_is_the_text_feature(backbone: Backbone, has_prompts: bool) -> None:
+def test_the_eot_of_all_text_tokens_is_the_text_feature(
+    backbone: Backbone, has_prompts: bool
+) -> None:
     ids = insert_slots(backbone.tokenize([*TEXTS, "very " * 100]), 3)
     prompts = list(random_frames(2, 3, TEXT_WIDTH, seed=3)) if has_prompts else []
     tokens = encode_text_tokens(backbone.model, ids, prompts=prompts)
@@ -116,9 +130,13 @@ def test_all_text_tokens_run_under_autocast(backbone: Backbone) -> None:
 def test_all_text_tokens_are_open_clips(backbone: Backbone) -> None:
     model, ids = backbone.model, backbone.tokenize(TEXTS)
     tokens = model.token_embedding(ids) + model.positional_embedding
-    tokens = model.ln_final(model.transformer(tokens, attn_mask=model.attn_mask)) @ model.text_projection
+    tokens = (
+        model.ln_final(model.transformer(tokens, attn_mask=model.attn_mask)) @ model.text_projection
+    )
     torch.testing.assert_close(encode_text_tokens(model, ids), tokens, rtol=1e-5, atol=1e-5)
-    assert (tokens[:, -1] - tokens[:, -2]).abs().max() > 1e-3, "what stands after EOT differs from place to place"
+    assert (tokens[:, -1] - tokens[:, -2]).abs().max() > 1e-3, (
+        "what stands after EOT differs from place to place"
+    )
 
 
 @torch.no_grad()
@@ -129,7 +147,9 @@ def test_a_text_has_the_same_feature_whatever_texts_stand_beside_it(backbone: Ba
 
 
 @torch.no_grad()
-def test_space_time_attention_over_one_frame_equals_the_plain_tower(backbone: Backbone, images: torch.Tensor) -> None:
+def test_space_time_attention_over_one_frame_equals_the_plain_tower(
+    backbone: Backbone, images: torch.Tensor
+) -> None:
     plain = encode_frames(backbone.model, images, num_frames=1)
     joint = encode_frames(backbone.model, images, num_frames=1, space_time_blocks=(0, 1, 2, 3))
     torch.testing.assert_close(joint, plain, rtol=1e-6, atol=1e-6)
@@ -163,28 +183,40 @@ def test_the_vision_tower_with_prompts_equals_a_loop_over_tokens(
         causal=causal,
     )
     num_tokens = VISION_TOKENS + len(prompts[0])
-    visible = [(frame + 1) * num_tokens for frame in range(T) for _ in range(num_tokens)] if causal else None
+    visible = (
+        [(frame + 1) * num_tokens for frame in range(T) for _ in range(num_tokens)]
+        if causal
+        else None
+    )
     for clip_index in range(2):
         sequences = []
         for frame in range(T):
             image = images[clip_index * T + frame]
             patches = visual.conv1(image[None])[0].flatten(1).T
-            tokens = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
+            tokens = (
+                torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
+            )
             tokens = torch.cat([tokens + temporal_TE[frame], prompts[0]])
             sequences.append(visual.ln_pre(tokens))
         for index, block in enumerate(visual.transformer.resblocks):
             if index in (1, 2):
-                sequences = [torch.cat([tokens[:VISION_TOKENS], prompts[index]]) for tokens in sequences]
+                sequences = [
+                    torch.cat([tokens[:VISION_TOKENS], prompts[index]]) for tokens in sequences
+                ]
             if index in joint_blocks:
                 sequences = list(naive_block(block, torch.cat(sequences), visible=visible).chunk(T))
             else:
                 sequences = [naive_block(block, tokens) for tokens in sequences]
         expected = torch.stack([visual.ln_post(tokens) @ visual.proj for tokens in sequences])
-        torch.testing.assert_close(ours[clip_index * T : (clip_index + 1) * T], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours[clip_index * T : (clip_index + 1) * T], expected, rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.no_grad()
-def test_prompt_tokens_of_each_block_change_the_feature(backbone: Backbone, images: torch.Tensor) -> None:
+def test_prompt_tokens_of_each_block_change_the_feature(
+    backbone: Backbone, images: torch.Tensor
+) -> None:
     prompts = list(random_frames(3, 2, VISION_WIDTH, seed=1))
     before = encode_frames(backbone.model, images, num_frames=T, prompts=prompts)[:, 0]
     for index in range(3):
@@ -206,7 +238,9 @@ def test_text_prompts_stand_right_after_sot_and_earlier_tokens_stay(backbone: Ba
         if index == 1:
             tokens = torch.cat([tokens[:1], prompts[1], tokens[4:]])
         normed = block.ln_1(tokens)[None]
-        tokens = tokens + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0][0]
+        tokens = (
+            tokens + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0][0]
+        )
         tokens = tokens + block.mlp(block.ln_2(tokens))
     expected = model.ln_final(tokens[-1]) @ model.text_projection
     ours = encode_texts(model, ids, prompts=prompts)[0]
@@ -216,18 +250,24 @@ def test_text_prompts_stand_right_after_sot_and_earlier_tokens_stay(backbone: Ba
 def video_feature(backbone: Backbone, images: torch.Tensor, **how: Any) -> torch.Tensor:
     """The mean CLS of one clip."""
     with torch.no_grad():
-        return encode_frames(backbone.model, images, num_frames=len(images), **how)[:, 0].mean(dim=0)
+        return encode_frames(backbone.model, images, num_frames=len(images), **how)[:, 0].mean(
+            dim=0
+        )
 
 
 def largest_allocation(backbone: Backbone, frames: torch.Tensor) -> int:
-    """Bytes of the largest tensor of a space-time pass without a gradient, those inside torch's kernels included."""
+    """Bytes of the largest tensor of a space-time pass without a gradient, those inside torch's
+    kernels included."""
     with torch.no_grad(), profile(profile_memory=True) as profiled:
-        encode_frames(backbone.model, frames, num_frames=len(frames), space_time_blocks=(0, 1, 2, 3))
+        encode_frames(
+            backbone.model, frames, num_frames=len(frames), space_time_blocks=(0, 1, 2, 3)
+        )
     return max(event.self_cpu_memory_usage for event in profiled.events())
 
 
 def test_scoring_writes_no_attention_weights_out(tmp_path: Path) -> None:
-    # torch's native path, which writes them, is for towers in evaluation with an even number of heads
+    # torch's native path, which writes them, is for towers in evaluation with an even number of
+    # heads
     spec = {**SPEC, "vision_cfg": {**SPEC["vision_cfg"], "head_width": 12}}
     backbone = load_tiny(write_clip(tmp_path / "even.safetensors", spec=spec))
     backbone.model.eval()
@@ -241,12 +281,16 @@ def test_scoring_writes_no_attention_weights_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_prompts", [False, True])
-def test_a_clip_and_its_reverse_differ_under_causal_blocks_alone(backbone: Backbone, has_prompts: bool) -> None:
+def test_a_clip_and_its_reverse_differ_under_causal_blocks_alone(
+    backbone: Backbone, has_prompts: bool
+) -> None:
     frames = random_frames(4, 3, 32, 32)
     prompts = list(random_frames(2, 3, VISION_WIDTH, seed=1)) if has_prompts else []
     for causal in (False, True):
         how = {"space_time_blocks": (1, 3), "causal": causal, "prompts": prompts}
-        difference = (video_feature(backbone, frames, **how) - video_feature(backbone, frames.flip(0), **how)).abs()
+        difference = (
+            video_feature(backbone, frames, **how) - video_feature(backbone, frames.flip(0), **how)
+        ).abs()
         assert (difference.max() > 1e-2) == causal
         assert causal or difference.max() < 1e-5
 
@@ -259,16 +303,22 @@ def test_a_causal_tower_computes_a_frame_without_those_after_it(backbone: Backbo
             encode_frames(backbone.model, clip, num_frames=4, space_time_blocks=(0, 2), causal=True)
             for clip in (frames, later)
         )
-        prefix = encode_frames(backbone.model, frames[:2], num_frames=2, space_time_blocks=(0, 2), causal=True)
+        prefix = encode_frames(
+            backbone.model, frames[:2], num_frames=2, space_time_blocks=(0, 2), causal=True
+        )
     torch.testing.assert_close(ours[:2], others[:2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours[:2], prefix, rtol=1e-5, atol=1e-5)
     assert (ours[2:] - others[2:]).abs().max() > 1e-2
 
 
-def test_a_causal_tower_over_one_frame_is_the_plain_one(backbone: Backbone, images: torch.Tensor) -> None:
+def test_a_causal_tower_over_one_frame_is_the_plain_one(
+    backbone: Backbone, images: torch.Tensor
+) -> None:
     with torch.no_grad():
         plain = encode_frames(backbone.model, images, num_frames=1)
-        causal = encode_frames(backbone.model, images, num_frames=1, space_time_blocks=(0, 1, 2, 3), causal=True)
+        causal = encode_frames(
+            backbone.model, images, num_frames=1, space_time_blocks=(0, 1, 2, 3), causal=True
+        )
     torch.testing.assert_close(causal, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -283,9 +333,16 @@ def test_causal_blocks_do_not_mix_clips(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("trains", [False, True])
-def test_causal_blocks_run_under_autocast(backbone: Backbone, images: torch.Tensor, trains: bool) -> None:
+def test_causal_blocks_run_under_autocast(
+    backbone: Backbone, images: torch.Tensor, trains: bool
+) -> None:
     temporal_TE = random_frames(T, VISION_WIDTH, seed=2).requires_grad_(trains)
-    how: dict[str, Any] = {"num_frames": T, "temporal_TE": temporal_TE, "space_time_blocks": (1, 3), "causal": True}
+    how: dict[str, Any] = {
+        "num_frames": T,
+        "temporal_TE": temporal_TE,
+        "space_time_blocks": (1, 3),
+        "causal": True,
+    }
     plain = encode_frames(backbone.model, images, **how)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = encode_frames(backbone.model, images, **how)
@@ -301,9 +358,14 @@ def test_causal_blocks_run_under_autocast(backbone: Backbone, images: torch.Tens
 def test_gradients_through_the_towers_equal_finite_differences(clip: Path, causal: bool) -> None:
     model = load_tiny(clip).model.double()
     model.requires_grad_(False)
-    frames, ids_KS = random_frames(2, 3, 32, 32).double(), insert_slots(load_tiny(clip).tokenize(TEXTS[:2]), 2)
+    frames, ids_KS = (
+        random_frames(2, 3, 32, 32).double(),
+        insert_slots(load_tiny(clip).tokenize(TEXTS[:2]), 2),
+    )
 
-    def run(temporal_TE: torch.Tensor, vision_PE: torch.Tensor, text_PE: torch.Tensor) -> torch.Tensor:
+    def run(
+        temporal_TE: torch.Tensor, vision_PE: torch.Tensor, text_PE: torch.Tensor
+    ) -> torch.Tensor:
         tokens_NSD = encode_frames(
             model,
             frames,
@@ -317,7 +379,10 @@ def test_gradients_through_the_towers_equal_finite_differences(clip: Path, causa
         return torch.cat([tokens_NSD.flatten(), tokens_KSD[:, :12].flatten()])
 
     shapes = ((2, VISION_WIDTH), (1, VISION_WIDTH), (2, TEXT_WIDTH))
-    inputs = [random_frames(*shape, seed=seed).double().requires_grad_() for seed, shape in enumerate(shapes)]
+    inputs = [
+        random_frames(*shape, seed=seed).double().requires_grad_()
+        for seed, shape in enumerate(shapes)
+    ]
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
@@ -335,10 +400,12 @@ def test_views_are_averaged_in_the_logits(clip: Path) -> None:
     ids = method.prepare_texts(TEXTS)
     frames = random_frames(2, 3, 4, 3, 32, 32)
     with torch.no_grad():
-        one_by_one = torch.stack([cosine_logits(method, frames[:, view : view + 1], ids) for view in range(3)]).mean(
-            dim=0
+        one_by_one = torch.stack(
+            [cosine_logits(method, frames[:, view : view + 1], ids) for view in range(3)]
+        ).mean(dim=0)
+        torch.testing.assert_close(
+            cosine_logits(method, frames, ids), one_by_one, rtol=1e-4, atol=1e-4
         )
-        torch.testing.assert_close(cosine_logits(method, frames, ids), one_by_one, rtol=1e-4, atol=1e-4)
 
 
 def test_slots_stand_between_sot_and_the_caption(backbone: Backbone) -> None:

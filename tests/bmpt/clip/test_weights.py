@@ -11,7 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bmpt.clip.weights import SPEC_METADATA_KEY, hash_weights, read_torch_file, read_weights, without_prefixes
+from bmpt.clip.weights import (
+    SPEC_METADATA_KEY,
+    hash_weights,
+    read_torch_file,
+    read_weights,
+    without_prefixes,
+)
 from shards.errors import FormatError
 from tests.bmpt.checkpoints.published_files import yacs_is_installed
 from tests.bmpt.tiny import load_tiny, write_clip
@@ -37,7 +43,8 @@ def test_the_hash_is_that_of_the_weights_not_of_the_file(clip: Path, tmp_path: P
     write_clip(rewritten)
     assert load_tiny(rewritten).weights_sha256 == load_tiny(clip).weights_sha256
     assert (
-        load_tiny(write_clip(tmp_path / "other.safetensors", seed=1)).weights_sha256 != load_tiny(clip).weights_sha256
+        load_tiny(write_clip(tmp_path / "other.safetensors", seed=1)).weights_sha256
+        != load_tiny(clip).weights_sha256
     )
 
 
@@ -62,7 +69,9 @@ def test_the_hash_knows_names_and_shapes() -> None:
 
 
 def test_the_numbers_of_openais_archives_say_quick_gelu_in_a_state_dict_too(tmp_path: Path) -> None:
-    numbers = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    numbers = {
+        name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")
+    }
     torch.save({"weight": torch.ones(2), **numbers}, tmp_path / "clip.pt")
     state, spec = read_weights(tmp_path / "clip.pt")
     assert (list(state), spec) == (["weight"], {"quick_gelu": True})
@@ -71,13 +80,19 @@ def test_the_numbers_of_openais_archives_say_quick_gelu_in_a_state_dict_too(tmp_
 
 
 def test_prefixes_are_taken_off_the_front_alone() -> None:
-    state = {"_orig_mod.module.a.module.b": torch.zeros(1), "module.c": torch.zeros(1), "d": torch.zeros(1)}
+    state = {
+        "_orig_mod.module.a.module.b": torch.zeros(1),
+        "module.c": torch.zeros(1),
+        "d": torch.zeros(1),
+    }
     assert list(without_prefixes(state)) == ["a.module.b", "c", "d"]
 
 
 def test_a_nested_config_object_becomes_plain_mappings(tmp_path: Path) -> None:
     with yacs_is_installed() as node:
-        torch.save({"config": node({"A": {"B": (1, [2.5, None])}, "C": True})}, tmp_path / "file.pth")
+        torch.save(
+            {"config": node({"A": {"B": (1, [2.5, None])}, "C": True})}, tmp_path / "file.pth"
+        )
     config = read_torch_file(tmp_path / "file.pth")["config"]
     assert json.loads(json.dumps(config)) == {"A": {"B": [1, [2.5, None]]}, "C": True}
 
@@ -93,15 +108,21 @@ def test_reading_allows_nothing_to_later_readers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{broken", "[1]", '"text"', "3"])
 def test_an_architecture_that_cannot_be_understood_is_refused(tmp_path: Path, text: str) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", {SPEC_METADATA_KEY: text})
-    with pytest.raises(FormatError, match=r"odd\.safetensors: its metadata bmpt_clip is no architecture"):
+    with pytest.raises(
+        FormatError, match=r"odd\.safetensors: its metadata bmpt_clip is no architecture"
+    ):
         read_weights(tmp_path / "odd.safetensors")
 
 
 @pytest.mark.parametrize("text", ["{broken", "[]", "{}", '{"model_cfg": 3}'])
-def test_a_config_beside_the_file_that_cannot_be_understood_is_refused(clip: Path, tmp_path: Path, text: str) -> None:
+def test_a_config_beside_the_file_that_cannot_be_understood_is_refused(
+    clip: Path, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "clip.safetensors").write_bytes(clip.read_bytes())
     (tmp_path / "open_clip_config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(FormatError, match=r"open_clip_config\.json: is no open_clip config: .*move it away") as caught:
+    with pytest.raises(
+        FormatError, match=r"open_clip_config\.json: is no open_clip config: .*move it away"
+    ) as caught:
         read_weights(tmp_path / "clip.safetensors")
     assert "\n" not in str(caught.value)
 
@@ -109,10 +130,15 @@ def test_a_config_beside_the_file_that_cannot_be_understood_is_refused(clip: Pat
 def test_a_file_that_calls_what_it_may_in_a_wrong_way_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "good.pth")
     stream = b"\x80\x02ccollections\nOrderedDict\n(K\x01K\x02K\x03tR."  # OrderedDict(1, 2, 3)
-    with zipfile.ZipFile(tmp_path / "good.pth") as source, zipfile.ZipFile(tmp_path / "odd.pth", "w") as target:
+    with (
+        zipfile.ZipFile(tmp_path / "good.pth") as source,
+        zipfile.ZipFile(tmp_path / "odd.pth", "w") as target,
+    ):
         for entry in source.namelist():
             target.writestr(entry, stream if entry.endswith("data.pkl") else source.read(entry))
-    with pytest.raises(FormatError, match=r"odd\.pth: is not a weight file that can be read safely"):
+    with pytest.raises(
+        FormatError, match=r"odd\.pth: is not a weight file that can be read safely"
+    ):
         read_torch_file(tmp_path / "odd.pth")
 
 
@@ -144,7 +170,10 @@ def test_an_archive_that_would_run_its_own_code_is_refused_unread(
     file = tmp_path / "sneaky.pt"
     torch.jit.save(torch.jit.script(Sneaky()), str(file))
     capfd.readouterr()
-    with pytest.raises(FormatError, match=r"sneaky\.pt: is not a weight file.*__setstate__, which is code that runs"):
+    with pytest.raises(
+        FormatError,
+        match=r"sneaky\.pt: is not a weight file.*__setstate__, which is code that runs",
+    ):
         read_weights(file)
     assert "code of the file" not in capfd.readouterr().out
     torch.jit.load(str(file))
@@ -159,7 +188,11 @@ def test_code_that_a_look_at_the_archive_may_miss_does_not_run_either(
     torch.jit.save(torch.jit.script(Sneaky()), str(plain))
     with zipfile.ZipFile(plain) as given, zipfile.ZipFile(file, "w") as made:
         for member in given.infolist():
-            name = member.filename.replace(".py", ".PY") if hidden == "under another name" else member.filename
+            name = (
+                member.filename.replace(".py", ".PY")
+                if hidden == "under another name"
+                else member.filename
+            )
             made.writestr(name, given.read(member))
     if hidden == "behind a wrong checksum":
         data = bytearray(file.read_bytes())
@@ -167,6 +200,8 @@ def test_code_that_a_look_at_the_archive_may_miss_does_not_run_either(
         data[at : at + 4] = b"CODE"
         file.write_bytes(data)
     capfd.readouterr()
-    with pytest.raises(FormatError, match=r"hidden\.pt: is not a weight file that can be read safely"):
+    with pytest.raises(
+        FormatError, match=r"hidden\.pt: is not a weight file that can be read safely"
+    ):
         read_weights(file)
     assert "of the file runs" not in capfd.readouterr().out

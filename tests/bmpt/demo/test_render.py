@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from bmpt.demo import render
-from bmpt.demo.render import COLORS, MOTIONS, PLAIN, PLAIN_DARK, SHAPES, Clip, Look, render_clip, trajectory
+from bmpt.demo.render import (
+    COLORS,
+    MOTIONS,
+    PLAIN,
+    PLAIN_DARK,
+    SHAPES,
+    Clip,
+    Look,
+    render_clip,
+    trajectory,
+)
 
 TIMES = (np.arange(8) + 0.5) / 8
 SEEDS = range(8)
@@ -53,7 +63,9 @@ def test_every_motion_renders_in_every_look(motion: str) -> None:
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_the_same_seed_renders_the_same_pixels_and_another_one_others(motion: str) -> None:
     for look in looks():
-        first, again, other = (clip_of(motion, look=look, seed=seed).frames_THWC for seed in (3, 3, 4))
+        first, again, other = (
+            clip_of(motion, look=look, seed=seed).frames_THWC for seed in (3, 3, 4)
+        )
         assert np.array_equal(first, again)
         assert not np.array_equal(first, other)
 
@@ -68,7 +80,9 @@ def test_a_moving_shape_goes_the_way_its_name_says(motion: str, axis: int, sign:
         assert (sign * steps > 0).all()
         assert np.ptp(path_of(motion, seed)[1 - axis]) == 0
         clip = clip_of(motion, seed=seed).frames_THWC
-        assert sign * (centre_of(clip[-1])[axis] - centre_of(clip[0])[axis]) > 5, "in the pixels too"
+        assert sign * (centre_of(clip[-1])[axis] - centre_of(clip[0])[axis]) > 5, (
+            "in the pixels too"
+        )
 
 
 @pytest.mark.parametrize(("way", "sign"), [("clockwise", 1), ("counterclockwise", -1)])
@@ -113,7 +127,9 @@ def test_the_motion_is_in_the_order_of_frames_not_in_a_single_one() -> None:
     assert np.allclose(left + right, left[0] + right[0])
 
 
-@pytest.mark.parametrize("motion", ["dancing", "moving", "moving sideways", "circling", "spinning", "growing fast", ""])
+@pytest.mark.parametrize(
+    "motion", ["dancing", "moving", "moving sideways", "circling", "spinning", "growing fast", ""]
+)
 def test_an_unknown_motion_is_refused_with_the_known_ones(motion: str) -> None:
     with pytest.raises(ValueError, match=r"unknown motion .*known: blinking, .*zigzagging"):
         clip_of(motion)

@@ -26,7 +26,9 @@ def table_of(*rows: dict[str, Any]) -> list[list[str]]:
 
 
 def test_every_row_has_base_novel_and_hm_and_what_tuning_gains_on_base() -> None:
-    lines = table_of(result(40.0, 30.0, 34.285714), result(70.5, 35.0, 46.777), result(90.0, 20.0, 32.727273))
+    lines = table_of(
+        result(40.0, 30.0, 34.285714), result(70.5, 35.0, 46.777), result(90.0, 20.0, 32.727273)
+    )
     assert lines[1] == ["12.50", "12.50", "12.50"]
     assert lines[2] == ["40.00", "30.00", "34.29"]
     assert lines[3] == ["70.50", "35.00", "46.78", "+30.50"]

@@ -1,4 +1,5 @@
-"""The gradient of one optimiser step, in float64: by the engine's way on any number of ranks, and by the plain way."""
+"""The gradient of one optimiser step, in float64: by the engine's way on any number of ranks, and
+by the plain way."""
 
 from __future__ import annotations
 
@@ -34,27 +35,39 @@ CASES: list[tuple[dict[str, Any], int]] = [
 ]
 
 
-def step(clip: Path, case: int, world: World, *, encodes_once: bool = True) -> dict[str, torch.Tensor]:
-    """Gradients of all that trains, on one rank, of a step of 6 clips of which one could not be read.
+def step(
+    clip: Path, case: int, world: World, *, encodes_once: bool = True
+) -> dict[str, torch.Tensor]:
+    """Gradients of all that trains, on one rank, of a step of 6 clips of which one could not be
+    read.
 
-    Beside them under `loss` and `texts` its loss and how many class texts this rank encoded for it."""
+    Beside them under `loss` and `texts` its loss and how many class texts this rank encoded for
+    it."""
     changes, accumulation = CASES[case]
     settings = settings_of(METHOD, **changes)
     method = build_method(load_tiny(clip), settings, num_frames=4, seed=0, classes=CLASSES).train()
-    # prompts, gates and new layers leave their start, but not the tower, whose spread of weights matters
+    # prompts, gates and new layers leave their start, but not the tower, whose spread of weights
+    # matters
     drawn(method, 1)
     method.clip.double().load_state_dict(
         {key: value.double() for key, value in load_tiny(clip).model.state_dict().items()}
     )
     each = 1 if settings.name == "bike" else 2
-    sentences = ClassSentences(CLASSES, tuple((f"to {name}", f"{name} once more")[:each] for name in CLASSES))
+    sentences = ClassSentences(
+        CLASSES, tuple((f"to {name}", f"{name} once more")[:each] for name in CLASSES)
+    )
     negatives = (
-        ClassSentences(CLASSES, (("sit",) * 2, ("stand",) * 2, ("lie",) * 2)) if settings.name == "bmpt" else None
+        ClassSentences(CLASSES, (("sit",) * 2, ("stand",) * 2, ("lie",) * 2))
+        if settings.name == "bmpt"
+        else None
     )
     texts = method.prepare_classes(sentences, negatives)
     classes = class_encoder(method, texts, world) if encodes_once else None
     gradient = StepGradient(method, texts, world, classes=classes)
-    frames_BVTCHW, knowledge_BD = random_frames(6, 1, 4, 3, 32, 32).double(), random_frames(6, 16, seed=3).double()
+    frames_BVTCHW, knowledge_BD = (
+        random_frames(6, 1, 4, 3, 32, 32).double(),
+        random_frames(6, 16, seed=3).double(),
+    )
     places = micro_slices(*rank_slice(len(LABELS), world.rank, world.size), accumulation)
     inputs = [
         (
@@ -75,8 +88,12 @@ def step(clip: Path, case: int, world: World, *, encodes_once: bool = True) -> d
         texts_encoded.add_(len(output))
 
     method.clip.transformer.resblocks[0].ln_1.register_forward_hook(count)
-    loss = gradient.add(inputs, num_batches=len(inputs), sentence_K=torch.tensor(SENTENCE) % each, share=share)
-    found = {name: value.grad for name, value in method.named_parameters() if value.grad is not None}
+    loss = gradient.add(
+        inputs, num_batches=len(inputs), sentence_K=torch.tensor(SENTENCE) % each, share=share
+    )
+    found = {
+        name: value.grad for name, value in method.named_parameters() if value.grad is not None
+    }
     return {**found, "loss": torch.tensor(loss, dtype=torch.float64), "texts": texts_encoded}
 
 

@@ -1,4 +1,5 @@
-"""What the log says of a step's clips; that it is the same over ranks is shown in `test_kill_and_resume.py`."""
+"""What the log says of a step's clips; that it is the same over ranks is shown in
+`test_kill_and_resume.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ def batch_of(reads: ReadStats) -> GlobalBatch:
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_log_has_the_digest_of_the_keys_in_the_order_of_the_stream(config: MakeConfig, accumulation: int) -> None:
+def test_the_log_has_the_digest_of_the_keys_in_the_order_of_the_stream(
+    config: MakeConfig, accumulation: int
+) -> None:
     settings = config(train={"accumulation": accumulation})
     run(settings)
     keys = open_pool(settings.data.pool).manifest("few_shot/train_k2").table["key"].to_pylist()
@@ -33,7 +36,10 @@ def test_the_log_has_the_digest_of_the_keys_in_the_order_of_the_stream(config: M
 
 def test_a_digest_is_that_of_keys_in_their_order() -> None:
     assert len(digest_of(["a", "b"])) == 16
-    assert len({digest_of(keys) for keys in (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a", "b", "c"])}) == 5
+    assert (
+        len({digest_of(keys) for keys in (["a", "b"], ["b", "a"], ["ab"], ["a"], ["a", "b", "c"])})
+        == 5
+    )
 
 
 def test_reading_is_a_small_dict_with_requests_only_where_there_are_any() -> None:

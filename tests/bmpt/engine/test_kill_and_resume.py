@@ -1,6 +1,7 @@
 """A run of real processes over a bucket, killed and resumed with other ranks, is the unbroken run.
 
-One sample of the pool is damaged and one shard is gone, so that all of it holds for runs with failures too."""
+One sample of the pool is damaged and one shard is gone, so that all of it holds for runs with
+failures too."""
 
 from __future__ import annotations
 
@@ -43,8 +44,14 @@ from tests.process_memory import children_of
 STEPS_PER_EPOCH, SAVE_EVERY = 32, 8
 SECTIONS: dict[str, Any] = {
     # 96 clips in steps of 3: two ranks have 1 and 2 of them
-    "data": {"pool": "s3://runs/pool", "train": "base_to_novel/val_novel", "val": "few_shot/train_k2", "batch_size": 3},
-    # at larger rates AdamW makes the rounding of another topology visible: 1e-5 of a loss here, 1e-2 at ten times these
+    "data": {
+        "pool": "s3://runs/pool",
+        "train": "base_to_novel/val_novel",
+        "val": "few_shot/train_k2",
+        "batch_size": 3,
+    },
+    # at larger rates AdamW makes the rounding of another topology visible: 1e-5 of a loss here,
+    # 1e-2 at ten times these
     "train": {"epochs": 2, "lr": 1e-5, "lr_prompts": 1e-4},
 }
 
@@ -79,9 +86,11 @@ def unbroken(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> T
 
 @pytest.fixture
 def killed(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> Path:
-    """The folder of a run of two ranks with two loader processes each that SIGKILL ended within its first epoch.
+    """The folder of a run of two ranks with two loader processes each that SIGKILL ended within its
+    first epoch.
 
-    Its processes yield to the one that watches, and are held before they are looked for one by one."""
+    Its processes yield to the one that watches, and are held before they are looked for one by
+    one."""
     ended = folder / "killed"
     if ended.exists():
         return ended
@@ -93,7 +102,11 @@ def killed(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> Pat
             command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
     try:
-        metrics, deadline, ranks = ended / "metrics.jsonl", time.monotonic() + TIMEOUT_SECONDS, list[int]()
+        metrics, deadline, ranks = (
+            ended / "metrics.jsonl",
+            time.monotonic() + TIMEOUT_SECONDS,
+            list[int](),
+        )
         while time.monotonic() < deadline and process.poll() is None:
             if metrics.exists():
                 ranks = ranks or children_of(process.pid)
@@ -109,7 +122,8 @@ def killed(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> Pat
 
 
 def clips_of(run_dir: Path) -> list[tuple[Any, ...]]:
-    """What every step saw: the order of its clips, how many were valid, which could not be read, what was asked for."""
+    """What every step saw: the order of its clips, how many were valid, which could not be read,
+    what was asked for."""
     names = ("step", "batch", "valid_clips", "failed", "requests", "bytes")
     return [tuple(row.get(name) for name in names) for row in metrics_of(run_dir)]
 
@@ -150,7 +164,12 @@ def test_a_killed_run_goes_on_with_other_ranks_to_the_unbroken_end(
     for tensor in others:
         torch.testing.assert_close(tensors[tensor], others[tensor], rtol=1e-4, atol=1e-6)
     # counted once, the places before the kill too
-    assert done.stderr.count(f"base_to_novel/val_novel: {len(failing)} of 96 samples could not be read") == 1
+    assert (
+        done.stderr.count(
+            f"base_to_novel/val_novel: {len(failing)} of 96 samples could not be read"
+        )
+        == 1
+    )
     assert failing == {key for row in ours for key in row.get("failed", {})}
     assert sum(3 - row["valid_clips"] for row in ours) == 2 * len(failing)
 
@@ -182,9 +201,14 @@ def test_too_many_failures_in_a_row_end_all_ranks_at_one_step(
     for shard in (tmp_path / "pool" / "shards").glob("*.tar"):
         shard.unlink()
     s3.upload(tmp_path / "pool", "empty")
-    sections = {**SECTIONS, "data": SECTIONS["data"] | {"pool": "s3://empty/pool", "max_failures": 7}}
+    sections = {
+        **SECTIONS,
+        "data": SECTIONS["data"] | {"pool": "s3://empty/pool", "max_failures": 7},
+    }
     seventh = manifest.row(permute(np.arange(7), len(manifest), seed=0, epoch=0)[6])
-    sentence = f"7 samples in a row could not be read; the last: s3://empty/pool/{seventh['shard']}: "
+    sentence = (
+        f"7 samples in a row could not be read; the last: s3://empty/pool/{seventh['shard']}: "
+    )
     alone = make_config(folder, clip, Path(), run="empty1", **sections)
     with pytest.raises(StorageError, match=f"^{re.escape(sentence)}") as caught:
         run(alone)

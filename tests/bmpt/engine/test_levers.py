@@ -1,4 +1,5 @@
-"""What class texts cost a run: how often they go through the text tower, how many at once and at which length."""
+"""What class texts cost a run: how often they go through the text tower, how many at once and at
+which length."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from tests.bmpt.tiny import ALONE
 
 Passes = list[tuple[int, ...]]  # (texts, tokens of each)
 
-# a token a word: the longest class text of all and of the novel classes has 9, that of the base classes 7
+# a token a word: the longest class text of all and of the novel classes has 9, that of the base
+# classes 7
 TEXTS = {
     "Class00": ("a person is on the long red", "a man who is in the car"),
     "Class01": ("run with the dog", "jump over the cat"),
@@ -60,7 +62,10 @@ def encode(settings: TrainConfig) -> Encoded:
         with noting(task.method) as training:
             assert trainer.run(bars)
         with noting(task.method) as scoring:
-            assert evaluate(task, folder=folder_of(settings), checkpoint=None, progress=bars.update) is not None
+            assert (
+                evaluate(task, folder=folder_of(settings), checkpoint=None, progress=bars.update)
+                is not None
+            )
     assert trainer.step == STEPS
     return Encoded(training, scoring)
 
@@ -70,7 +75,9 @@ def noting(method: Method) -> Iterator[Passes]:
     """What enters the first block of the text tower."""
     passes: Passes = []
     first = method.clip.transformer.resblocks[0].ln_1  # blocks are walked by their parts
-    hook = first.register_forward_hook(lambda _, inputs, __: passes.append(tuple(inputs[0].shape[:-1])))
+    hook = first.register_forward_hook(
+        lambda _, inputs, __: passes.append(tuple(inputs[0].shape[:-1]))
+    )
     try:
         yield passes
     finally:
@@ -81,9 +88,14 @@ def noting(method: Method) -> Iterator[Passes]:
 def encoded(config: MakeConfig, tmp_path: Path) -> Encode:
     """Passes of a run of a method, with some sentences a class."""
 
-    def of(method: dict[str, Any], *, sentences: int = 2, accumulation: int = 1, **text: Any) -> Encoded:
+    def of(
+        method: dict[str, Any], *, sentences: int = 2, accumulation: int = 1, **text: Any
+    ) -> Encoded:
         file = tmp_path / "sentences.json"
-        file.write_text(json.dumps({name: of_class[:sentences] for name, of_class in TEXTS.items()}), encoding="utf-8")
+        file.write_text(
+            json.dumps({name: of_class[:sentences] for name, of_class in TEXTS.items()}),
+            encoding="utf-8",
+        )
         settings = config(
             method=method,
             text={"sentences": str(file), **text},
@@ -112,7 +124,10 @@ def test_trained_texts_are_encoded_once_a_step_at_any_accumulation(
 
 def test_negatives_are_encoded_once_a_step_too(encoded: Encode, tmp_path: Path) -> None:
     file = tmp_path / "negatives.txt"
-    lines = [f"{name} -> {other}\n" for name, other in zip(TEXTS, ("sit", "stand", "lie", "fall"), strict=True)]
+    lines = [
+        f"{name} -> {other}\n"
+        for name, other in zip(TEXTS, ("sit", "stand", "lie", "fall"), strict=True)
+    ]
     file.write_text("".join(lines), encoding="utf-8")
     found = encoded(BMPT, accumulation=3, negatives=str(file)).training
     assert found == [(4, ALL + SLOTS), (4, NEGATIVE + SLOTS)] * STEPS
@@ -146,4 +161,6 @@ def test_each_sentence_is_encoded_once_a_scored_list_of_several_blocks(
     encoded: Encode, method: dict[str, Any], sentences: int, base: int, all_: int
 ) -> None:
     lists = [(2, base), (2, all_), (4, all_)]
-    assert encoded(method, sentences=sentences).scoring == [each for each in lists for _ in range(sentences)]
+    assert encoded(method, sentences=sentences).scoring == [
+        each for each in lists for _ in range(sentences)
+    ]

@@ -46,7 +46,9 @@ def test_a_warm_up_as_long_as_the_run_or_longer_is_only_a_warm_up(warmup: int) -
     assert shares == pytest.approx([(step + 1) / warmup for step in range(10)])
 
 
-def groups_by_name(clip: Path, settings: TrainSettings, **method: Any) -> dict[str, dict[str, float]]:
+def groups_by_name(
+    clip: Path, settings: TrainSettings, **method: Any
+) -> dict[str, dict[str, float]]:
     """The optimiser's group of every trained parameter."""
     built = method_on(clip, **method)
     optimizer = build_optimizer(built, settings)
@@ -63,9 +65,17 @@ def test_every_trained_parameter_is_in_exactly_one_group(clip: Path) -> None:
 
 
 def test_prompts_gates_gains_and_biases_have_no_weight_decay_and_matrices_have(clip: Path) -> None:
-    groups = groups_by_name(clip, TrainSettings(weight_decay=0.3), tune="all", temporal_position="learned")
+    groups = groups_by_name(
+        clip, TrainSettings(weight_decay=0.3), tune="all", temporal_position="learned"
+    )
     decay = {name: group["weight_decay"] for name, group in groups.items()}
-    free = ("vision_LPE", "text_LPE", "temporal_TE", "exchange.layers.0.gate_to_text", "clip.logit_scale")
+    free = (
+        "vision_LPE",
+        "text_LPE",
+        "temporal_TE",
+        "exchange.layers.0.gate_to_text",
+        "clip.logit_scale",
+    )
     assert {decay[name] for name in free} == {0.0}
     assert decay["clip.visual.ln_pre.weight"] == 0.0
     assert decay["exchange.layers.0.vision_to_text.0.bias"] == 0.0
@@ -75,9 +85,15 @@ def test_prompts_gates_gains_and_biases_have_no_weight_decay_and_matrices_have(c
 
 def test_each_group_has_its_own_base_rate(clip: Path) -> None:
     settings = TrainSettings(lr=1e-6, lr_prompts=1e-2, lr_exchange=1e-4)
-    rates = {name: group["base_lr"] for name, group in groups_by_name(clip, settings, tune="all").items()}
+    rates = {
+        name: group["base_lr"] for name, group in groups_by_name(clip, settings, tune="all").items()
+    }
     assert rates["vision_LPE"] == rates["text_LPE"] == 1e-2
-    assert rates["exchange.layers.1.gate_to_vision"] == rates["exchange.layers.0.text_to_vision.2.weight"] == 1e-4
+    assert (
+        rates["exchange.layers.1.gate_to_vision"]
+        == rates["exchange.layers.0.text_to_vision.2.weight"]
+        == 1e-4
+    )
     assert rates["clip.visual.conv1.weight"] == rates["clip.logit_scale"] == 1e-6
 
 
@@ -90,7 +106,9 @@ def test_setting_a_share_keeps_the_base_rates(clip: Path) -> None:
     optimizer = build_optimizer(method_on(clip), TrainSettings(lr=1e-3, lr_prompts=1e-2))
     set_lr(optimizer, 0.5)
     set_lr(optimizer, 0.25)
-    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.25e-3, 0.25e-2])
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx(
+        [0.25e-3, 0.25e-2]
+    )
 
 
 def test_the_share_of_the_rate_is_what_a_step_uses(clip: Path) -> None:
@@ -101,4 +119,6 @@ def test_the_share_of_the_rate_is_what_a_step_uses(clip: Path) -> None:
     method.get_parameter("vision_LPE").sum().backward()
     optimizer.step()
     # the first step of Adam moves every value by the rate
-    torch.testing.assert_close(before - method.get_parameter("vision_LPE"), torch.full_like(before, 0.5e-3))
+    torch.testing.assert_close(
+        before - method.get_parameter("vision_LPE"), torch.full_like(before, 0.5e-3)
+    )

@@ -1,4 +1,5 @@
-"""Class texts encoded once a step, over all ranks, give the gradients of encoding them in every micro-batch."""
+"""Class texts encoded once a step, over all ranks, give the gradients of encoding them in every
+micro-batch."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Gradients = dict[str, torch.Tensor]
 def ranks(
     request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[list[Gradients]]:
-    """What so many gloo processes computed, [rank][case]; of four processes one has no class to encode."""
+    """What so many gloo processes computed, [rank][case]; of four processes one has no class to
+    encode."""
     folder = tmp_path_factory.mktemp("ranks")
     done = torchrun(request.param, str(clip), str(folder), module="tests.bmpt.engine.step_ranks")
     assert done.returncode == 0, done.stderr
@@ -29,7 +31,9 @@ def assert_equal(ours: Gradients, plain: Gradients) -> None:
     assert ours.keys() == plain.keys()
     for name, gradient in plain.items():
         if name not in ("loss", "texts"):
-            torch.testing.assert_close(ours[name], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max() + 1e-6))
+            torch.testing.assert_close(
+                ours[name], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max() + 1e-6)
+            )
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
@@ -38,10 +42,14 @@ def test_alone_they_are_those_of_the_plain_way(clip: Path, case: int) -> None:
     ours = step(clip, case, ALONE)
     assert_equal(ours, plain)
     torch.testing.assert_close(ours["loss"], plain["loss"])
-    assert sum(bool(value.abs().max() > 1e-9) for value in plain.values()) > 2, "a gradient beside loss and texts"
+    assert sum(bool(value.abs().max() > 1e-9) for value in plain.values()) > 2, (
+        "a gradient beside loss and texts"
+    )
 
 
-def test_on_several_ranks_they_are_those_of_the_plain_way_alone(clip: Path, ranks: list[list[Gradients]]) -> None:
+def test_on_several_ranks_they_are_those_of_the_plain_way_alone(
+    clip: Path, ranks: list[list[Gradients]]
+) -> None:
     for case in range(len(CASES)):
         plain = step(clip, case, ALONE, encodes_once=False)
         for rank in ranks:

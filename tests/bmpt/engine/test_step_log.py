@@ -29,7 +29,8 @@ def scalars_of(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def wait_for_the_next_second() -> None:
-    """TensorBoard orders files by the second in their names; no other process comes back as fast as a test."""
+    """TensorBoard orders files by the second in their names; no other process comes back as fast as
+    a test."""
     second = int(time.time())
     while int(time.time()) == second:
         time.sleep(0.02)
@@ -39,7 +40,9 @@ def row(step: int, **values: Any) -> dict[str, Any]:
     return {"step": step, "loss": 1.0 / step, "batch": "c0ffee", **values}
 
 
-def test_tensorboard_shows_the_numbers_of_the_log_with_each_step_once_after_a_stop(config: MakeConfig) -> None:
+def test_tensorboard_shows_the_numbers_of_the_log_with_each_step_once_after_a_stop(
+    config: MakeConfig,
+) -> None:
     settings = config(train={"epochs": 20})
     stop_early(settings)
     wait_for_the_next_second()
@@ -48,7 +51,8 @@ def test_tensorboard_shows_the_numbers_of_the_log_with_each_step_once_after_a_st
     scalars = scalars_of(folder_of(settings))
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert scalars.keys() == {
-        f"train/{name}" for name in ("epoch", "loss", "lr", "valid_clips", "seconds", "wait_seconds")
+        f"train/{name}"
+        for name in ("epoch", "loss", "lr", "valid_clips", "seconds", "wait_seconds")
     }
     for tag, values in scalars.items():
         expected = [(row["step"], pytest.approx(row[tag.removeprefix("train/")])) for row in rows]
@@ -56,7 +60,10 @@ def test_tensorboard_shows_the_numbers_of_the_log_with_each_step_once_after_a_st
 
 
 def test_steps_that_a_resumed_run_does_again_are_forgotten_in_both(tmp_path: Path) -> None:
-    for start, stop, failed in ((0, 5, "a"), (3, 7, "b")):  # killed after step 5, the state was of step 3
+    for start, stop, failed in (
+        (0, 5, "a"),
+        (3, 7, "b"),
+    ):  # killed after step 5, the state was of step 3
         log = StepLog(tmp_path, step=start, tensorboard=True)
         for step in range(start + 1, stop + 1):
             log.write(row(step, speed=start, failed={failed: f"why {step}"}))
@@ -66,13 +73,23 @@ def test_steps_that_a_resumed_run_does_again_are_forgotten_in_both(tmp_path: Pat
         *((step, 0) for step in (1, 2, 3)),
         *((step, 3) for step in (4, 5, 6, 7)),
     ]
-    assert scalars_of(tmp_path)["train/speed"] == [(1, 0), (2, 0), (3, 0), (4, 3), (5, 3), (6, 3), (7, 3)]
+    assert scalars_of(tmp_path)["train/speed"] == [
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (4, 3),
+        (5, 3),
+        (6, 3),
+        (7, 3),
+    ]
     assert scalars_of(tmp_path).keys() == {"train/loss", "train/speed"}
     assert log.failed == {"a": "why 1", "b": "why 4"}
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_is_null_in_the_log_and_itself_in_tensorboard(tmp_path: Path, loss: float) -> None:
+def test_a_loss_that_is_no_number_is_null_in_the_log_and_itself_in_tensorboard(
+    tmp_path: Path, loss: float
+) -> None:
     log = StepLog(tmp_path, step=0, tensorboard=True)
     log.write(row(1))
     log.write(row(2, loss=loss))
@@ -136,7 +153,9 @@ def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     log = StepLog(tmp_path, step=0, tensorboard=False)
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be written: Is a directory; make room"):
+    with pytest.raises(
+        StorageError, match=r"metrics\.jsonl: cannot be written: Is a directory; make room"
+    ):
         log.write(row(1))
 
 

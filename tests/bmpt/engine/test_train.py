@@ -1,4 +1,5 @@
-"""Whole runs of a tiny model over a toy pool, in this process: what trains, what is saved, what resumes."""
+"""Whole runs of a tiny model over a toy pool, in this process: what trains, what is saved, what
+resumes."""
 
 from __future__ import annotations
 
@@ -46,15 +47,32 @@ RESULT_KEYS = [
 ]
 
 EVALUATION_KEYS = [
-    *("manifest", "fingerprint", "classes", "clips", "crops", "frames", "expected", "scored", "failed", "missing"),
+    *(
+        "manifest",
+        "fingerprint",
+        "classes",
+        "clips",
+        "crops",
+        "frames",
+        "expected",
+        "scored",
+        "failed",
+        "missing",
+    ),
     *("verdicts", "top1", "top5", "correct_top1", "predictions"),
 ]
 
 
 def test_a_run_folder_holds_what_the_format_says(finished: TrainConfig) -> None:
-    found = {str(path.relative_to(folder_of(finished))) for path in folder_of(finished).rglob("*") if path.is_file()}
+    found = {
+        str(path.relative_to(folder_of(finished)))
+        for path in folder_of(finished).rglob("*")
+        if path.is_file()
+    }
     (events,) = folder_of(finished).glob("tensorboard/events.out.tfevents.*")
-    predictions = {f"predictions/{name.replace('/', '.')}.parquet" for name in finished.eval.manifests}
+    predictions = {
+        f"predictions/{name.replace('/', '.')}.parquet" for name in finished.eval.manifests
+    }
     assert found == {
         "config.yaml",
         "prompts.safetensors",
@@ -74,7 +92,9 @@ def test_results_have_exactly_the_stated_keys(finished: TrainConfig) -> None:
     assert list(results["checkpoint"]) == ["file", "sha256", "step", "selection"]
 
 
-def test_results_name_the_data_the_weights_and_the_checkpoint(finished: TrainConfig, clip: Path) -> None:
+def test_results_name_the_data_the_weights_and_the_checkpoint(
+    finished: TrainConfig, clip: Path
+) -> None:
     results, pool = results_of(finished), open_pool(finished.data.pool)
     assert results["pool_id"] == pool.card.pool_id
     assert results["model"] == {"name": "tiny", "weights_sha256": load_tiny(clip).weights_sha256}
@@ -103,7 +123,9 @@ def test_the_percentages_are_those_of_the_predictions(finished: TrainConfig) -> 
         correct = sum(row["top5"][0] == row["label"] for row in rows)
         assert entry["correct_top1"] == correct
         assert entry["top1"] == round(100 * correct / len(rows), 6)
-        assert entry["top5"] == round(100 * sum(row["label"] in row["top5"] for row in rows) / len(rows), 6)
+        assert entry["top5"] == round(
+            100 * sum(row["label"] in row["top5"] for row in rows) / len(rows), 6
+        )
         for row in rows:
             assert len(row["scores"]) == entry["classes"]
             assert row["scores"][row["top5"][0]] == max(row["scores"])
@@ -126,14 +148,18 @@ def test_every_step_is_logged_once_with_its_rate_and_clips(finished: TrainConfig
     assert [(row["step"], row["epoch"]) for row in rows] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     assert {row["valid_clips"] for row in rows} == {4}
     shares = [lr_share(step, num_steps=4, warmup_steps=0) for step in range(4)]
-    assert [row["lr"] for row in rows] == pytest.approx([finished.train.lr * share for share in shares])
+    assert [row["lr"] for row in rows] == pytest.approx(
+        [finished.train.lr * share for share in shares]
+    )
 
 
 def test_the_config_in_the_run_folder_is_the_one_that_ran(finished: TrainConfig) -> None:
     assert load_config(folder_of(finished) / "config.yaml") == finished
 
 
-def test_two_runs_in_two_folders_give_the_same_bytes(finished: TrainConfig, config: MakeConfig) -> None:
+def test_two_runs_in_two_folders_give_the_same_bytes(
+    finished: TrainConfig, config: MakeConfig
+) -> None:
     again = config(run="elsewhere", eval={"manifests": [*VAL, "few_shot/val"]})
     run(again)
     predictions = [entry["predictions"] for entry in results_of(finished)["evaluations"]]
@@ -149,9 +175,14 @@ def test_under_tune_prompts_no_other_weight_changes(config: MakeConfig, clip: Pa
     fresh = build_method(backbone, settings.method, num_frames=4, seed=settings.seed)
     trained = checkpoint_of(settings)
     assert trained.keys() == fresh.trained_groups().keys()
-    moved = {name for name, value in trained.items() if not torch.equal(value, fresh.get_parameter(name))}
+    moved = {
+        name for name, value in trained.items() if not torch.equal(value, fresh.get_parameter(name))
+    }
     assert {"vision_LPE", "text_LPE"} <= moved
-    assert all(name in trained or not parameter.requires_grad for name, parameter in fresh.named_parameters())
+    assert all(
+        name in trained or not parameter.requires_grad
+        for name, parameter in fresh.named_parameters()
+    )
 
 
 def test_training_steps_leave_the_frozen_weights_bit_by_bit(config: MakeConfig) -> None:
@@ -165,13 +196,21 @@ def test_training_steps_leave_the_frozen_weights_bit_by_bit(config: MakeConfig) 
         assert trainer.run(bars)
     assert trainer.step == 4
     assert hash_weights(method.clip.state_dict()) == before
-    in_optimizer = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
+    in_optimizer = sum(
+        p.numel() for group in trainer.optimizer.param_groups for p in group["params"]
+    )
     prompts = 3 * 4 * 48 + 3 * 4 * 32
     exchange = 2 * ((48 * 8 + 8 + 8 * 32 + 32) + (32 * 8 + 8 + 8 * 48 + 48) + 2)
-    assert in_optimizer == sum(p.numel() for p in method.parameters() if p.requires_grad) == prompts + exchange
+    assert (
+        in_optimizer
+        == sum(p.numel() for p in method.parameters() if p.requires_grad)
+        == prompts + exchange
+    )
 
 
-@pytest.mark.parametrize(("name", "exchange"), [("bmpt", "bidirectional"), ("bmpt", "none"), ("vifi_clip", "none")])
+@pytest.mark.parametrize(
+    ("name", "exchange"), [("bmpt", "bidirectional"), ("bmpt", "none"), ("vifi_clip", "none")]
+)
 def test_the_loss_goes_down(config: MakeConfig, name: str, exchange: str) -> None:
     tune = "all" if name == "vifi_clip" else "prompts"
     template = "a video of a person who is doing {}."
@@ -187,7 +226,9 @@ def test_the_loss_goes_down(config: MakeConfig, name: str, exchange: str) -> Non
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulation_gives_the_same_losses_and_tensors(config: MakeConfig, accumulation: int) -> None:
+def test_accumulation_gives_the_same_losses_and_tensors(
+    config: MakeConfig, accumulation: int
+) -> None:
     whole = config(run="whole", train={"epochs": 3})
     parts = config(run="parts", train={"epochs": 3, "accumulation": accumulation})
     run(whole)
@@ -204,13 +245,18 @@ def test_loader_workers_change_nothing(config: MakeConfig) -> None:
 
 
 def test_another_seed_gives_another_run(config: MakeConfig) -> None:
-    one, other = config(run="one", train={"epochs": 1}), config(run="other", seed=1, train={"epochs": 1})
+    one, other = (
+        config(run="one", train={"epochs": 1}),
+        config(run="other", seed=1, train={"epochs": 1}),
+    )
     run(one)
     run(other)
     assert losses_of(folder_of(one)) != losses_of(folder_of(other))
 
 
-def test_a_manifest_that_cannot_be_scored_is_found_before_training(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_scored_is_found_before_training(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, samples_per_class=2)  # 2 shots for training leave nothing to validate on
     settings = config(data={"pool": str(pool)})
@@ -220,11 +266,19 @@ def test_a_manifest_that_cannot_be_scored_is_found_before_training(config: MakeC
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_is_complete_without_a_batch_of_the_next_one(toy_pool: Path, accumulation: int) -> None:
+def test_a_step_is_complete_without_a_batch_of_the_next_one(
+    toy_pool: Path, accumulation: int
+) -> None:
     pool = open_pool(toy_pool)
     cut = ClipSettings(frames=2, size_px=32)
     loader = build_train_loader(
-        pool, pool.manifest("few_shot/train_k2"), cut, batch_size=2, accumulation=accumulation, num_workers=0, seed=0
+        pool,
+        pool.manifest("few_shot/train_k2"),
+        cut,
+        batch_size=2,
+        accumulation=accumulation,
+        num_workers=0,
+        seed=0,
     )
     asked: list[int] = []
 
@@ -233,11 +287,16 @@ def test_a_step_is_complete_without_a_batch_of_the_next_one(toy_pool: Path, accu
             asked.append(batch.step)
             yield batch
 
-    seen = [([batch.step for batch in batches], asked[-1]) for batches, _ in steps_of(noting(), accumulation)]
+    seen = [
+        ([batch.step for batch in batches], asked[-1])
+        for batches, _ in steps_of(noting(), accumulation)
+    ]
     assert seen == [([step] * accumulation, step) for step in range(4)]
 
 
-def test_a_damaged_sample_leaves_an_empty_place_in_training(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_damaged_sample_leaves_an_empty_place_in_training(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, samples_per_class=5)
     damage_a_sample(pool, "few_shot/train_k2", 3)
@@ -248,7 +307,9 @@ def test_a_damaged_sample_leaves_an_empty_place_in_training(config: MakeConfig, 
     assert all(0 < loss < 50 for _, loss in losses_of(folder_of(settings)))
 
 
-def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(config: MakeConfig, tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, samples_per_class=5)
     damage_a_sample(pool, "few_shot/train_k2", 3)
@@ -257,7 +318,13 @@ def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(config: MakeConf
     opened, backbone = open_pool(pool), load_tiny(Path(settings.model.pretrained))
     manifest = opened.manifest("few_shot/train_k2")
     cut = ClipSettings(frames=4, size_px=32)
-    batch = next(iter(build_train_loader(opened, manifest, cut, batch_size=8, accumulation=1, num_workers=0, seed=0)))
+    batch = next(
+        iter(
+            build_train_loader(
+                opened, manifest, cut, batch_size=8, accumulation=1, num_workers=0, seed=0
+            )
+        )
+    )
     method = build_method(backbone, settings.method, num_frames=4, seed=0)
     good = batch.clips.weights_B > 0
     frames = normalize(batch.clips.frames_BVTCHW[good], backbone.image_mean, backbone.image_std)
@@ -269,7 +336,9 @@ def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(config: MakeConf
     assert losses_of(folder_of(settings))[0][1] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_damaged_sample_in_training_gives_the_same_run_under_accumulation(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_damaged_sample_in_training_gives_the_same_run_under_accumulation(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, samples_per_class=5)
     damage_a_sample(pool, "few_shot/train_k2", 3)
@@ -282,7 +351,9 @@ def test_a_damaged_sample_in_training_gives_the_same_run_under_accumulation(conf
     assert_same_run(whole, parts, tolerance=2e-4)
 
 
-def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, samples_per_class=5)
     zero_shot = {"name": "zero_shot", "space_time_blocks": [1, 3]}
@@ -295,7 +366,9 @@ def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(conf
     (entry,) = results["evaluations"]
     assert (entry["expected"], entry["scored"], entry["failed"]) == (12, 11, 1)
     file = entry["predictions"]
-    before, after = (pq.read_table(folder_of(settings) / file).to_pylist() for settings in (whole, damaged))
+    before, after = (
+        pq.read_table(folder_of(settings) / file).to_pylist() for settings in (whole, damaged)
+    )
     assert [row["key"] for row in after if row["failed"] is not None] == [key]
     assert "wrong CRC" in after[4]["failed"]
     correct = sum(row["top5"][0] == row["label"] for index, row in enumerate(before) if index != 4)
@@ -305,13 +378,17 @@ def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(conf
     assert same == [index for index in range(12) if index != 4]
 
 
-def test_a_manifest_of_which_nothing_can_be_read_stops_the_run(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_manifest_of_which_nothing_can_be_read_stops_the_run(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, classes=2, samples_per_class=3)
     for index in range(2):
         damage_a_sample(pool, "few_shot/val", index)
     settings = config(data={"pool": str(pool)}, method={"name": "zero_shot"})
-    with pytest.raises(StorageError, match=r"2 samples in a row could not be read; the last: .*wrong CRC"):
+    with pytest.raises(
+        StorageError, match=r"2 samples in a row could not be read; the last: .*wrong CRC"
+    ):
         run_evaluation(settings, ALONE, checkpoint=None)
 
 
@@ -321,19 +398,27 @@ def test_a_run_changes_nothing_in_the_pool(config: MakeConfig, toy_pool: Path) -
     assert {path: path.read_bytes() for path in toy_pool.rglob("*") if path.is_file()} == before
 
 
-def test_a_pool_whose_shards_are_gone_stops_with_a_sentence(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_pool_whose_shards_are_gone_stops_with_a_sentence(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     make_pool(pool, classes=8, samples_per_class=7)  # 40 samples to score: more than 32 in a row
     for shard in (pool / "shards").glob("*.tar"):
         shard.unlink()
     settings = config(data={"pool": str(pool)}, method={"name": "zero_shot"})
-    with pytest.raises(StorageError, match=r"32 samples in a row could not be read; the last: .*no such file"):
+    with pytest.raises(
+        StorageError, match=r"32 samples in a row could not be read; the last: .*no such file"
+    ):
         run_evaluation(settings, ALONE, checkpoint=None)
 
 
-def test_eval_with_the_checkpoint_gives_the_numbers_of_train(finished: TrainConfig, config: MakeConfig) -> None:
+def test_eval_with_the_checkpoint_gives_the_numbers_of_train(
+    finished: TrainConfig, config: MakeConfig
+) -> None:
     settings = config(run="eval", eval={"manifests": [*VAL, "few_shot/val"]})
-    outcome = run_evaluation(settings, ALONE, checkpoint=folder_of(finished) / "prompts.safetensors")
+    outcome = run_evaluation(
+        settings, ALONE, checkpoint=folder_of(finished) / "prompts.safetensors"
+    )
     assert outcome.results == results_of(finished)
     for entry in results_of(finished)["evaluations"]:
         ours, theirs = (folder_of(s) / entry["predictions"] for s in (settings, finished))
@@ -341,7 +426,9 @@ def test_eval_with_the_checkpoint_gives_the_numbers_of_train(finished: TrainConf
 
 
 def test_the_trained_prompts_are_what_is_scored(finished: TrainConfig, config: MakeConfig) -> None:
-    settings = config(run="plain", method={"name": "zero_shot"}, eval={"manifests": ["few_shot/val"]})
+    settings = config(
+        run="plain", method={"name": "zero_shot"}, eval={"manifests": ["few_shot/val"]}
+    )
     run_evaluation(settings, ALONE, checkpoint=None)
     file = "predictions/few_shot.val.parquet"
     ours, theirs = (pq.read_table(folder_of(s) / file)["scores"] for s in (settings, finished))
@@ -357,7 +444,9 @@ def test_zero_shot_is_scored_without_a_checkpoint(config: MakeConfig) -> None:
 
 
 def test_a_method_that_trains_is_not_scored_without_a_checkpoint(config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"method\.name=bmpt: trains, so scoring it needs --checkpoint FILE"):
+    with pytest.raises(
+        ConfigError, match=r"method\.name=bmpt: trains, so scoring it needs --checkpoint FILE"
+    ):
         run_evaluation(config(), ALONE, checkpoint=None)
 
 
@@ -382,7 +471,9 @@ def test_bf16_runs_on_the_cpu(config: MakeConfig) -> None:
     assert {value.dtype for value in checkpoint_of(settings).values()} == {torch.float32}
     exact = config(run="exact", train={"epochs": 1})
     run(exact)
-    for (_, rough), (_, precise) in zip(losses_of(folder_of(settings)), losses_of(folder_of(exact)), strict=True):
+    for (_, rough), (_, precise) in zip(
+        losses_of(folder_of(settings)), losses_of(folder_of(exact)), strict=True
+    ):
         assert rough == pytest.approx(precise, rel=0.1)
 
 
@@ -395,7 +486,12 @@ def test_fp16_without_a_gpu_is_refused_by_eval_too(config: MakeConfig) -> None:
 def test_an_odd_tail_of_the_manifest_is_dropped_each_epoch(config: MakeConfig) -> None:
     settings = config(data={"batch_size": 3})
     run(settings)
-    assert [(row["step"], row["epoch"]) for row in metrics_of(folder_of(settings))] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+    assert [(row["step"], row["epoch"]) for row in metrics_of(folder_of(settings))] == [
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (4, 1),
+    ]
 
 
 def test_warm_up_counts_in_epochs(config: MakeConfig) -> None:
@@ -406,10 +502,17 @@ def test_warm_up_counts_in_epochs(config: MakeConfig) -> None:
     assert rates[0] == pytest.approx(max(rates) / 3)
 
 
-def test_a_run_that_diverges_ends_with_the_step_in_the_log_and_the_state_of_before(config: MakeConfig) -> None:
+def test_a_run_that_diverges_ends_with_the_step_in_the_log_and_the_state_of_before(
+    config: MakeConfig,
+) -> None:
     settings = config(train={"epochs": 3, "lr": 1e30})
-    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"save_every_steps": 1})})
-    with pytest.raises(ConfigError, match=r"loss of step 2 is nan, at train\.precision=fp32; lower train\.lr=1e\+30"):
+    settings = settings.model_copy(
+        update={"run": settings.run.model_copy(update={"save_every_steps": 1})}
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"loss of step 2 is nan, at train\.precision=fp32; lower train\.lr=1e\+30",
+    ):
         run(settings)
     first, second = metrics_of(folder_of(settings))
     assert (first["step"], second["step"], second["loss"]) == (1, 2, None)
@@ -444,14 +547,24 @@ class LargeZeroShot(Large, ZeroShot):
         (LargeVifiClip, 1, "4 clips at once; raise train.accumulation, it is 1"),
         (LargeVifiClip, 2, "2 clips at once; raise train.accumulation, it is 2"),
         (LargeVifiClip, 4, "1 clips at once; lower data.frames"),
-        (LargeTogether, 1, "4 clips at once; vifi_clip compares them: lower data.batch_size or start more ranks"),
+        (
+            LargeTogether,
+            1,
+            "4 clips at once; vifi_clip compares them: lower data.batch_size or start more ranks",
+        ),
     ],
 )
 def test_clips_for_which_the_gpu_has_no_memory_are_counted_with_the_cure(
-    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, kind: type[Method], accumulation: int, said: str
+    config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Method],
+    accumulation: int,
+    said: str,
 ) -> None:
     monkeypatch.setitem(METHODS, "vifi_clip", kind)
-    settings = config(method={"name": "vifi_clip", "exchange": "none"}, train={"accumulation": accumulation})
+    settings = config(
+        method={"name": "vifi_clip", "exchange": "none"}, train={"accumulation": accumulation}
+    )
     with pytest.raises(ConfigError, match=f"^the GPU has no memory for {said}$"):
         run(settings)
 
@@ -460,5 +573,7 @@ def test_clips_to_score_for_which_the_gpu_has_no_memory_are_counted_with_the_cur
     config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "zero_shot", LargeZeroShot)
-    with pytest.raises(ConfigError, match=r"^the GPU has no memory for 5 clips at once; lower eval\.batch_size"):
+    with pytest.raises(
+        ConfigError, match=r"^the GPU has no memory for 5 clips at once; lower eval\.batch_size"
+    ):
         run_evaluation(config(method={"name": "zero_shot"}), ALONE, checkpoint=None)

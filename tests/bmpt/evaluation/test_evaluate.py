@@ -1,4 +1,5 @@
-"""Every clip is scored once at any number of GPUs, where usual samplers drop or repeat some; and no NaN is ranked."""
+"""Every clip is scored once at any number of GPUs, where usual samplers drop or repeat some; and no
+NaN is ranked."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ GPUS = 8
 
 
 def scored_by_dropping(num_clips: int, batch_size: int) -> Iterator[int]:
-    """ViFi-CLIP and BDC-CLIP: rank r takes every W-th clip in random order, and drops what does not fill a batch."""
+    """ViFi-CLIP and BDC-CLIP: rank r takes every W-th clip in random order, and drops what does not
+    fill a batch."""
     for rank in range(GPUS):
         sampler = SubsetRandomSampler(range(rank, num_clips, GPUS))
         for batch in BatchSampler(sampler, batch_size, drop_last=True):
@@ -66,7 +68,9 @@ def test_the_seed_systems_drop_or_repeat_clips_of_hmdb_at_8_gpus(hmdb_clips: int
 
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("block_size", [1, 2, 16, 64, 200, 2000])
-def test_we_score_every_clip_of_hmdb_once_at_8_gpus(hmdb_clips: int, block_size: int, num_workers: int) -> None:
+def test_we_score_every_clip_of_hmdb_once_at_8_gpus(
+    hmdb_clips: int, block_size: int, num_workers: int
+) -> None:
     assert Counter(scored_by_us(hmdb_clips, block_size, num_workers)) == Counter(range(hmdb_clips))
 
 
@@ -74,7 +78,9 @@ def test_scores_that_are_not_finite_are_ranked_as_no_class(
     finished: TrainConfig, config: MakeConfig, tmp_path: Path
 ) -> None:
     make_pool(tmp_path / "pool", samples_per_class=5)
-    damage_a_sample(tmp_path / "pool", "few_shot/val", 0)  # an empty place is no sample whose scores are wrong
+    damage_a_sample(
+        tmp_path / "pool", "few_shot/val", 0
+    )  # an empty place is no sample whose scores are wrong
     whole, broken = folder_of(finished) / "prompts.safetensors", tmp_path / "prompts.safetensors"
     with safe_open(whole, "pt") as opened:
         metadata = opened.metadata()
@@ -83,7 +89,10 @@ def test_scores_that_are_not_finite_are_ranked_as_no_class(
     save_file(tensors, broken, metadata)
     settings = config(data={"pool": str(tmp_path / "pool")})
     key = open_pool(tmp_path / "pool").manifest("few_shot/val").row(1)["key"]
-    with pytest.raises(ConfigError, match=rf"^few_shot/val: the scores of {key} are not finite \(11 of 12 samples\)"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^few_shot/val: the scores of {key} are not finite \(11 of 12 samples\)",
+    ):
         run_evaluation(settings, ALONE, checkpoint=broken)
     assert not list(folder_of(settings).rglob("*.parquet"))
     assert not (folder_of(settings) / "results.json").exists()

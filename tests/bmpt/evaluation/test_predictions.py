@@ -21,7 +21,9 @@ def block(*positions: int, failed: tuple[int, ...] = ()) -> Block:
         positions_N=np.array(positions, dtype=np.int64),
         keys=[f"key{position}" for position in positions],
         labels_N=np.array([position % CLASSES for position in positions], dtype=np.int64),
-        scores_NK=np.stack([rng[position].standard_normal(CLASSES).astype(np.float32) for position in positions]),
+        scores_NK=np.stack(
+            [rng[position].standard_normal(CLASSES).astype(np.float32) for position in positions]
+        ),
         failures=["wrong CRC" if position in failed else None for position in positions],
     )
 

@@ -1,4 +1,5 @@
-"""One training step of BIKE's loss over a gathered batch: alone by a call, on ranks under torchrun."""
+"""One training step of BIKE's loss over a gathered batch: alone by a call, on ranks under
+torchrun."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class Matcher(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(1.0))
         self.rows: torch.Tensor | None = None
 
-    def forward(self, frames_nTP: torch.Tensor, labels_N: torch.Tensor, gather: RowGather) -> torch.Tensor:
+    def forward(
+        self, frames_nTP: torch.Tensor, labels_N: torch.Tensor, gather: RowGather
+    ) -> torch.Tensor:
         """Logits [N, N] of all clips and the class texts of all clips."""
         self.rows = self.tower(frames_nTP)
         self.rows.retain_grad()
@@ -48,7 +51,8 @@ class Matcher(nn.Module):
 
 @dataclass(frozen=True)
 class Step:
-    """part: this rank's of the loss; rows: gradient by the rows of its clips; gradients: of the parameters."""
+    """part: this rank's of the loss; rows: gradient by the rows of its clips; gradients: of the
+    parameters."""
 
     part: torch.Tensor
     rows: torch.Tensor
@@ -64,20 +68,29 @@ def step(counts: tuple[int, ...], rank: int, *, dual: bool) -> Step:
     gather = row_gather(len(clips), clips.device)
     here = slice(start, start + counts[rank])
     assert gather.own == here
-    labels_N, weights_N = gather(torch.tensor(LABELS)[here]), gather(torch.tensor(WEIGHTS).double()[here])
-    part = matching_sum(model(clips, labels_N, gather), labels_N, weights_N, own=gather.own, dual=dual)
+    labels_N, weights_N = (
+        gather(torch.tensor(LABELS)[here]),
+        gather(torch.tensor(WEIGHTS).double()[here]),
+    )
+    part = matching_sum(
+        model(clips, labels_N, gather), labels_N, weights_N, own=gather.own, dual=dual
+    )
     part = part / weights_N.sum()
     (len(counts) * part).backward()  # for DDP's mean
     assert matcher.rows is not None
     assert matcher.rows.grad is not None
-    gradients = {name: value.grad for name, value in matcher.named_parameters() if value.grad is not None}
+    gradients = {
+        name: value.grad for name, value in matcher.named_parameters() if value.grad is not None
+    }
     return Step(part.detach(), matcher.rows.grad, gradients)
 
 
 def main(folder: Path) -> None:
     """Write what each rank computed of every case."""
     world: World = start_world(threads=1)
-    done: list[dict[str, Any]] = [vars(step(counts, world.rank, dual=dual)) for counts, dual in CASES]
+    done: list[dict[str, Any]] = [
+        vars(step(counts, world.rank, dual=dual)) for counts, dual in CASES
+    ]
     torch.save(done, folder / f"{world.rank}.pt")
     leave_world(0)
 

@@ -29,18 +29,25 @@ def ids_with_eot(*positions: int, context: int) -> torch.Tensor:
     return ids
 
 
-def assert_gradients(module: nn.Module, run: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> None:
-    """Finite differences of `run(module, *inputs)` in float64, by its inputs and by every parameter."""
+def assert_gradients(
+    module: nn.Module, run: Callable[..., torch.Tensor], *inputs: torch.Tensor
+) -> None:
+    """Finite differences of `run(module, *inputs)` in float64, by its inputs and by every
+    parameter."""
     module = module.double()
     values = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
     def of(*everything: torch.Tensor) -> torch.Tensor:
         taken, left = everything[: len(inputs)], everything[len(inputs) :]
         return torch.func.functional_call(
-            _Runs(module, run), {f"module.{name}": value for name, value in zip(values, left, strict=True)}, taken
+            _Runs(module, run),
+            {f"module.{name}": value for name, value in zip(values, left, strict=True)},
+            taken,
         )
 
-    everything = [value.detach().double().clone().requires_grad_() for value in (*inputs, *values.values())]
+    everything = [
+        value.detach().double().clone().requires_grad_() for value in (*inputs, *values.values())
+    ]
     assert torch.autograd.gradcheck(of, everything)
 
 

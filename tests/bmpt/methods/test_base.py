@@ -25,7 +25,11 @@ from tests.bmpt.tiny import (
     write_clip,
 )
 
-TEXTS = ["a video of a person who walks", "a video of a person who shoots a ball", "a video of a cat on a sofa"]
+TEXTS = [
+    "a video of a person who walks",
+    "a video of a person who shoots a ball",
+    "a video of a cat on a sofa",
+]
 
 
 def bmpt_on(clip: Path, **changes: Any) -> Bmpt:
@@ -77,7 +81,9 @@ def exchange_numel(layers: int, hidden: int) -> int:
 
 @pytest.mark.parametrize("exchange", ["none", "bidirectional"])
 @pytest.mark.parametrize("tune", ["prompts", "all"])
-def test_features_are_unit_vectors_and_logits_scaled_cosines(clip: Path, exchange: str, tune: str) -> None:
+def test_features_are_unit_vectors_and_logits_scaled_cosines(
+    clip: Path, exchange: str, tune: str
+) -> None:
     method = bmpt_on(clip, exchange=exchange, tune=tune)
     frames, ids = random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)
     with torch.no_grad():
@@ -86,7 +92,10 @@ def test_features_are_unit_vectors_and_logits_scaled_cosines(clip: Path, exchang
         torch.testing.assert_close(videos.norm(dim=-1), torch.ones(2, 1))
         assert videos.shape == (2, 1, JOINT_WIDTH)
         torch.testing.assert_close(
-            cosine_logits(method, frames, ids), 20.0 * videos[:, 0] @ classes.T, rtol=1e-4, atol=1e-4
+            cosine_logits(method, frames, ids),
+            20.0 * videos[:, 0] @ classes.T,
+            rtol=1e-4,
+            atol=1e-4,
         )
 
 
@@ -95,9 +104,12 @@ def test_class_features_that_are_given_are_used(clip: Path) -> None:
     frames, ids = random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)
     with torch.no_grad():
         classes = encode_classes(method, ids)
-        assert torch.equal(cosine_logits(method, frames, ids, classes), cosine_logits(method, frames, ids))
         assert torch.equal(
-            cosine_logits(method, frames, ids, classes.flip(0)), cosine_logits(method, frames, ids).flip(1)
+            cosine_logits(method, frames, ids, classes), cosine_logits(method, frames, ids)
+        )
+        assert torch.equal(
+            cosine_logits(method, frames, ids, classes.flip(0)),
+            cosine_logits(method, frames, ids).flip(1),
         )
 
 
@@ -118,31 +130,45 @@ def test_with_open_gates_the_prompts_of_one_tower_move_the_features_of_the_other
 
 
 @pytest.mark.parametrize(("prompts", "features"), [("vision_LPE", "text"), ("text_LPE", "vision")])
-def test_without_an_exchange_the_towers_are_independent(clip: Path, prompts: str, features: str) -> None:
+def test_without_an_exchange_the_towers_are_independent(
+    clip: Path, prompts: str, features: str
+) -> None:
     method = bmpt_on(clip, exchange="none")
     assert moves(method, prompts, features) == 0
 
 
 @pytest.mark.parametrize("exchange", ["none", "bidirectional"])
 @pytest.mark.parametrize(("prompts", "features"), [("vision_LPE", "vision"), ("text_LPE", "text")])
-def test_prompts_move_the_features_of_their_own_tower(clip: Path, exchange: str, prompts: str, features: str) -> None:
+def test_prompts_move_the_features_of_their_own_tower(
+    clip: Path, exchange: str, prompts: str, features: str
+) -> None:
     assert moves(bmpt_on(clip, exchange=exchange), prompts, features) > 1e-5
 
 
 @pytest.mark.parametrize(("vision_tokens", "text_tokens"), [(5, 2), (2, 7), (3, 3)])
-def test_odd_and_unequal_numbers_of_tokens_work(clip: Path, vision_tokens: int, text_tokens: int) -> None:
-    method = bmpt_on(clip, vision_tokens=vision_tokens, text_tokens=text_tokens, vision_depth=4, text_depth=2)
+def test_odd_and_unequal_numbers_of_tokens_work(
+    clip: Path, vision_tokens: int, text_tokens: int
+) -> None:
+    method = bmpt_on(
+        clip, vision_tokens=vision_tokens, text_tokens=text_tokens, vision_depth=4, text_depth=2
+    )
     open_gates(method)
     assert moves(method, "vision_LPE", "text") > 1e-5
 
 
-def test_every_trained_parameter_of_the_exchange_has_a_gradient_once_the_gates_are_open(clip: Path) -> None:
+def test_every_trained_parameter_of_the_exchange_has_a_gradient_once_the_gates_are_open(
+    clip: Path,
+) -> None:
     method = bmpt_on(clip)
     open_gates(method)
     cosine_logits(method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)).logsumexp(
         dim=1
     ).sum().backward()
-    idle = [name for name in method.trained_groups() if not method.get_parameter(name).grad.abs().sum() > 0]
+    idle = [
+        name
+        for name in method.trained_groups()
+        if not method.get_parameter(name).grad.abs().sum() > 0
+    ]
     assert idle == []
 
 
@@ -158,8 +184,12 @@ def test_the_gates_have_a_gradient_at_step_0(clip: Path) -> None:
 
 def test_the_frozen_backbone_gets_no_gradient(clip: Path) -> None:
     method = bmpt_on(clip)
-    cosine_logits(method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)).sum().backward()
-    assert [name for name, parameter in method.clip.named_parameters() if parameter.grad is not None] == []
+    cosine_logits(
+        method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)
+    ).sum().backward()
+    assert [
+        name for name, parameter in method.clip.named_parameters() if parameter.grad is not None
+    ] == []
 
 
 def test_under_tune_prompts_exactly_prompts_and_exchange_train(clip: Path) -> None:
@@ -168,7 +198,9 @@ def test_under_tune_prompts_exactly_prompts_and_exchange_train(clip: Path) -> No
         "prompts": 3 * 5 * VISION_WIDTH + 3 * 3 * TEXT_WIDTH,
         "exchange": exchange_numel(2, 8),
     }
-    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == sum(trained_numel(method).values())
+    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == sum(
+        trained_numel(method).values()
+    )
 
 
 def test_without_an_exchange_the_text_tower_has_no_prompt_of_layer_0(clip: Path) -> None:
@@ -197,7 +229,9 @@ def test_zero_shot_trains_nothing(clip: Path) -> None:
     assert [name for name, p in method.named_parameters() if p.requires_grad] == []
 
 
-def test_every_group_that_a_method_names_is_a_known_one_and_every_name_a_parameter(clip: Path) -> None:
+def test_every_group_that_a_method_names_is_a_known_one_and_every_name_a_parameter(
+    clip: Path,
+) -> None:
     for name in METHODS:
         position = "none" if name == "zero_shot" else "learned"
         method = method_on(clip, name=name, tune="all", temporal_position=position)
@@ -247,7 +281,10 @@ def test_a_backbones_temporal_position_is_left_out_under_none(clip: Path, tmp_pa
 def test_a_temporal_position_that_nothing_trains_is_refused(clip: Path, tmp_path: Path) -> None:
     file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=random_frames(4, VISION_WIDTH))
     assert method_on(file, name="zero_shot", temporal_position="learned").temporal_TE is not None
-    with pytest.raises(ConfigError, match=r"temporal_position=learned: tiny comes without one, and zero_shot trains"):
+    with pytest.raises(
+        ConfigError,
+        match=r"temporal_position=learned: tiny comes without one, and zero_shot trains",
+    ):
         method_on(clip, name="zero_shot", temporal_position="learned")
 
 
@@ -258,28 +295,47 @@ def test_a_temporal_position_for_another_number_of_frames_is_refused(tmp_path: P
 
 
 @pytest.mark.parametrize(("tower", "key"), [("vision", "vision_depth"), ("text", "text_depth")])
-def test_a_depth_beyond_the_tower_is_refused_with_both_numbers(clip: Path, tower: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"method\.{key}=5: the {tower} tower has {LAYERS} blocks"):
+def test_a_depth_beyond_the_tower_is_refused_with_both_numbers(
+    clip: Path, tower: str, key: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"method\.{key}=5: the {tower} tower has {LAYERS} blocks"
+    ):
         method_on(clip, **{key: 5})
 
 
 @pytest.mark.parametrize(
-    "changes", [{"vision_depth": 1}, {"text_depth": 1}, {"vision_depth": 0}, {"vision_tokens": 1}, {"text_tokens": 1}]
+    "changes",
+    [
+        {"vision_depth": 1},
+        {"text_depth": 1},
+        {"vision_depth": 0},
+        {"vision_tokens": 1},
+        {"text_tokens": 1},
+    ],
 )
-def test_a_depth_or_number_of_tokens_below_2_is_refused_under_an_exchange(clip: Path, changes: dict[str, int]) -> None:
+def test_a_depth_or_number_of_tokens_below_2_is_refused_under_an_exchange(
+    clip: Path, changes: dict[str, int]
+) -> None:
     with pytest.raises(ConfigError, match=r"method\.exchange=bidirectional needs .* at least 2"):
         method_on(clip, **changes)
 
 
 @pytest.mark.parametrize("block", [4, -1])
-def test_a_space_time_block_beyond_the_tower_is_refused_with_both_numbers(clip: Path, block: int) -> None:
-    sentence = rf"method\.space_time_blocks=\[1, {block}\]: block {block} is beyond the {LAYERS} blocks"
+def test_a_space_time_block_beyond_the_tower_is_refused_with_both_numbers(
+    clip: Path, block: int
+) -> None:
+    sentence = (
+        rf"method\.space_time_blocks=\[1, {block}\]: block {block} is beyond the {LAYERS} blocks"
+    )
     with pytest.raises(ConfigError, match=sentence):
         method_on(clip, space_time_blocks=[1, block])
 
 
 def test_bmpts_default_blocks_are_3_7_11_and_refused_where_the_tower_is_shorter(clip: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.space_time_blocks=\[3, 7, 11\]: block 7 is beyond the 4 blocks"):
+    with pytest.raises(
+        ConfigError, match=r"method\.space_time_blocks=\[3, 7, 11\]: block 7 is beyond the 4 blocks"
+    ):
         method_on(clip, space_time_blocks=None)
 
 
@@ -289,7 +345,9 @@ def test_frame_wise_methods_have_no_space_time_block_by_default(clip: Path) -> N
 
 def test_class_texts_that_prompts_would_overwrite_are_refused_under_none(clip: Path) -> None:
     method = bmpt_on(clip, exchange="none", text_tokens=4)
-    with pytest.raises(ConfigError, match=r"overwrites the first 4 caption tokens.* 2 class texts such as 'walk'"):
+    with pytest.raises(
+        ConfigError, match=r"overwrites the first 4 caption tokens.* 2 class texts such as 'walk'"
+    ):
         method.prepare_texts(["a person who walks", "walk", "run fast now"])
 
 
@@ -315,7 +373,8 @@ def test_short_class_texts_are_fine_with_slots_of_their_own(clip: Path) -> None:
 
 @pytest.mark.parametrize("text_tokens", [75, 76, 77, 100])
 def test_prompts_that_leave_no_room_for_a_caption_are_refused(clip: Path, text_tokens: int) -> None:
-    """The context is 77: SOT, slots, at least one caption token, EOT. Else all classes share one feature."""
+    """The context is 77: SOT, slots, at least one caption token, EOT. Else all classes share one
+    feature."""
     with pytest.raises(ConfigError, match="text_tokens"):
         bmpt_on(clip, text_tokens=text_tokens).prepare_texts(["walk", "run"])
 
@@ -326,7 +385,9 @@ def test_captions_that_become_equal_when_cut_are_refused(clip: Path) -> None:
         method.prepare_texts(["a video of a cat", "a video of a dog"])
 
 
-@pytest.mark.parametrize(("name", "tune"), [("bdc_clip", "prompts"), ("bike", "prompts"), ("bmpt", "image")])
+@pytest.mark.parametrize(
+    ("name", "tune"), [("bdc_clip", "prompts"), ("bike", "prompts"), ("bmpt", "image")]
+)
 def test_a_method_refuses_to_tune_what_it_does_not_have(clip: Path, name: str, tune: str) -> None:
     with pytest.raises(ConfigError, match=rf"method\.tune={tune}: {name} can tune"):
         method_on(clip, name=name, tune=tune)

@@ -16,15 +16,24 @@ from bmpt.methods.components.bike_attributes import (
     AttributeHead,
     attribute_text,
 )
-from bmpt.methods.components.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
+from bmpt.methods.components.bike_video import (
+    TemporalTransformer,
+    mean_frame_cosines,
+    spotted_cosines,
+    word_mask,
+)
 from bmpt.methods.components.fusion import fuse_probabilities
 from tests.bmpt.methods.method_parts import assert_gradients, drawn, ids_with_eot
 from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.tiny import random_frames
 
 
-def transformer_of(width: int, heads: int, layers: int, *, max_frames: int = 77, seed: int = 0) -> TemporalTransformer:
-    return drawn(TemporalTransformer(width, num_heads=heads, num_layers=layers, max_frames=max_frames), seed)
+def transformer_of(
+    width: int, heads: int, layers: int, *, max_frames: int = 77, seed: int = 0
+) -> TemporalTransformer:
+    return drawn(
+        TemporalTransformer(width, num_heads=heads, num_layers=layers, max_frames=max_frames), seed
+    )
 
 
 @given(
@@ -61,20 +70,28 @@ def test_the_temporal_transformer_knows_the_order_of_frames_in_both_modes(traini
 def test_the_start_of_the_temporal_transformer_is_the_releases() -> None:
     torch.manual_seed(0)
     transformer = TemporalTransformer(64, num_heads=2)
-    spreads = {name: value.std().item() for name, value in transformer.named_parameters() if value.ndim == 2}
+    spreads = {
+        name: value.std().item()
+        for name, value in transformer.named_parameters()
+        if value.ndim == 2
+    }
     assert len(spreads) == 1 + 6 * 4
     for name, spread in spreads.items():
-        # the joint projection keeps the start of torch: uniform with the variance 2 / (fan in + fan out)
+        # the joint projection keeps the start of torch: uniform with the variance 2 / (fan in + fan
+        # out)
         expected = (2 / (4 * 64)) ** 0.5 if "in_proj" in name else 0.02
         assert spread == pytest.approx(expected, rel=0.06), name
     vectors = {name: value for name, value in transformer.named_parameters() if value.ndim == 1}
     assert all(
-        torch.equal(value, torch.full_like(value, "ln" in name and "weight" in name)) for name, value in vectors.items()
+        torch.equal(value, torch.full_like(value, "ln" in name and "weight" in name))
+        for name, value in vectors.items()
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_temporal_transformer_gives_the_type_it_takes_under_autocast(dtype: torch.dtype) -> None:
+def test_the_temporal_transformer_gives_the_type_it_takes_under_autocast(
+    dtype: torch.dtype,
+) -> None:
     transformer = transformer_of(8, 2, 2).float()
     frames_BTD = random_frames(2, 3, 8).to(dtype)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -95,7 +112,13 @@ def test_the_temporal_transformer_gives_the_type_it_takes_under_autocast(dtype: 
     data=st.data(),
 )
 def test_concept_spotting_equals_a_loop(
-    clips: int, frames: int, width: int, context: int, counts_padding: bool, seed: int, data: st.DataObject
+    clips: int,
+    frames: int,
+    width: int,
+    context: int,
+    counts_padding: bool,
+    seed: int,
+    data: st.DataObject,
 ) -> None:
     eots = data.draw(st.lists(st.integers(0, context - 1), min_size=1, max_size=3))
     is_word_KS = word_mask(ids_with_eot(*eots, context=context), counts_padding=counts_padding)
@@ -120,41 +143,65 @@ def test_the_words_of_a_text_are_those_up_to_eot() -> None:
 
 def test_what_stands_after_eot_counts_with_padding_alone() -> None:
     ids_KS = ids_with_eot(1, context=4)
-    frames_BTD, classes_KD, words_KSD = (random_frames(*shape) for shape in ((1, 3, 8), (1, 8), (1, 4, 8)))
+    frames_BTD, classes_KD, words_KSD = (
+        random_frames(*shape) for shape in ((1, 3, 8), (1, 8), (1, 4, 8))
+    )
     changed_KSD = words_KSD.clone()
     changed_KSD[:, 2:] *= -1
     for counts_padding in (False, True):
         mask = word_mask(ids_KS, counts_padding=counts_padding)
-        before, after = (spotted_cosines(frames_BTD, classes_KD, words, mask) for words in (words_KSD, changed_KSD))
+        before, after = (
+            spotted_cosines(frames_BTD, classes_KD, words, mask)
+            for words in (words_KSD, changed_KSD)
+        )
         assert torch.equal(before, after) != counts_padding
 
 
 def test_the_cosines_with_the_texts_of_a_batch_are_columns_of_those_with_all_classes() -> None:
-    frames_BTD, classes_KD, words_KSD = (random_frames(*shape).double() for shape in ((4, 3, 8), (3, 8), (3, 5, 8)))
+    frames_BTD, classes_KD, words_KSD = (
+        random_frames(*shape).double() for shape in ((4, 3, 8), (3, 8), (3, 5, 8))
+    )
     mask_KS, labels_B = word_mask(ids_with_eot(1, 2, 4, context=5)), torch.tensor([2, 0, 2, 1])
     of_classes = spotted_cosines(frames_BTD, classes_KD, words_KSD, mask_KS)
-    of_batch = spotted_cosines(frames_BTD, classes_KD[labels_B], words_KSD[labels_B], mask_KS[labels_B])
+    of_batch = spotted_cosines(
+        frames_BTD, classes_KD[labels_B], words_KSD[labels_B], mask_KS[labels_B]
+    )
     torch.testing.assert_close(of_batch, of_classes[:, labels_B])
 
 
 def test_the_order_of_frames_does_not_matter_to_the_interactions_alone() -> None:
-    frames_BTD, classes_KD, words_KSD = (random_frames(*shape) for shape in ((2, 4, 8), (3, 8), (3, 5, 8)))
+    frames_BTD, classes_KD, words_KSD = (
+        random_frames(*shape) for shape in ((2, 4, 8), (3, 8), (3, 5, 8))
+    )
     mask = word_mask(ids_with_eot(1, 2, 4, context=5))
     shuffled_BTD = frames_BTD[:, [2, 0, 3, 1]]
     torch.testing.assert_close(
         spotted_cosines(shuffled_BTD, classes_KD, words_KSD, mask),
         spotted_cosines(frames_BTD, classes_KD, words_KSD, mask),
     )
-    torch.testing.assert_close(mean_frame_cosines(shuffled_BTD, classes_KD), mean_frame_cosines(frames_BTD, classes_KD))
+    torch.testing.assert_close(
+        mean_frame_cosines(shuffled_BTD, classes_KD), mean_frame_cosines(frames_BTD, classes_KD)
+    )
 
 
-@given(clips=st.integers(1, 3), frames=st.integers(1, 5), classes=st.integers(1, 4), seed=st.integers(0, 10**6))
-def test_the_mean_of_un_normalised_frames_meets_the_classes(clips: int, frames: int, classes: int, seed: int) -> None:
-    frames_BTD = random_frames(clips, frames, 5, seed=seed).double() * torch.arange(1, frames + 1).view(1, -1, 1)
+@given(
+    clips=st.integers(1, 3),
+    frames=st.integers(1, 5),
+    classes=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
+)
+def test_the_mean_of_un_normalised_frames_meets_the_classes(
+    clips: int, frames: int, classes: int, seed: int
+) -> None:
+    frames_BTD = random_frames(clips, frames, 5, seed=seed).double() * torch.arange(
+        1, frames + 1
+    ).view(1, -1, 1)
     classes_KD = 3 * random_frames(classes, 5, seed=seed + 1).double()
     ours = mean_frame_cosines(frames_BTD, classes_KD)
     for clip in range(clips):
-        expected = torch.stack([naive.mean_frame_cosine(frames_BTD[clip], name) for name in classes_KD])
+        expected = torch.stack(
+            [naive.mean_frame_cosine(frames_BTD[clip], name) for name in classes_KD]
+        )
         torch.testing.assert_close(ours[clip], expected, rtol=1e-9, atol=1e-12)
 
 
@@ -165,7 +212,9 @@ def test_under_autocast_the_interactions_compute_in_float32() -> None:
     mask = word_mask(ids_with_eot(1, 2, 4, context=5))
 
     def cosines() -> tuple[torch.Tensor, torch.Tensor]:
-        return spotted_cosines(frames_BTD, classes_KD, words_KSD, mask), mean_frame_cosines(frames_BTD, classes_KD)
+        return spotted_cosines(frames_BTD, classes_KD, words_KSD, mask), mean_frame_cosines(
+            frames_BTD, classes_KD
+        )
 
     plain = cosines()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -173,7 +222,12 @@ def test_under_autocast_the_interactions_compute_in_float32() -> None:
     assert {part.dtype for part in plain} == {torch.float32}
 
 
-@given(clips=st.integers(1, 3), classes=st.integers(1, 4), width=st.integers(2, 6), seed=st.integers(0, 10**6))
+@given(
+    clips=st.integers(1, 3),
+    classes=st.integers(1, 4),
+    width=st.integers(2, 6),
+    seed=st.integers(0, 10**6),
+)
 def test_the_attribute_head_equals_a_loop(clips: int, classes: int, width: int, seed: int) -> None:
     head = drawn(AttributeHead(width), seed)
     sentences_BD = 5 * random_frames(clips, width, seed=seed).double()
@@ -182,7 +236,9 @@ def test_the_attribute_head_equals_a_loop(clips: int, classes: int, width: int, 
         ours = head(sentences_BD, classes_KD)
         for clip in range(clips):
             for name in range(classes):
-                expected = naive.attribute_cosine(head.state_dict(), sentences_BD[clip], classes_KD[name])
+                expected = naive.attribute_cosine(
+                    head.state_dict(), sentences_BD[clip], classes_KD[name]
+                )
                 assert ours[clip, name].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-9)
 
 
@@ -223,7 +279,9 @@ def test_the_gradients_of_the_attribute_head_equal_finite_differences() -> None:
     def run(head: nn.Module, sentences_BD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
         return head(sentences_BD, classes_KD)
 
-    assert_gradients(drawn(AttributeHead(4), 0), run, random_frames(2, 4), random_frames(3, 4, seed=1))
+    assert_gradients(
+        drawn(AttributeHead(4), 0), run, random_frames(2, 4), random_frames(3, 4, seed=1)
+    )
 
 
 @pytest.mark.parametrize("counts_padding", [False, True])

@@ -46,7 +46,9 @@ def test_the_loss_adds_the_match_of_attribute_sentences_and_class_texts(clip: Pa
         texts = method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
         assert method.attributes is not None
         cosines = method.attributes(sentences_BD, method.encode_sentence(texts)[COSINE])
-        expected = matching_sum(method.clip.logit_scale.exp() * cosines, torch.tensor([0, 1, 2]), torch.ones(3))
+        expected = matching_sum(
+            method.clip.logit_scale.exp() * cosines, torch.tensor([0, 1, 2]), torch.ones(3)
+        )
         both, video = loss_of(method, sentences_BD), loss_of(method, None)
     torch.testing.assert_close(both - video, expected, rtol=1e-4, atol=1e-5)
     assert expected > 0.1
@@ -68,23 +70,36 @@ def test_the_video_branch_trains_as_without_attributes(clip: Path) -> None:
 @torch.no_grad()
 def test_scores_are_seven_tenths_of_the_video_and_three_of_the_attributes(clip: Path) -> None:
     method = bike(clip).eval()
-    classes = method.class_features(method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES))))
-    clips = {**method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)), ATTRIBUTES: random_frames(2, JOINT_WIDTH)}
+    classes = method.class_features(
+        method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
+    )
+    clips = {
+        **method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)),
+        ATTRIBUTES: random_frames(2, JOINT_WIDTH),
+    }
     found = method.logits(clips, classes)
-    expected = 0.7 * found[COSINE].softmax(dim=-1).mean(dim=1) + 0.3 * found[ATTRIBUTES][:, 0].softmax(dim=-1)
+    expected = 0.7 * found[COSINE].softmax(dim=-1).mean(dim=1) + 0.3 * found[ATTRIBUTES][
+        :, 0
+    ].softmax(dim=-1)
     torch.testing.assert_close(method.scores(clips, classes), expected)
     assert (expected - found[COSINE].softmax(dim=-1).mean(dim=1)).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_each_clip_is_scored_with_its_own_attributes(clip: Path) -> None:
-    method, frames, sentences_BD = bike(clip).eval(), random_frames(3, 1, 4, 3, 32, 32), random_frames(3, JOINT_WIDTH)
+    method, frames, sentences_BD = (
+        bike(clip).eval(),
+        random_frames(3, 1, 4, 3, 32, 32),
+        random_frames(3, JOINT_WIDTH),
+    )
     texts = method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
     scores_BK = method.score(frames, texts, torch.ones(3), attributes_BD=sentences_BD)
     for row in range(3):
         alone = slice(row, row + 1)
         clips = {**method.encode_clips(frames[alone]), ATTRIBUTES: sentences_BD[alone]}
-        torch.testing.assert_close(scores_BK[alone], method.scores(clips, method.class_features(texts)))
+        torch.testing.assert_close(
+            scores_BK[alone], method.scores(clips, method.class_features(texts))
+        )
     assert (
         scores_BK - method.score(frames, texts, torch.ones(3), attributes_BD=sentences_BD.flip(0))
     ).abs().max() > 1e-3
@@ -98,9 +113,18 @@ def test_a_text_tower_that_trains_is_refused_beside_attributes(clip: Path) -> No
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"method": {"attributes": True}}, r"method\.attributes=true: needs text\.attributes=\[FILE\]"),
-        ({"text": {"attributes": ["a.parquet"]}}, r"text\.attributes: bike reads it with method\.attributes=true"),
-        ({"text": {"knowledge": "k.parquet"}}, r"text\.knowledge: method bike reads no such file.*method\.name=bmpt"),
+        (
+            {"method": {"attributes": True}},
+            r"method\.attributes=true: needs text\.attributes=\[FILE\]",
+        ),
+        (
+            {"text": {"attributes": ["a.parquet"]}},
+            r"text\.attributes: bike reads it with method\.attributes=true",
+        ),
+        (
+            {"text": {"knowledge": "k.parquet"}},
+            r"text\.knowledge: method bike reads no such file.*method\.name=bmpt",
+        ),
     ],
 )
 def test_a_branch_without_its_file_and_a_file_without_its_branch_are_refused(

@@ -1,4 +1,5 @@
-"""Methods through the seam that training and scoring use: the originals' logits, losses, gradients, order of frames."""
+"""Methods through the seam that training and scoring use: the originals' logits, losses, gradients,
+order of frames."""
 
 from __future__ import annotations
 
@@ -33,16 +34,27 @@ from tests.bmpt.tiny import METHOD, load_tiny, random_frames, settings_of
 
 __all__ = ["backbone", "reference"]  # fixtures
 CLASSES = ("walk", "run", "jump")
-TUNES = {"zero_shot": "prompts", "vifi_clip": "all", "bdc_clip": "all", "bmpt": "prompts", "bike": "image"}
+TUNES = {
+    "zero_shot": "prompts",
+    "vifi_clip": "all",
+    "bdc_clip": "all",
+    "bmpt": "prompts",
+    "bike": "image",
+}
 
 
 def sentences(num_sentences: int = 1) -> ClassSentences:
-    texts = tuple(tuple(f"a person {'slowly ' * p}going to {name}" for p in range(num_sentences)) for name in CLASSES)
+    texts = tuple(
+        tuple(f"a person {'slowly ' * p}going to {name}" for p in range(num_sentences))
+        for name in CLASSES
+    )
     return ClassSentences(CLASSES, texts)
 
 
 def method_of(clip: Path, name: str, *, num_frames: int = 4, **changes: Any) -> Method:
-    settings = settings_of({**METHOD, "reduced_width": 6, "temporal_layers": 2}, name=name, **changes)
+    settings = settings_of(
+        {**METHOD, "reduced_width": 6, "temporal_layers": 2}, name=name, **changes
+    )
     return build_method(load_tiny(clip), settings, num_frames=num_frames, seed=0, classes=CLASSES)
 
 
@@ -52,7 +64,9 @@ def targets(labels: list[int], weights: list[float] | None = None, **more: Any) 
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
-def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(clip: Path, name: str) -> None:
+def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(
+    clip: Path, name: str
+) -> None:
     method = method_of(clip, name, tune=TUNES[name], temporal_position="learned")
     method.train()
     if name == "bmpt":
@@ -64,7 +78,11 @@ def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(clip: 
     loss = TrainingLoss(method)(random_frames(3, 1, 4, 3, 32, 32), texts, targets([0, 1, 2]))
     assert loss.shape == ()
     loss.backward()
-    moved = {name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    moved = {
+        name
+        for name, p in method.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
     assert moved <= method.trained_groups().keys()
     still = method.trained_groups().keys() - moved
     # a key's bias moves no softmax; what has no part in a loss of frame-wise means
@@ -85,11 +103,15 @@ def test_an_empty_place_adds_nothing_to_the_loss(clip: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_method_scores_clips_of_any_number_of_views(clip: Path, name: str, dtype: torch.dtype) -> None:
+def test_every_method_scores_clips_of_any_number_of_views(
+    clip: Path, name: str, dtype: torch.dtype
+) -> None:
     method = method_of(clip, name, tune=TUNES[name]).eval()
     texts = method.prepare_classes(sentences())
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        scores_BK = method.scores(method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)), method.class_features(texts))
+        scores_BK = method.scores(
+            method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)), method.class_features(texts)
+        )
     assert scores_BK.shape == (2, 3)
     assert scores_BK.isfinite().all()
 
@@ -97,7 +119,10 @@ def test_every_method_scores_clips_of_any_number_of_views(clip: Path, name: str,
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_with_its_weights_in_bfloat16(clip: Path, name: str) -> None:
     method = method_of(clip, name, tune=TUNES[name]).to(torch.bfloat16)
-    texts, frames = method.prepare_classes(sentences()), random_frames(2, 1, 4, 3, 32, 32).bfloat16()
+    texts, frames = (
+        method.prepare_classes(sentences()),
+        random_frames(2, 1, 4, 3, 32, 32).bfloat16(),
+    )
     with torch.no_grad():
         assert method.eval().score(frames, texts, torch.ones(2)).isfinite().all()
     assert TrainingLoss(method.train())(frames, texts, targets([0, 1])).isfinite()
@@ -105,12 +130,17 @@ def test_every_method_runs_with_its_weights_in_bfloat16(clip: Path, name: str) -
 
 def test_the_attributes_branch_runs_with_its_weights_in_bfloat16(clip: Path) -> None:
     method = method_of(clip, "bike", tune="image", attributes=True).to(torch.bfloat16)
-    texts, frames = method.prepare_classes(sentences()), random_frames(2, 1, 4, 3, 32, 32).bfloat16()
+    texts, frames = (
+        method.prepare_classes(sentences()),
+        random_frames(2, 1, 4, 3, 32, 32).bfloat16(),
+    )
     attributes_BD = random_frames(2, 16)
     with torch.no_grad():
         scores = method.eval().score(frames, texts, torch.ones(2), attributes_BD=attributes_BD)
     assert scores.isfinite().all()
-    assert TrainingLoss(method.train())(frames, texts, targets([0, 1], attributes_BD=attributes_BD)).isfinite()
+    assert TrainingLoss(method.train())(
+        frames, texts, targets([0, 1], attributes_BD=attributes_BD)
+    ).isfinite()
 
 
 @torch.no_grad()
@@ -124,8 +154,11 @@ def test_scoring_averages_unit_features_over_sentences_and_training_draws_one(cl
     torch.testing.assert_close(drawn, torch.stack([each[2, 0], each[0, 1], each[1, 2]]))
 
 
-def test_negatives_and_knowledge_add_to_bmpts_loss_and_short_negatives_stay_apart(clip: Path) -> None:
-    """As released, prompts overwrite the words of short negatives, and all of them become one vector."""
+def test_negatives_and_knowledge_add_to_bmpts_loss_and_short_negatives_stay_apart(
+    clip: Path,
+) -> None:
+    """As released, prompts overwrite the words of short negatives, and all of them become one
+    vector."""
     method = method_of(clip, "bmpt", text_tokens=4)
     method.train()
     negatives = ClassSentences(CLASSES, (("sit",), ("stand",), ("lie",)))
@@ -144,7 +177,9 @@ def test_negatives_and_knowledge_add_to_bmpts_loss_and_short_negatives_stay_apar
         released.prepare_classes(sentences(), negatives)
 
 
-@pytest.mark.parametrize(("name", "changes"), [("bmpt", {"causal": True}), ("bdc_clip", {"causal": True})])
+@pytest.mark.parametrize(
+    ("name", "changes"), [("bmpt", {"causal": True}), ("bdc_clip", {"causal": True})]
+)
 @torch.no_grad()
 def test_with_a_causal_mask_a_clip_and_its_reverse_differ_and_without_they_do_not(
     clip: Path, name: str, changes: dict[str, Any]
@@ -157,7 +192,9 @@ def test_with_a_causal_mask_a_clip_and_its_reverse_differ_and_without_they_do_no
 
 
 def test_a_causal_mask_without_blocks_to_act_in_is_refused(clip: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.causal=true: acts in blocks that see all frames"):
+    with pytest.raises(
+        ConfigError, match=r"method\.causal=true: acts in blocks that see all frames"
+    ):
         method_of(clip, "vifi_clip", tune="all", causal=True, space_time_blocks=())
 
 
@@ -179,11 +216,15 @@ def test_bike_takes_one_text_a_class(clip: Path) -> None:
 
 
 def llm_sentences(meta: dict[str, Any]) -> ClassSentences:
-    return ClassSentences(tuple(meta["classes"]), tuple(tuple(meta["llm"][name]) for name in meta["classes"]))
+    return ClassSentences(
+        tuple(meta["classes"]), tuple(tuple(meta["llm"][name]) for name in meta["classes"])
+    )
 
 
 @torch.no_grad()
-def test_bdc_clip_through_the_seam_gives_the_originals_logits(reference: Path, backbone: Any) -> None:
+def test_bdc_clip_through_the_seam_gives_the_originals_logits(
+    reference: Path, backbone: Any
+) -> None:
     tensors, meta = read(reference / "bdc.safetensors")
     state = bdc_state(tensors)
     sized: dict[str, Any] = {
@@ -197,7 +238,11 @@ def test_bdc_clip_through_the_seam_gives_the_originals_logits(reference: Path, b
     texts = method.prepare_classes(llm_sentences(meta))
     for name, indices in stored_passes(tensors, meta).items():
         method.train(name != "eval")
-        classes = method.class_features(texts) if name == "eval" else method.encode_sentence(texts, *indices)
+        classes = (
+            method.class_features(texts)
+            if name == "eval"
+            else method.encode_sentence(texts, *indices)
+        )
         logits = method.logits(method.encode_clips(tensors["images"].unsqueeze(1)), classes)
         for kind, theirs in ((COSINE, "cos"), (CLASSIFIER, "cls"), (COVARIANCE, "bdc")):
             assert_close(logits[kind][:, 0], tensors[f"{name}.logits_{theirs}"])
@@ -223,18 +268,25 @@ def test_bike_through_the_seam_gives_the_originals_logits(
     if method.temporal is not None:
         method.temporal.load_state_dict(temporal)
     names = tuple(meta["classes"])
-    texts = method.prepare_classes(ClassSentences(names, tuple((f"This is a video about {name}",) for name in names)))
+    texts = method.prepare_classes(
+        ClassSentences(names, tuple((f"This is a video about {name}",) for name in names))
+    )
     clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
     assert_close(
-        method.logits(clips, method.class_features(texts))[COSINE][:, 0], tensors[f"{header}.{interaction}.logits"]
+        method.logits(clips, method.class_features(texts))[COSINE][:, 0],
+        tensors[f"{header}.{interaction}.logits"],
     )
 
 
 @torch.no_grad()
-def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(reference: Path, backbone: Any) -> None:
+def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(
+    reference: Path, backbone: Any
+) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     method = vifi_clip_of_the_release(backbone, tensors, meta)
-    text = load_settings(TrainConfig, ROOT / "configs" / "methods" / "vifi_clip_prompts.yaml", ["data.pool=none"]).text
+    text = load_settings(
+        TrainConfig, ROOT / "configs" / "methods" / "vifi_clip_prompts.yaml", ["data.pool=none"]
+    ).text
     names = ["ApplyEyeMakeup", "brush_hair"]
     assert method.prepare_texts(class_sentences(names, text).at(0)).equal(
         method.prepare_texts(["ApplyEyeMakeup.", "brush hair."])
@@ -258,7 +310,9 @@ def test_under_autocast_logits_of_features_are_those_of_float32(clip: Path) -> N
 
 
 def test_words_behind_the_last_eot_are_not_computed_unless_they_count(clip: Path) -> None:
-    masked, unmasked = (method_of(clip, "bike", tune="image", counts_padding=flag) for flag in (False, True))
+    masked, unmasked = (
+        method_of(clip, "bike", tune="image", counts_padding=flag) for flag in (False, True)
+    )
     assert masked.prepare_classes(sentences()).ids_KPS.shape[-1] < 20
     assert unmasked.prepare_classes(sentences()).ids_KPS.shape[-1] == 77
 
@@ -274,5 +328,7 @@ def test_a_classifier_of_other_classes_is_said_to_take_no_part(clip: Path) -> No
 
 def test_start_words_of_no_prompts_are_refused(clip: Path) -> None:
     for changes in ({"tune": "all"}, {"tune": "prompts", "text_depth": 0}):
-        with pytest.raises(ConfigError, match=r"method\.start_words='a photo of a': .*there are none"):
+        with pytest.raises(
+            ConfigError, match=r"method\.start_words='a photo of a': .*there are none"
+        ):
             method_of(clip, "vifi_clip", start_words="a photo of a", **changes)

@@ -30,7 +30,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def about(*keys: str) -> list[Question]:
-    return [Question(key, lambda key=key: [{"role": "user", "content": key}], max_tokens=9) for key in keys]  # type: ignore[misc]
+    return [
+        Question(key, lambda key=key: [{"role": "user", "content": key}], max_tokens=9)
+        for key in keys
+    ]  # type: ignore[misc]
 
 
 def names_asked(chat: ChatServer) -> list[str]:
@@ -92,25 +95,37 @@ def test_folders_made_for_answers_that_did_not_come_are_gone(path: Path) -> None
     assert path.parent.parent.exists()
 
 
-def test_an_answer_that_is_not_wanted_is_asked_for_again_and_replaced(path: Path, chat: ChatServer) -> None:
+def test_an_answer_that_is_not_wanted_is_asked_for_again_and_replaced(
+    path: Path, chat: ChatServer
+) -> None:
     endpoint = Endpoint(chat.url, MODEL)
     with AnswerBook(path) as book:
         collect(endpoint, about("a", "b"), book, "v", PACE)
         chat.decide = lambda number, asked: Say("better")
-        found = collect(endpoint, about("a", "b"), book, "v", PACE, is_wanted=lambda key, reply: key == "b")
-    assert {key: reply.text for key, reply in found.replies.items()} == {"a": "better", "b": "hello"}
+        found = collect(
+            endpoint, about("a", "b"), book, "v", PACE, is_wanted=lambda key, reply: key == "b"
+        )
+    assert {key: reply.text for key, reply in found.replies.items()} == {
+        "a": "better",
+        "b": "hello",
+    }
     assert pq.read_table(path)["text"].to_pylist() == ["better", "hello"]
 
 
-def test_answers_are_kept_although_others_fail_and_the_failed_are_asked_again(path: Path, chat: ChatServer) -> None:
+def test_answers_are_kept_although_others_fail_and_the_failed_are_asked_again(
+    path: Path, chat: ChatServer
+) -> None:
     def decide(number: int, asked: Asked) -> Say | Send:
-        return {"a": Send(status=500, body=b"oops"), "b": Send(status=400, body=b"no")}.get(asked.text, Say("yes"))
+        return {"a": Send(status=500, body=b"oops"), "b": Send(status=400, body=b"no")}.get(
+            asked.text, Say("yes")
+        )
 
     chat.decide = decide
     endpoint = Endpoint(chat.url, MODEL)
     with (
         pytest.raises(
-            EndpointError, match=r"1 of 4 questions found no answer \(the first: a: HTTP 500: oops, tries: 1\)"
+            EndpointError,
+            match=r"1 of 4 questions found no answer \(the first: a: HTTP 500: oops, tries: 1\)",
         ),
         AnswerBook(path) as book,
     ):
@@ -176,7 +191,10 @@ def test_a_file_that_is_no_book_is_refused_and_stays_as_it_is(tmp_path: Path) ->
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StorageError, match=r"a\.parquet: cannot be read and written: (Not a directory|File exists)"),
+        pytest.raises(
+            StorageError,
+            match=r"a\.parquet: cannot be read and written: (Not a directory|File exists)",
+        ),
         AnswerBook(tmp_path / "file" / "a.parquet"),
     ):
         pass

@@ -1,4 +1,5 @@
-"""`bmpt attributes`: names that fit a clip by CLIP, BIKE's published ones, and their sentences' features."""
+"""`bmpt attributes`: names that fit a clip by CLIP, BIKE's published ones, and their sentences'
+features."""
 
 from __future__ import annotations
 
@@ -27,7 +28,16 @@ from tests.bmpt.tiny import JOINT_WIDTH, load_tiny, write_clip
 from tests.pools import make_pool
 
 MANIFEST = "few_shot/train_k2"  # 8 samples of 12 frames
-NAMES = ["archery", "bowling", "tying bow tie", "fencing", "juggling balls", "surfing water", "typing", "yoga"]
+NAMES = [
+    "archery",
+    "bowling",
+    "tying bow tie",
+    "fencing",
+    "juggling balls",
+    "surfing water",
+    "typing",
+    "yoga",
+]
 
 
 def run(*words: str) -> int:
@@ -70,7 +80,9 @@ def keys_of(pool: Path) -> list[str]:
 
 def with_keys(manifest: Manifest, keys: list[str]) -> Manifest:
     """The manifest with other keys for its samples."""
-    return Manifest(manifest.info, manifest.table.set_column(0, manifest.table.schema.field("key"), [keys]))
+    return Manifest(
+        manifest.info, manifest.table.set_column(0, manifest.table.schema.field("key"), [keys])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +94,14 @@ def finished(toy_pool: Path, clip: Path, tmp_path_factory: pytest.TempPathFactor
     return folder / "attributes.parquet"
 
 
-def test_a_clips_names_are_ranked_by_the_cosine_of_its_mean_frame(finished: Path, toy_pool: Path, clip: Path) -> None:
+def test_a_clips_names_are_ranked_by_the_cosine_of_its_mean_frame(
+    finished: Path, toy_pool: Path, clip: Path
+) -> None:
     pool, backbone = open_pool(toy_pool), load_tiny(clip)
     settings = ClipSettings(frames=8, size_px=backbone.image_size_px)
-    (batch,) = build_eval_loader(pool, pool.manifest(MANIFEST), settings, block_size=8, num_workers=0)
+    (batch,) = build_eval_loader(
+        pool, pool.manifest(MANIFEST), settings, block_size=8, num_workers=0
+    )
     found = {row["key"]: row["attributes"] for row in pq.read_table(finished).to_pylist()}
     assert list(found) == batch.keys
     for key, frames_VTCHW in zip(batch.keys, batch.frames_BVTCHW, strict=True):
@@ -94,29 +110,44 @@ def test_a_clips_names_are_ranked_by_the_cosine_of_its_mean_frame(finished: Path
             mean_D = sum(backbone.model.encode_image(frame[None])[0] for frame in frames_TCHW) / 8
             cosine_of = {
                 name: F.cosine_similarity(
-                    backbone.model.encode_text(backbone.tokenize([f"This is a video about {name}"]))[0], mean_D, dim=0
+                    backbone.model.encode_text(
+                        backbone.tokenize([f"This is a video about {name}"])
+                    )[0],
+                    mean_D,
+                    dim=0,
                 ).item()
                 for name in NAMES
             }
         assert found[key] == sorted(NAMES, key=lambda name: -cosine_of[name])[:6]
-    assert len({tuple(names) for names in found.values()}) > 1, "all clips have the same names: nothing is tested"
+    assert len({tuple(names) for names in found.values()}) > 1, (
+        "all clips have the same names: nothing is tested"
+    )
 
 
-def test_a_row_holds_the_sentence_of_the_first_five_names_and_its_feature(finished: Path, clip: Path) -> None:
+def test_a_row_holds_the_sentence_of_the_first_five_names_and_its_feature(
+    finished: Path, clip: Path
+) -> None:
     backbone = load_tiny(clip)
     for row in pq.read_table(finished).to_pylist():
         assert row["text"] == "This is a video about " + ",".join(row["attributes"][:5])
         with torch.no_grad():
-            expected = F.normalize(backbone.model.encode_text(backbone.tokenize([row["text"]]))[0], dim=0).numpy()
+            expected = F.normalize(
+                backbone.model.encode_text(backbone.tokenize([row["text"]]))[0], dim=0
+            ).numpy()
         np.testing.assert_allclose(row["features"], expected, atol=1e-5)
 
 
-def test_the_file_says_which_manifest_clip_and_lexicon_it_is_of(finished: Path, toy_pool: Path, clip: Path) -> None:
+def test_the_file_says_which_manifest_clip_and_lexicon_it_is_of(
+    finished: Path, toy_pool: Path, clip: Path
+) -> None:
     schema = pq.read_schema(finished)
     assert schema.names == ["key", "attributes", "text", "features"]
     metadata = json.loads(schema.metadata[b"bmpt"])
     info = open_pool(toy_pool).manifest(MANIFEST).info
-    assert {name: metadata[name] for name in ("format_version", "dataset", "manifest", "fingerprint", "pool_id")} == {
+    assert {
+        name: metadata[name]
+        for name in ("format_version", "dataset", "manifest", "fingerprint", "pool_id")
+    } == {
         "format_version": 1,
         "dataset": info.dataset,
         "manifest": MANIFEST,
@@ -124,14 +155,23 @@ def test_the_file_says_which_manifest_clip_and_lexicon_it_is_of(finished: Path, 
         "pool_id": info.pool_id,
     }
     assert metadata["clip"] == {"name": "tiny", "weights_sha256": load_tiny(clip).weights_sha256}
-    assert (metadata["expected"], metadata["found"], metadata["width"], metadata["frames"]) == (8, 8, JOINT_WIDTH, 8)
+    assert (metadata["expected"], metadata["found"], metadata["width"], metadata["frames"]) == (
+        8,
+        8,
+        JOINT_WIDTH,
+        8,
+    )
     assert (metadata["lexicon"], metadata["names"]) == ("lexicon.txt", len(NAMES))
     assert metadata["names_sha256"] == hashlib.sha256("\n".join(NAMES).encode()).hexdigest()
 
 
-def test_loader_processes_give_the_same_file(finished: Path, toy_pool: Path, clip: Path, tmp_path: Path) -> None:
+def test_loader_processes_give_the_same_file(
+    finished: Path, toy_pool: Path, clip: Path, tmp_path: Path
+) -> None:
     lexicon = lexicon_of(tmp_path, NAMES)
-    words = arguments(toy_pool, clip, tmp_path / "a.parquet", "--lexicon", str(lexicon), "--top", "6")
+    words = arguments(
+        toy_pool, clip, tmp_path / "a.parquet", "--lexicon", str(lexicon), "--top", "6"
+    )
     assert run(*words, "--workers", "1") == 0
     assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(finished))
 
@@ -164,11 +204,20 @@ def test_a_file_of_another_kind_is_refused_both_ways(
     unit_D = np.eye(1, JOINT_WIDTH, dtype=np.float32)[0]
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     write_knowledge(knowledge, [KnowledgeRow(keys_of(toy_pool)[0], unit_D)], manifest, backbone)
-    with pytest.raises(FormatError, match=r"knowledge\.parquet: is no attributes file of format 1; `bmpt attributes`"):
+    with pytest.raises(
+        FormatError,
+        match=r"knowledge\.parquet: is no attributes file of format 1; `bmpt attributes`",
+    ):
         read_attributes([knowledge], [], backbone)
-    with pytest.raises(FormatError, match=r"attributes\.parquet: is no knowledge file of format 1; `bmpt knowledge`"):
+    with pytest.raises(
+        FormatError,
+        match=r"attributes\.parquet: is no knowledge file of format 1; `bmpt knowledge`",
+    ):
         read_knowledge(finished, [], backbone)
-    with pytest.raises(ConfigError, match=r"gone\.parquet: cannot be read: .*; `bmpt attributes POOL MANIFEST --out"):
+    with pytest.raises(
+        ConfigError,
+        match=r"gone\.parquet: cannot be read: .*; `bmpt attributes POOL MANIFEST --out",
+    ):
         read_attributes([tmp_path / "gone.parquet"], [], backbone)
 
 
@@ -186,7 +235,9 @@ def test_a_clip_that_cannot_be_read_is_named_and_left_out(
     assert "CRC" in lines[1]
     assert run(*words, "--json") == 1
     assert json.loads(capsys.readouterr().out)["missing"] == [key]
-    with pytest.raises(ConfigError, match=rf"1 of 8 samples have no attributes \(the first: {key}\)"):
+    with pytest.raises(
+        ConfigError, match=rf"1 of 8 samples have no attributes \(the first: {key}\)"
+    ):
         read_attributes([out], keys_of(tmp_path / "pool"), load_tiny(clip))
 
 
@@ -194,7 +245,9 @@ def test_the_names_of_a_label_csv_are_written_as_words_and_used_once(
     toy_pool: Path, clip: Path, tmp_path: Path
 ) -> None:
     labels = tmp_path / "labels.csv"
-    labels.write_text("id,name\n0,ApplyEyeMakeup\n1,shoot_bow\n2,Shoot bow\n3,YoYo\n", encoding="utf-8")
+    labels.write_text(
+        "id,name\n0,ApplyEyeMakeup\n1,shoot_bow\n2,Shoot bow\n3,YoYo\n", encoding="utf-8"
+    )
     words = arguments(toy_pool, clip, tmp_path / "a.parquet", "--lexicon", str(labels))
     assert run(*words, "--top", "3") == 0
     for names in pq.read_table(tmp_path / "a.parquet")["attributes"].to_pylist():
@@ -206,22 +259,32 @@ def test_published_attributes_are_found_by_the_name_of_the_video(
 ) -> None:
     stems = [key.rpartition("/")[2] for key in keys_of(toy_pool)]
     forms = ["{}", "{}.mp4", "some/folder/{}.avi", "frames/{}/"]
-    videos = {forms[index % 4].format(stem): [f"name {index}", "bowling"] for index, stem in enumerate(stems)}
+    videos = {
+        forms[index % 4].format(stem): [f"name {index}", "bowling"]
+        for index, stem in enumerate(stems)
+    }
     source = published(tmp_path, {"another.mp4": ["yoga"], **videos})
     out = tmp_path / "a.parquet"
     assert run(*arguments(toy_pool, clip, out, "--import", str(source))) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{out}: attributes of 8 of 8 samples (0 without)", f"{source}: 8 of 9 entries used"]
+    assert lines == [
+        f"{out}: attributes of 8 of 8 samples (0 without)",
+        f"{source}: 8 of 9 entries used",
+    ]
     table = pq.read_table(out)
     assert table["key"].to_pylist() == keys_of(toy_pool)
-    assert table["text"].to_pylist() == [f"This is a video about name {index},bowling" for index in range(8)]
+    assert table["text"].to_pylist() == [
+        f"This is a video about name {index},bowling" for index in range(8)
+    ]
     metadata = json.loads(table.schema.metadata[b"bmpt"])
     assert metadata["imported"] == "attributes.json"
     assert metadata["imported_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert read_attributes([out], keys_of(toy_pool), load_tiny(clip)).shape == (8, JOINT_WIDTH)
 
 
-def test_only_the_best_of_many_published_names_are_kept(toy_pool: Path, clip: Path, tmp_path: Path) -> None:
+def test_only_the_best_of_many_published_names_are_kept(
+    toy_pool: Path, clip: Path, tmp_path: Path
+) -> None:
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     source = published(tmp_path, dict.fromkeys(keys_of(toy_pool), NAMES))
     import_attributes(source, manifest, load_tiny(clip), tmp_path / "a.parquet", top=2)
@@ -251,15 +314,23 @@ def test_names_that_are_encoded_in_keys_and_hold_dots_find_their_own_entries(
 ) -> None:
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     keys = ["50%25", "50", "a/50%2Efirst", *(f"other {index}" for index in range(5))]
-    source = published(tmp_path, {"50%.mp4": ["percent"], "x/50.first": ["folder of frames"], "50.webm": ["number"]})
-    done = import_attributes(source, with_keys(manifest, keys), load_tiny(clip), tmp_path / "a.parquet")
+    source = published(
+        tmp_path,
+        {"50%.mp4": ["percent"], "x/50.first": ["folder of frames"], "50.webm": ["number"]},
+    )
+    done = import_attributes(
+        source, with_keys(manifest, keys), load_tiny(clip), tmp_path / "a.parquet"
+    )
     assert (done.written, done.missing) == (3, keys[3:])
-    found = {row["key"]: row["attributes"] for row in pq.read_table(tmp_path / "a.parquet").to_pylist()}
+    found = {
+        row["key"]: row["attributes"] for row in pq.read_table(tmp_path / "a.parquet").to_pylist()
+    }
     assert found == {"50%25": ["percent"], "50": ["number"], "a/50%2Efirst": ["folder of frames"]}
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("one/{}.mp4", "two/{}.mp4"), ("{}", "{}.avi"), ("same/{}.mp4", "same/{}.mp4")]
+    ("first", "second"),
+    [("one/{}.mp4", "two/{}.mp4"), ("{}", "{}.avi"), ("same/{}.mp4", "same/{}.mp4")],
 )
 def test_two_entries_of_one_sample_are_an_error(
     toy_pool: Path, clip: Path, tmp_path: Path, first: str, second: str
@@ -271,15 +342,21 @@ def test_two_entries_of_one_sample_are_an_error(
     source.write_text("{" + entries + "}")
     expected = rf"attributes\.json: '{paths[0]}' and '{paths[1]}' are both of {key}; remove one of the entries"
     with pytest.raises(ConfigError, match=expected):
-        import_attributes(source, open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip), tmp_path / "a.parquet")
+        import_attributes(
+            source, open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip), tmp_path / "a.parquet"
+        )
     assert not (tmp_path / "a.parquet").exists()
 
 
-def test_two_samples_of_one_file_name_cannot_be_imported(toy_pool: Path, clip: Path, tmp_path: Path) -> None:
+def test_two_samples_of_one_file_name_cannot_be_imported(
+    toy_pool: Path, clip: Path, tmp_path: Path
+) -> None:
     manifest = with_keys(open_pool(toy_pool).manifest(MANIFEST), ["run/1", "jump/1", *"abcdef"])
     expected = "few_shot/train_k2: run/1 and jump/1 have one file name, .*; make them here instead of importing them"
     with pytest.raises(ConfigError, match=expected):
-        import_attributes(published(tmp_path, {"1": ["yoga"]}), manifest, load_tiny(clip), tmp_path / "a.parquet")
+        import_attributes(
+            published(tmp_path, {"1": ["yoga"]}), manifest, load_tiny(clip), tmp_path / "a.parquet"
+        )
     with pytest.raises(ConfigError, match=expected):
         import_features(tmp_path, manifest, tmp_path / "k.parquet")
 
@@ -299,14 +376,18 @@ def test_two_samples_of_one_file_name_cannot_be_imported(toy_pool: Path, clip: P
         {"classname_topk": ["yo\udcffga"]},
     ],
 )
-def test_an_entry_that_is_something_else_is_named(toy_pool: Path, clip: Path, tmp_path: Path, entry: Any) -> None:
+def test_an_entry_that_is_something_else_is_named(
+    toy_pool: Path, clip: Path, tmp_path: Path, entry: Any
+) -> None:
     source = tmp_path / "attributes.json"
-    source.write_text(json.dumps({keys_of(toy_pool)[0]: {"classname_topk": ["yoga"]}, "x/y.mp4": entry}))
-    expected = (
-        r"attributes\.json: entry 'x/y\.mp4' is .*, expected \{\"classname_topk\": \[names\]\}; correct or remove"
+    source.write_text(
+        json.dumps({keys_of(toy_pool)[0]: {"classname_topk": ["yoga"]}, "x/y.mp4": entry})
     )
+    expected = r"attributes\.json: entry 'x/y\.mp4' is .*, expected \{\"classname_topk\": \[names\]\}; correct or remove"
     with pytest.raises(FormatError, match=expected):
-        import_attributes(source, open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip), tmp_path / "a.parquet")
+        import_attributes(
+            source, open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip), tmp_path / "a.parquet"
+        )
     assert not (tmp_path / "a.parquet").exists()
 
 
@@ -318,11 +399,19 @@ def test_an_entry_that_is_something_else_is_named(toy_pool: Path, clip: Path, tm
         (b"[" * 100_000, "is not JSON"),
         (b"{}", "holds no videos; expected {video path: "),
         (b'[["a.mp4", {"classname_topk": ["yoga"]}]]', "holds no videos"),
-        (b'{"gone.mp4": {"classname_topk": ["yoga"]}}', "none of its 1 entries (the first: 'gone.mp4') is of the 8"),
+        (
+            b'{"gone.mp4": {"classname_topk": ["yoga"]}}',
+            "none of its 1 entries (the first: 'gone.mp4') is of the 8",
+        ),
     ],
 )
 def test_a_published_file_that_is_something_else_is_one_line(
-    toy_pool: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, expected: str
+    toy_pool: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    data: bytes,
+    expected: str,
 ) -> None:
     source = tmp_path / "attributes.json"
     source.write_bytes(data)
@@ -337,7 +426,10 @@ def test_a_published_file_that_is_something_else_is_one_line(
     ("more", "expected"),
     [
         ([], "give --lexicon FILE or --import FILE.json, one of them"),
-        (["--lexicon", "{lexicon}", "--import", "x.json"], "give --lexicon FILE or --import FILE.json, one of them"),
+        (
+            ["--lexicon", "{lexicon}", "--import", "x.json"],
+            "give --lexicon FILE or --import FILE.json, one of them",
+        ),
         (
             ["--lexicon", "{lexicon}", "--top", "9"],
             "has 8 different names, --top asks for 9; add names or ask for fewer",
@@ -351,7 +443,12 @@ def test_a_published_file_that_is_something_else_is_one_line(
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    toy_pool: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: str
+    toy_pool: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    expected: str,
 ) -> None:
     latin = tmp_path / "latin.txt"
     latin.write_bytes("\n".join([*NAMES, "café"]).encode("latin-1"))
@@ -367,18 +464,30 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 def test_sentences_that_clip_cuts_are_counted_in_one_warning(
     toy_pool: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    videos = {key: ["very " * 80 + "old"] if index < 3 else ["old"] for index, key in enumerate(keys_of(toy_pool))}
+    videos = {
+        key: ["very " * 80 + "old"] if index < 3 else ["old"]
+        for index, key in enumerate(keys_of(toy_pool))
+    }
     source = published(tmp_path, videos)
     assert run(*arguments(toy_pool, clip, tmp_path / "a.parquet", "--import", str(source))) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    warnings = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")
+    ]
     (warning,) = warnings
-    assert warning.startswith("warning: 3 of 8 attribute sentences are over 77 tokens and are cut at the end")
+    assert warning.startswith(
+        "warning: 3 of 8 attribute sentences are over 77 tokens and are cut at the end"
+    )
 
 
-def test_many_sentences_are_encoded_in_blocks_in_their_order(toy_pool: Path, clip: Path, tmp_path: Path) -> None:
+def test_many_sentences_are_encoded_in_blocks_in_their_order(
+    toy_pool: Path, clip: Path, tmp_path: Path
+) -> None:
     base, backbone = open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip)
     keys = [f"clip {index}" for index in range(600)]
-    columns = {"key": keys, **{name: [base.row(0)[name]] * 600 for name in base.table.schema.names[1:]}}
+    columns = {
+        "key": keys,
+        **{name: [base.row(0)[name]] * 600 for name in base.table.schema.names[1:]},
+    }
     manifest = Manifest(base.info, pa.table(columns, schema=base.table.schema))
     source = published(tmp_path, {key: [f"name {index % 300}"] for index, key in enumerate(keys)})
     shown: list[tuple[str, int, int]] = []
@@ -393,6 +502,8 @@ def test_many_sentences_are_encoded_in_blocks_in_their_order(toy_pool: Path, cli
     features_ND = read_attributes([tmp_path / "a.parquet"], keys, backbone)
     np.testing.assert_allclose(features_ND[:300], features_ND[300:], atol=1e-5)
     with torch.no_grad():
-        texts = backbone.tokenize([f"This is a video about name {index}" for index in (0, 255, 256, 299)])
+        texts = backbone.tokenize(
+            [f"This is a video about name {index}" for index in (0, 255, 256, 299)]
+        )
         expected = F.normalize(backbone.model.encode_text(texts), dim=-1).numpy()
     np.testing.assert_allclose(features_ND[[0, 255, 256, 299]], expected, atol=1e-5)

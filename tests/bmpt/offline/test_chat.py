@@ -29,13 +29,19 @@ def chat() -> Iterator[ChatServer]:
 
 def questions(*keys: str) -> list[Question]:
     def about(key: str) -> Question:
-        return Question(key, lambda: [{"role": "user", "content": f"what of {key}?"}], max_tokens=20)
+        return Question(
+            key, lambda: [{"role": "user", "content": f"what of {key}?"}], max_tokens=20
+        )
 
     return [about(key) for key in keys]
 
 
 def ask(
-    chat: ChatServer, *keys: str, pace: Pace = QUICK, timeout_seconds: float = 5.0, api_key: str | None = None
+    chat: ChatServer,
+    *keys: str,
+    pace: Pace = QUICK,
+    timeout_seconds: float = 5.0,
+    api_key: str | None = None,
 ) -> list[Outcome]:
     """The outcomes in the order of the keys."""
     client = Client(Endpoint(chat.url, MODEL, api_key, timeout_seconds))
@@ -79,7 +85,9 @@ def test_without_a_key_none_is_sent(chat: ChatServer) -> None:
         Send(body=b'{"choi', headers=(("Content-Length", "9000"),)),
     ],
 )
-def test_a_try_that_brings_no_answer_is_followed_by_another(chat: ChatServer, trouble: Send) -> None:
+def test_a_try_that_brings_no_answer_is_followed_by_another(
+    chat: ChatServer, trouble: Send
+) -> None:
     chat.decide = lambda number, asked: trouble if number == 0 else Say("fine")
     (outcome,) = ask(chat, "golf")
     assert outcome.reply is not None
@@ -88,14 +96,20 @@ def test_a_try_that_brings_no_answer_is_followed_by_another(chat: ChatServer, tr
 
 
 def test_when_all_tries_are_used_up_the_last_reason_is_given(chat: ChatServer) -> None:
-    chat.decide = lambda number, asked: Send(status=500, body=b'{"error": {"message": "out of\\nmemory"}}')
+    chat.decide = lambda number, asked: Send(
+        status=500, body=b'{"error": {"message": "out of\\nmemory"}}'
+    )
     (outcome,) = ask(chat, "golf")
     assert outcome == Outcome("golf", failure="HTTP 500: out of memory, tries: 3")
     assert len(chat.asked) == 3
 
 
-@pytest.mark.parametrize("silence", [Send(delay_seconds=60), Send(body=b"x" * 100, drip_seconds=0.1)])
-def test_a_request_ends_at_its_deadline_though_bytes_drip_in(chat: ChatServer, silence: Send) -> None:
+@pytest.mark.parametrize(
+    "silence", [Send(delay_seconds=60), Send(body=b"x" * 100, drip_seconds=0.1)]
+)
+def test_a_request_ends_at_its_deadline_though_bytes_drip_in(
+    chat: ChatServer, silence: Send
+) -> None:
     chat.decide = lambda number, asked: silence
     started = time.monotonic()
     (outcome,) = ask(chat, "golf", pace=Pace(concurrency=1, retries=0), timeout_seconds=0.5)
@@ -105,7 +119,9 @@ def test_a_request_ends_at_its_deadline_though_bytes_drip_in(chat: ChatServer, s
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refused_question_is_not_asked_again(chat: ChatServer, status: int) -> None:
-    chat.decide = lambda number, asked: Send(status=status, body=b'{"detail": "too long"}') if number == 0 else Say("b")
+    chat.decide = lambda number, asked: (
+        Send(status=status, body=b'{"detail": "too long"}') if number == 0 else Say("b")
+    )
     first, second = ask(chat, "golf", "walk")
     assert first == Outcome("golf", failure=f"HTTP {status}: too long", is_refused=True)
     assert second.reply is not None
@@ -115,27 +131,40 @@ def test_a_refused_question_is_not_asked_again(chat: ChatServer, status: int) ->
 @pytest.mark.parametrize(
     ("status", "says"), [(401, "refuses the key"), (403, "refuses the key"), (404, "has no model")]
 )
-def test_an_endpoint_that_cannot_be_used_ends_the_run(chat: ChatServer, status: int, says: str) -> None:
+def test_an_endpoint_that_cannot_be_used_ends_the_run(
+    chat: ChatServer, status: int, says: str
+) -> None:
     said = json.dumps({"error": {"message": f"no {KEY} here"}}).encode()
     chat.decide = lambda number, asked: Send(status=status, body=said)
-    with pytest.raises(EndpointError, match=rf"{chat.url}: {says}.*HTTP {status}: no <key> here") as raised:
+    with pytest.raises(
+        EndpointError, match=rf"{chat.url}: {says}.*HTTP {status}: no <key> here"
+    ) as raised:
         ask(chat, *"abcdefgh", api_key=KEY)
     assert KEY not in str(raised.value)
     assert len(chat.asked) <= 2
 
 
 def test_a_redirect_is_named(chat: ChatServer) -> None:
-    chat.decide = lambda number, asked: Send(status=308, headers=(("Location", "http://elsewhere/v1"),))
-    with pytest.raises(EndpointError, match="answers with HTTP 308; give the address that it leads to"):
+    chat.decide = lambda number, asked: Send(
+        status=308, headers=(("Location", "http://elsewhere/v1"),)
+    )
+    with pytest.raises(
+        EndpointError, match="answers with HTTP 308; give the address that it leads to"
+    ):
         ask(chat, "golf")
 
 
-def test_many_failures_in_a_row_end_the_run_and_answers_between_them_do_not(chat: ChatServer) -> None:
+def test_many_failures_in_a_row_end_the_run_and_answers_between_them_do_not(
+    chat: ChatServer,
+) -> None:
     chat.decide = lambda number, asked: Say("yes") if number % 10 == 0 else Send(status=400)
     keys = [f"k{index}" for index in range(40)]
     assert sum(outcome.reply is not None for outcome in ask(chat, *keys)) == 4
     chat.decide = lambda number, asked: Send(status=400, body=b"no pictures, please")
-    with pytest.raises(EndpointError, match=r"16 questions in a row brought no answer .*HTTP 400: no pictures, please"):
+    with pytest.raises(
+        EndpointError,
+        match=r"16 questions in a row brought no answer .*HTTP 400: no pictures, please",
+    ):
         ask(chat, *keys)
     assert len(chat.asked) <= 40 + 18
 
@@ -155,14 +184,20 @@ def test_questions_overlap_up_to_the_concurrency_and_no_further(chat: ChatServer
 
 def test_requests_a_minute_are_spread_evenly_however_many_wait(chat: ChatServer) -> None:
     ask(chat, *"abcdef", pace=Pace(concurrency=6, requests_per_minute=600))
-    assert chat.asked[-1].at_seconds - chat.asked[0].at_seconds > 0.4, "five tenths of a second less their jitter"
+    assert chat.asked[-1].at_seconds - chat.asked[0].at_seconds > 0.4, (
+        "five tenths of a second less their jitter"
+    )
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_a_wait_that_the_server_asks_for_holds_back_all_questions(chat: ChatServer, form: str) -> None:
+def test_a_wait_that_the_server_asks_for_holds_back_all_questions(
+    chat: ChatServer, form: str
+) -> None:
     seconds = 1.0 if form == "seconds" else 3.0  # a date has whole seconds
     value = "1" if form == "seconds" else email.utils.formatdate(time.time() + seconds, usegmt=True)
-    chat.decide = lambda number, asked: Send(status=429, headers=(("Retry-After", value),)) if number == 0 else Say("b")
+    chat.decide = lambda number, asked: (
+        Send(status=429, headers=(("Retry-After", value),)) if number == 0 else Say("b")
+    )
     assert all(outcome.reply for outcome in ask(chat, *"abc"))
     assert len(chat.asked) == 4
     assert chat.asked[1].at_seconds - chat.asked[0].at_seconds > 0.9
@@ -205,7 +240,9 @@ def test_leaving_early_hangs_up_instead_of_waiting_for_answers(chat: ChatServer)
     assert time.monotonic() - started < 60
 
 
-def test_half_a_surrogate_pair_in_an_answer_becomes_text_that_a_table_can_hold(chat: ChatServer) -> None:
+def test_half_a_surrogate_pair_in_an_answer_becomes_text_that_a_table_can_hold(
+    chat: ChatServer,
+) -> None:
     chat.decide = lambda number, asked: Send(completion(Say("a \ud83d b")))
     (outcome,) = ask(chat, "golf")
     assert outcome.reply is not None
@@ -217,27 +254,38 @@ def test_an_endpoint_that_is_down_is_one_line_at_once() -> None:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
     with pytest.raises(
-        EndpointError, match=rf"{url}: no endpoint answers there \(Connection refused\); start the server"
+        EndpointError,
+        match=rf"{url}: no endpoint answers there \(Connection refused\); start the server",
     ):
         Client(Endpoint(url, MODEL)).check()
 
 
 def test_an_endpoint_that_is_silent_is_not_waited_for(chat: ChatServer) -> None:
     chat.models = Send(delay_seconds=300)
-    with pytest.raises(EndpointError, match=r"no endpoint answers there \(no answer within 0.5 s\)"):
+    with pytest.raises(
+        EndpointError, match=r"no endpoint answers there \(no answer within 0.5 s\)"
+    ):
         Client(Endpoint(chat.url, MODEL, timeout_seconds=0.5)).check()
 
 
 @pytest.mark.parametrize("api_key", [None, KEY])
-def test_a_key_that_is_wanted_or_refused_is_known_by_the_first_check(chat: ChatServer, api_key: str | None) -> None:
+def test_a_key_that_is_wanted_or_refused_is_known_by_the_first_check(
+    chat: ChatServer, api_key: str | None
+) -> None:
     chat.models = Send(status=401, body=b'{"error": {"message": "Unauthorized"}}')
     says = "refuses the key" if api_key else "wants a key"
-    with pytest.raises(EndpointError, match=rf"{says} \(HTTP 401: Unauthorized\); export it, see --api-key-env"):
+    with pytest.raises(
+        EndpointError, match=rf"{says} \(HTTP 401: Unauthorized\); export it, see --api-key-env"
+    ):
         Client(Endpoint(chat.url, MODEL, api_key)).check()
 
 
-@pytest.mark.parametrize("answer", [Send(status=404), Send(status=503, body=b"Loading model"), Send(b"whatever")])
-def test_a_server_without_a_list_of_models_or_still_loading_passes_the_check(chat: ChatServer, answer: Send) -> None:
+@pytest.mark.parametrize(
+    "answer", [Send(status=404), Send(status=503, body=b"Loading model"), Send(b"whatever")]
+)
+def test_a_server_without_a_list_of_models_or_still_loading_passes_the_check(
+    chat: ChatServer, answer: Send
+) -> None:
     chat.models = answer
     Client(Endpoint(chat.url, MODEL)).check()
     assert chat.num_checks == 1
@@ -278,7 +326,10 @@ def test_another_address_is_refused_without_repeating_its_secrets(url: str, expe
 def test_the_key_comes_from_the_named_variable_else_from_the_usual_one() -> None:
     environment = {"OPENAI_API_KEY": "usual", "OTHER": " other\n"}
     assert parse_endpoint("http://h", MODEL, environment=environment).api_key == "usual"
-    assert parse_endpoint("http://h", MODEL, api_key_env="OTHER", environment=environment).api_key == "other"
+    assert (
+        parse_endpoint("http://h", MODEL, api_key_env="OTHER", environment=environment).api_key
+        == "other"
+    )
     assert parse_endpoint("http://h", MODEL, environment={}).api_key is None
     with pytest.raises(ConfigError, match="--api-key-env ABSENT: the variable is not set"):
         parse_endpoint("http://h", MODEL, api_key_env="ABSENT", environment=environment)

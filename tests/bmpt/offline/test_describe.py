@@ -1,4 +1,5 @@
-"""`bmpt describe`: class texts, negatives and paraphrases through a server that answers well, badly and not at all."""
+"""`bmpt describe`: class texts, negatives and paraphrases through a server that answers well, badly
+and not at all."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def answer_well(number: int, asked: Asked) -> Say:
     name = action_of(asked)
     if "Write" in asked.text:
         count = int(re.findall(r"JSON array of (\d+)", asked.text)[0])
-        return Say(json.dumps([f"Someone does {name}, sentence {index}." for index in range(count)]))
+        return Say(
+            json.dumps([f"Someone does {name}, sentence {index}." for index in range(count)])
+        )
     return Say(json.dumps([f"not {name}" if "not the same" in asked.text else f"to {name}"]))
 
 
@@ -53,13 +56,25 @@ def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     file = tmp_path / "labels.csv"
-    file.write_text("id,name\n" + "".join(f"{index},{name}\n" for index, name in enumerate(CLASSES)))
+    file.write_text(
+        "id,name\n" + "".join(f"{index},{name}\n" for index, name in enumerate(CLASSES))
+    )
     return file
 
 
 def arguments(chat: ChatServer, classes: Path, *more: str) -> list[str]:
     out = classes.parent / "texts.json"
-    common = ["describe", "--endpoint", chat.url, "--model", MODEL, "--classes", str(classes), "--out", str(out)]
+    common = [
+        "describe",
+        "--endpoint",
+        chat.url,
+        "--model",
+        MODEL,
+        "--classes",
+        str(classes),
+        "--out",
+        str(out),
+    ]
     return [*common, "--retries", "0", *more]
 
 
@@ -83,10 +98,20 @@ def test_all_three_outputs_are_what_training_reads(
     chat: ChatServer, classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     negatives, paraphrases = classes.parent / "negatives.txt", classes.parent / "paraphrases.txt"
-    more = ["--sentences", "3", "--negatives", str(negatives), "--paraphrases", str(paraphrases), "--json"]
+    more = [
+        "--sentences",
+        "3",
+        "--negatives",
+        str(negatives),
+        "--paraphrases",
+        str(paraphrases),
+        "--json",
+    ]
     assert run(*arguments(chat, classes, *more)) == 0
     texts = file_sentences(CLASSES, classes.parent / "texts.json")
-    assert texts.sentences[0] == tuple(f"Someone does apply eye makeup, sentence {index}." for index in range(3))
+    assert texts.sentences[0] == tuple(
+        f"Someone does apply eye makeup, sentence {index}." for index in range(3)
+    )
     assert (texts.num_sentences, texts.notes) == (3, ())
     assert negative_sentences(CLASSES, negatives, 1).at(0)[2] == "a video of a person not walk"
     assert mapped_names(CLASSES, paraphrases, what="paraphrase")[0] == [
@@ -95,7 +120,9 @@ def test_all_three_outputs_are_what_training_reads(
         "to walk",
     ]
     done = json.loads(capsys.readouterr().out)
-    assert [(file["kind"], file["written"], file["asked"], file["missing"]) for file in done["files"]] == [
+    assert [
+        (file["kind"], file["written"], file["asked"], file["missing"]) for file in done["files"]
+    ] == [
         ("texts", 3, 3, []),
         ("negatives", 3, 3, []),
         ("paraphrases", 3, 3, []),
@@ -104,10 +131,16 @@ def test_all_three_outputs_are_what_training_reads(
     assert len(kept) == 9
     assert {row["model"] for row in kept} == {MODEL}
     versions = {row["prompt_version"] for row in kept}
-    assert sorted(version.rpartition("-")[0] for version in versions) == ["negatives-1", "paraphrases-1", "texts-3"]
+    assert sorted(version.rpartition("-")[0] for version in versions) == [
+        "negatives-1",
+        "paraphrases-1",
+        "texts-3",
+    ]
 
 
-def test_the_same_command_again_asks_nothing_and_writes_the_same_file(chat: ChatServer, classes: Path) -> None:
+def test_the_same_command_again_asks_nothing_and_writes_the_same_file(
+    chat: ChatServer, classes: Path
+) -> None:
     assert run(*arguments(chat, classes)) == 0
     before = (classes.parent / "texts.json").read_bytes()
     chat.decide = lambda number, asked: Send(status=500)
@@ -116,9 +149,20 @@ def test_the_same_command_again_asks_nothing_and_writes_the_same_file(chat: Chat
     assert len(chat.asked) == 3
 
 
-def test_the_classes_of_a_manifest_are_described(chat: ChatServer, toy_pool: Path, tmp_path: Path) -> None:
+def test_the_classes_of_a_manifest_are_described(
+    chat: ChatServer, toy_pool: Path, tmp_path: Path
+) -> None:
     manifest = toy_pool / "manifests" / "base_to_novel" / "val_novel.parquet"
-    words = ["--endpoint", chat.url, "--model", MODEL, "--manifest", str(manifest), "--out", str(tmp_path / "t.json")]
+    words = [
+        "--endpoint",
+        chat.url,
+        "--model",
+        MODEL,
+        "--manifest",
+        str(manifest),
+        "--out",
+        str(tmp_path / "t.json"),
+    ]
     assert run("describe", *words) == 0
     assert list(json.loads((tmp_path / "t.json").read_text())) == ["Class02", "Class03"]
 
@@ -127,7 +171,11 @@ def test_malformed_answers_are_counted_named_and_left_out_and_asked_again_on_req
     chat: ChatServer, classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def decide(number: int, asked: Asked) -> Say:
-        return Say("1. Walking.\n2. Going.") if action_of(asked) == "walk" else answer_well(number, asked)
+        return (
+            Say("1. Walking.\n2. Going.")
+            if action_of(asked) == "walk"
+            else answer_well(number, asked)
+        )
 
     chat.decide = decide
     assert run(*arguments(chat, classes)) == 1
@@ -136,19 +184,28 @@ def test_malformed_answers_are_counted_named_and_left_out_and_asked_again_on_req
         "texts.json: texts of 2 of 3 classes (3 answers of tiny-vlm, 0 kept from before, 1 malformed, 0 refused)"
     )
     assert out[1] == "  no texts: walk: not JSON: '1. Walking. 2. Going.'"
-    assert out[2].endswith("malformed ones are kept and not asked for again but with --retry-malformed")
+    assert out[2].endswith(
+        "malformed ones are kept and not asked for again but with --retry-malformed"
+    )
     assert list(json.loads((classes.parent / "texts.json").read_text())) == CLASSES[:2]
     chat.decide = answer_well
     assert run(*arguments(chat, classes)) == 1
     assert len(chat.asked) == 3, "the answer is kept"
     assert run(*arguments(chat, classes, "--retry-malformed", "--max-tokens", "4096")) == 0
-    assert [asked.body["max_tokens"] for asked in chat.asked] == [*[chat.asked[0].body["max_tokens"]] * 3, 4096]
+    assert [asked.body["max_tokens"] for asked in chat.asked] == [
+        *[chat.asked[0].body["max_tokens"]] * 3,
+        4096,
+    ]
     assert list(json.loads((classes.parent / "texts.json").read_text())) == CLASSES
 
 
-def test_a_negative_or_paraphrase_that_is_the_class_itself_is_malformed(chat: ChatServer, classes: Path) -> None:
+def test_a_negative_or_paraphrase_that_is_the_class_itself_is_malformed(
+    chat: ChatServer, classes: Path
+) -> None:
     chat.decide = lambda number, asked: (
-        answer_well(number, asked) if "Write" in asked.text else Say(json.dumps([action_of(asked).title()]))
+        answer_well(number, asked)
+        if "Write" in asked.text
+        else Say(json.dumps([action_of(asked).title()]))
     )
     negatives = classes.parent / "negatives.txt"
     assert run(*arguments(chat, classes, "--negatives", str(negatives))) == 1
@@ -200,14 +257,18 @@ def test_an_endpoint_that_is_down_is_one_line_and_nothing_is_written(
 ) -> None:
     down = arguments(chat, classes)
     down[down.index(chat.url)] = "http://127.0.0.1:1/v1"
-    assert "http://127.0.0.1:1/v1: no endpoint answers there (Connection refused)" in complains(capsys, *down)
+    assert "http://127.0.0.1:1/v1: no endpoint answers there (Connection refused)" in complains(
+        capsys, *down
+    )
     assert [path.name for path in classes.parent.iterdir()] == ["labels.csv"]
 
 
 def test_unanswered_questions_are_one_line_no_output_and_asked_by_the_next_run(
     chat: ChatServer, classes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat.decide = lambda number, asked: Send(status=500) if action_of(asked) == "walk" else answer_well(number, asked)
+    chat.decide = lambda number, asked: (
+        Send(status=500) if action_of(asked) == "walk" else answer_well(number, asked)
+    )
     line = complains(capsys, *arguments(chat, classes))
     assert "1 of 3 questions found no answer (the first: walk: HTTP 500, tries: 1)" in line
     assert not (classes.parent / "texts.json").exists()
@@ -217,13 +278,18 @@ def test_unanswered_questions_are_one_line_no_output_and_asked_by_the_next_run(
 
 
 def test_the_key_is_sent_and_stands_nowhere(
-    chat: ChatServer, classes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    chat: ChatServer,
+    classes: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     assert run(*arguments(chat, classes, "--api-key-env", "MY_KEY")) == 0
     assert chat.asked[0].headers["Authorization"] == f"Bearer {KEY}"
     chat.decide = lambda number, asked: Send(status=401, body=f"wrong key {KEY}".encode())
-    line = complains(capsys, *arguments(chat, classes, "--api-key-env", "MY_KEY", "--sentences", "1"))
+    line = complains(
+        capsys, *arguments(chat, classes, "--api-key-env", "MY_KEY", "--sentences", "1")
+    )
     assert "refuses the key (HTTP 401: wrong key <key>)" in line
     for path in classes.parent.iterdir():
         assert KEY.encode() not in path.read_bytes()
@@ -241,7 +307,11 @@ def test_the_key_is_sent_and_stands_nowhere(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_asked_or_written(
-    chat: ChatServer, classes: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: str
+    chat: ChatServer,
+    classes: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    expected: str,
 ) -> None:
     more = [word.replace("FOLDER", str(classes.parent)) for word in more]
     assert expected in complains(capsys, *arguments(chat, classes, *more))
@@ -278,7 +348,9 @@ def test_a_killed_run_goes_on_with_what_is_missing(chat: ChatServer, tmp_path: P
     chat.decide = answer_well
     assert run(*words) == 0
     asked_now = [action_of(asked) for asked in chat.asked[asked_before:]]
-    assert sorted(asked_now + answered) == names, "each once, none of those that were answered again"
+    assert sorted(asked_now + answered) == names, (
+        "each once, none of those that were answered again"
+    )
     found: dict[str, Any] = json.loads((tmp_path / "texts.json").read_text())
     assert list(found) == names
     assert not journal.exists()

@@ -1,4 +1,5 @@
-"""`bmpt knowledge`: frames of the pool to triples, triples to CLIP text features, and published features."""
+"""`bmpt knowledge`: frames of the pool to triples, triples to CLIP text features, and published
+features."""
 
 from __future__ import annotations
 
@@ -36,13 +37,19 @@ FRAMES = (2, 4, 7, 9)  # floor(12 (i + 1) / 5)
 def chat(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with run_chat_server() as server:
-        server.decide = lambda number, asked: Say(f"Entity: person relation: rides Entity: bike {picture_of(asked)[0]}")
+        server.decide = lambda number, asked: Say(
+            f"Entity: person relation: rides Entity: bike {picture_of(asked)[0]}"
+        )
         yield server
 
 
 def picture_of(asked: Asked) -> tuple[int, bytes]:
     """A number that tells pictures apart, and the JPEG bytes."""
-    (url,) = [part["image_url"]["url"] for part in asked.body["messages"][0]["content"] if part["type"] == "image_url"]
+    (url,) = [
+        part["image_url"]["url"]
+        for part in asked.body["messages"][0]["content"]
+        if part["type"] == "image_url"
+    ]
     kind, _, data = url.partition(",")
     assert kind == "data:image/jpeg;base64"
     jpeg = base64.b64decode(data)
@@ -50,7 +57,17 @@ def picture_of(asked: Asked) -> tuple[int, bytes]:
 
 
 def arguments(chat: ChatServer, pool: Path, clip: Path, out: Path, *more: str) -> list[str]:
-    where = ["knowledge", str(pool), MANIFEST, "--endpoint", chat.url, "--model", MODEL, "--retries", "0"]
+    where = [
+        "knowledge",
+        str(pool),
+        MANIFEST,
+        "--endpoint",
+        chat.url,
+        "--model",
+        MODEL,
+        "--retries",
+        "0",
+    ]
     return [*where, "--clip-model", "tiny", "--pretrained", str(clip), "--out", str(out), *more]
 
 
@@ -67,7 +84,9 @@ def knowledge(toy_pool: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
     """A finished file for all samples of the manifest."""
     file = tmp_path_factory.mktemp("knowledge") / "knowledge.parquet"
     with run_chat_server() as chat:
-        chat.decide = lambda number, asked: Say(f"Entity: person relation: sees Entity: {picture_of(asked)[0]}")
+        chat.decide = lambda number, asked: Say(
+            f"Entity: person relation: sees Entity: {picture_of(asked)[0]}"
+        )
         assert run(*arguments(chat, toy_pool, clip, file)) == 0
     return file
 
@@ -78,13 +97,17 @@ def test_four_frames_of_every_clip_are_asked_about_with_their_stored_bytes(
     assert run(*arguments(chat, toy_pool, clip, tmp_path / "k.parquet")) == 0
     pool = open_pool(toy_pool)
     manifest = pool.manifest(MANIFEST)
-    stored = [read_frame_bytes(pool.store, manifest.row(index), FRAMES) for index in range(len(manifest))]
+    stored = [
+        read_frame_bytes(pool.store, manifest.row(index), FRAMES) for index in range(len(manifest))
+    ]
     assert sorted(picture_of(asked)[1] for asked in chat.asked) == sorted(
         frame for frames in stored for frame in frames
     )
     assert all("Entity: X relation: Y Entity: Z" in asked.text for asked in chat.asked)
     kept = pq.read_table(tmp_path / "k.answers.parquet")
-    assert sorted(kept["key"].to_pylist()) == sorted(f"{key}#{frame}" for key in keys_of(toy_pool) for frame in FRAMES)
+    assert sorted(kept["key"].to_pylist()) == sorted(
+        f"{key}#{frame}" for key in keys_of(toy_pool) for frame in FRAMES
+    )
 
 
 def test_a_row_holds_the_lines_of_its_frames_in_order_and_their_pooled_feature(
@@ -103,12 +126,17 @@ def test_a_row_holds_the_lines_of_its_frames_in_order_and_their_pooled_feature(
     np.testing.assert_allclose(found["features"], expected, atol=1e-5)
 
 
-def test_the_file_says_which_manifest_and_which_clip_it_is_of(knowledge: Path, toy_pool: Path, clip: Path) -> None:
+def test_the_file_says_which_manifest_and_which_clip_it_is_of(
+    knowledge: Path, toy_pool: Path, clip: Path
+) -> None:
     metadata = json.loads(pq.read_schema(knowledge).metadata[b"bmpt"])
     info = open_pool(toy_pool).manifest(MANIFEST).info
     assert (metadata["manifest"], metadata["fingerprint"]) == (MANIFEST, info.fingerprint)
     assert metadata["clip"] == {"name": "tiny", "weights_sha256": load_tiny(clip).weights_sha256}
-    assert (metadata["pooling"], metadata["width"]) == ("mean of the lines' unit features, unit length", JOINT_WIDTH)
+    assert (metadata["pooling"], metadata["width"]) == (
+        "mean of the lines' unit features, unit length",
+        JOINT_WIDTH,
+    )
     assert (metadata["expected"], metadata["found"]) == (8, 8)
 
 
@@ -129,11 +157,11 @@ def test_missing_keys_are_counted(knowledge: Path, toy_pool: Path, clip: Path) -
         read_knowledge(knowledge, keys, load_tiny(clip))
 
 
-def test_features_of_another_clip_are_refused(knowledge: Path, toy_pool: Path, tmp_path: Path) -> None:
+def test_features_of_another_clip_are_refused(
+    knowledge: Path, toy_pool: Path, tmp_path: Path
+) -> None:
     other = load_tiny(write_clip(tmp_path / "other.safetensors", seed=1))
-    expected = (
-        rf"its features are of tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt knowledge`"
-    )
+    expected = rf"its features are of tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt knowledge`"
     with pytest.raises(ConfigError, match=expected):
         read_knowledge(knowledge, keys_of(toy_pool), other)
 
@@ -147,7 +175,10 @@ def test_a_file_that_is_gone_or_something_else_is_one_line(
         read_knowledge(tmp_path / "gone.parquet", [], backbone)
     with pytest.raises(FormatError, match=r"text\.parquet: is not Parquet"):
         read_knowledge(text, [], backbone)
-    for other in (toy_pool / "manifests" / f"{MANIFEST}.parquet", knowledge.with_name("knowledge.answers.parquet")):
+    for other in (
+        toy_pool / "manifests" / f"{MANIFEST}.parquet",
+        knowledge.with_name("knowledge.answers.parquet"),
+    ):
         with pytest.raises(FormatError, match="is no knowledge file of format 1"):
             read_knowledge(other, [], backbone)
 
@@ -202,10 +233,15 @@ def test_nonsense_is_counted_and_a_clip_without_a_triple_is_named_and_left_out(
         "1 lines that are no triple left out"
     )
     assert re.fullmatch(
-        rf"  malformed: {re.escape(key)}#\d+: no line `Entity: X relation: Y Entity: Z`: '.*'", lines[2]
+        rf"  malformed: {re.escape(key)}#\d+: no line `Entity: X relation: Y Entity: Z`: '.*'",
+        lines[2],
     )
-    assert lines[3].endswith("malformed ones are kept and not asked for again but with --retry-malformed")
-    with pytest.raises(ConfigError, match=rf"1 of 8 samples have no knowledge text \(the first: {key}\)"):
+    assert lines[3].endswith(
+        "malformed ones are kept and not asked for again but with --retry-malformed"
+    )
+    with pytest.raises(
+        ConfigError, match=rf"1 of 8 samples have no knowledge text \(the first: {key}\)"
+    ):
         read_knowledge(out, keys_of(toy_pool), load_tiny(clip))
     chat.decide = lambda number, asked: Say("Entity: person relation: walks Entity: street")
     assert run(*arguments(chat, toy_pool, clip, out, "--retry-malformed", "--json")) == 0
@@ -226,11 +262,16 @@ def test_a_damaged_sample_costs_its_own_frames_alone(
 def test_lines_that_clip_cuts_are_counted_in_one_warning(
     chat: ChatServer, toy_pool: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chat.decide = lambda number, asked: Say(f"Entity: {'very ' * 80} old man relation: rides Entity: bike")
+    chat.decide = lambda number, asked: Say(
+        f"Entity: {'very ' * 80} old man relation: rides Entity: bike"
+    )
     assert run(*arguments(chat, toy_pool, clip, tmp_path / "k.parquet")) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    warnings = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")
+    ]
     assert warnings == [
-        "warning: 32 of 32 knowledge lines are over 77 tokens and are cut at the end, for example " + repr("very " * 12)
+        "warning: 32 of 32 knowledge lines are over 77 tokens and are cut at the end, for example "
+        + repr("very " * 12)
     ]
 
 
@@ -240,8 +281,14 @@ def test_lines_that_clip_cuts_are_counted_in_one_warning(
         (lambda words, pool: [*words[:2], "few_shot/gone", *words[3:]], "no such manifest"),
         (lambda words, pool: [*words, "--pretrained", "gone.pt"], "gone.pt: no such weight file"),
         (lambda words, pool: [*words, "--out", str(pool)], "is a folder; name a file in it"),
-        (lambda words, pool: [*words, "--endpoint", "http://127.0.0.1:1/v1"], "no endpoint answers there"),
-        (lambda words, pool: words[:3] + words[7:], "give --endpoint URL and --model NAME, or --import DIR"),
+        (
+            lambda words, pool: [*words, "--endpoint", "http://127.0.0.1:1/v1"],
+            "no endpoint answers there",
+        ),
+        (
+            lambda words, pool: words[:3] + words[7:],
+            "give --endpoint URL and --model NAME, or --import DIR",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
@@ -276,7 +323,10 @@ def test_the_frames_shown_are_the_stored_ones_nearest_to_the_originals() -> None
     ("line", "triple"),
     [
         ("Entity: X relation: Y Entity: Z", "X Y Z"),
-        ("entity: young man RELATION: is riding Entity: a red bike.", "young man is riding a red bike"),
+        (
+            "entity: young man RELATION: is riding Entity: a red bike.",
+            "young man is riding a red bike",
+        ),
         ("1. Entity: man, relation: holds; Entity: bow", "man holds bow"),
         ("- Entity:man relation:holds Entity:bow", "man holds bow"),
     ],
@@ -304,7 +354,9 @@ def test_text_without_such_a_line_is_malformed(text: str) -> None:
 
 def test_an_answer_that_was_cut_is_malformed() -> None:
     with pytest.raises(MalformedError, match="cut at the limit of tokens"):
-        parse_triples(Reply("Entity: a relation: b Entity: c\nEntity: d rel", finish_reason="length"))
+        parse_triples(
+            Reply("Entity: a relation: b Entity: c\nEntity: d rel", finish_reason="length")
+        )
 
 
 def test_a_line_that_comes_twice_counts_twice(clip: Path) -> None:
@@ -335,8 +387,14 @@ def test_published_features_are_imported_by_the_name_of_the_video(
     features = {key.rpartition("/")[2]: unit(index) for index, key in enumerate(keys)}
     folder = publish(tmp_path / "npy" / "ucf", {**features, "another": unit(99)})
     out = tmp_path / "knowledge.parquet"
-    assert run("knowledge", str(toy_pool), MANIFEST, "--import", str(folder.parent), "--out", str(out)) == 0
-    assert "published features of 8 of 8 samples (0 missing; 1 files not used)" in capsys.readouterr().out
+    assert (
+        run("knowledge", str(toy_pool), MANIFEST, "--import", str(folder.parent), "--out", str(out))
+        == 0
+    )
+    assert (
+        "published features of 8 of 8 samples (0 missing; 1 files not used)"
+        in capsys.readouterr().out
+    )
     read_ND = read_knowledge(out, keys, load_tiny(clip))
     np.testing.assert_array_equal(read_ND, np.concatenate([unit(index) for index in range(8)]))
 
@@ -347,13 +405,27 @@ def test_published_features_of_some_samples_end_with_1_and_are_counted_when_they
     keys = keys_of(toy_pool)
     folder = publish(tmp_path / "npy", {keys[0].rpartition("/")[2]: unit(0)})
     out = tmp_path / "knowledge.parquet"
-    assert run("knowledge", str(toy_pool), MANIFEST, "--import", str(folder), "--out", str(out), "--json") == 1
+    assert (
+        run(
+            "knowledge",
+            str(toy_pool),
+            MANIFEST,
+            "--import",
+            str(folder),
+            "--out",
+            str(out),
+            "--json",
+        )
+        == 1
+    )
     assert json.loads(capsys.readouterr().out)["missing"] == keys[1:]
     with pytest.raises(ConfigError, match="7 of 8 samples have no knowledge text"):
         read_knowledge(out, keys, load_tiny(clip))
 
 
-def test_a_name_that_is_encoded_in_the_key_finds_its_published_file(tmp_path: Path, toy_pool: Path) -> None:
+def test_a_name_that_is_encoded_in_the_key_finds_its_published_file(
+    tmp_path: Path, toy_pool: Path
+) -> None:
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     names = [f"50.first%dates {index}" for index in range(len(manifest))]
     keys = [quote(name, safe=" ").replace(".", "%2E") for name in names]
@@ -364,11 +436,14 @@ def test_a_name_that_is_encoded_in_the_key_finds_its_published_file(tmp_path: Pa
     assert pq.read_table(tmp_path / "k.parquet")["key"].to_pylist() == keys
 
 
-def test_a_folder_of_another_data_set_or_no_folder_is_one_line(toy_pool: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_data_set_or_no_folder_is_one_line(
+    toy_pool: Path, tmp_path: Path
+) -> None:
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     folder = publish(tmp_path / "npy", {"other": unit(0)})
     with pytest.raises(
-        ConfigError, match=r"none of its 1 _feature\.npy files is of the 8 samples of few_shot/train_k2"
+        ConfigError,
+        match=r"none of its 1 _feature\.npy files is of the 8 samples of few_shot/train_k2",
     ):
         import_features(folder, manifest, tmp_path / "k.parquet")
     with pytest.raises(ConfigError, match=r"a\.zip: is no folder; unpack the published archive"):
@@ -382,7 +457,10 @@ def test_a_folder_of_another_data_set_or_no_folder_is_one_line(toy_pool: Path, t
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        (np.ones((1, 16), np.float32), r"is float32 \[1, 16\], expected one feature \[1, D\] of unit length"),
+        (
+            np.ones((1, 16), np.float32),
+            r"is float32 \[1, 16\], expected one feature \[1, D\] of unit length",
+        ),
         (np.ones((2, 8), np.float32) / 4, r"is float32 \[2, 8\]"),
         (np.zeros((1, 16), np.int64), r"is int64 \[1, 16\]"),
         (np.array(1.0), r"is float64 \[\]"),
@@ -408,7 +486,9 @@ def test_published_features_of_two_widths_or_of_another_than_clips_are_refused(
     manifest = open_pool(toy_pool).manifest(MANIFEST)
     first, second = (manifest.row(index)["key"].rpartition("/")[2] for index in (0, 1))
     folder = publish(tmp_path / "npy", {first: unit(0, 8), second: unit(1, 12)})
-    with pytest.raises(FormatError, match=f"{second}_feature.npy: has 12 values, .*{first}_feature.npy has 8"):
+    with pytest.raises(
+        FormatError, match=f"{second}_feature.npy: has 12 values, .*{first}_feature.npy has 8"
+    ):
         import_features(folder, manifest, tmp_path / "k.parquet")
     np.save(folder / f"{second}_feature.npy", unit(1, 8))
     import_features(folder, manifest, tmp_path / "k.parquet")

@@ -1,8 +1,11 @@
-"""The four original systems once more, slowly: their forward passes and losses, written from their formulas alone.
+"""The four original systems once more, slowly: their forward passes and losses, written from their
+formulas alone.
 
-Nothing of `bmpt` is imported. Weights are {the originals' name: tensor}; clips, frames, blocks, heads, queries,
-channels and words are loops wherever a loop is plainer. All runs in the type of its inputs, float64 in the tests.
-Shapes: T frames, S tokens, E tower width, D joint width, K classes, P prompt tokens, M tokens of a set, d channels of
+Nothing of `bmpt` is imported. Weights are {the originals' name: tensor}; clips, frames, blocks,
+heads, queries, channels and words are loops wherever a loop is plainer. All runs in the type of its
+inputs, float64 in the tests.
+Shapes: T frames, S tokens, E tower width, D joint width, K classes, P prompt tokens, M tokens of a
+    set, d channels of
 theirs, F entries of a covariance, N clips of a global batch. A call takes one clip or one text."""
 
 from __future__ import annotations
@@ -34,7 +37,11 @@ class Clip:
 
 def below(weights: Weights, prefix: str) -> dict[str, torch.Tensor]:
     """The weights of one module."""
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
 
 
 def unit(vector: torch.Tensor) -> torch.Tensor:
@@ -59,16 +66,22 @@ def linear(weights: Weights, name: str, vectors: torch.Tensor) -> torch.Tensor:
     return out + weights[f"{name}.bias"] if f"{name}.bias" in weights else out
 
 
-def layer_norm(weights: Weights, name: str, vectors: torch.Tensor, *, epsilon: float = 1e-5) -> torch.Tensor:
+def layer_norm(
+    weights: Weights, name: str, vectors: torch.Tensor, *, epsilon: float = 1e-5
+) -> torch.Tensor:
     """Each vector without its mean and at a spread of 1, then gain and shift."""
     centred = vectors - vectors.mean(dim=-1, keepdim=True)
     spread = (centred.square().mean(dim=-1, keepdim=True) + epsilon).sqrt()
     return centred / spread * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
-def attention(weights: Weights, tokens_SE: torch.Tensor, num_heads: int, *, causal: bool) -> torch.Tensor:
+def attention(
+    weights: Weights, tokens_SE: torch.Tensor, num_heads: int, *, causal: bool
+) -> torch.Tensor:
     """Query by query and head by head; causal: a query sees the tokens up to its own alone."""
-    query, key, value = (tokens_SE @ weights["in_proj_weight"].T + weights["in_proj_bias"]).chunk(3, dim=-1)
+    query, key, value = (tokens_SE @ weights["in_proj_weight"].T + weights["in_proj_bias"]).chunk(
+        3, dim=-1
+    )
     width = tokens_SE.shape[1] // num_heads
     mixed = []
     for at in range(len(tokens_SE)):
@@ -92,18 +105,27 @@ def block(
     together: bool = False,
     epsilon: float = 1e-5,
 ) -> list[torch.Tensor]:
-    """x += attention(LN x), x += MLP(LN x), of sequences [S, E]; together: all tokens of all of them attend jointly."""
+    """x += attention(LN x), x += MLP(LN x), of sequences [S, E]; together: all tokens of all of
+    them attend jointly."""
     attend = below(weights, "attn.")
     normed = [layer_norm(weights, "ln_1", tokens_SE, epsilon=epsilon) for tokens_SE in sequences]
     if together:
-        mixed = attention(attend, torch.cat(normed), num_heads, causal=causal).split([len(one) for one in normed])
+        mixed = attention(attend, torch.cat(normed), num_heads, causal=causal).split(
+            [len(one) for one in normed]
+        )
     else:
-        mixed = tuple(attention(attend, tokens_SE, num_heads, causal=causal) for tokens_SE in normed)
+        mixed = tuple(
+            attention(attend, tokens_SE, num_heads, causal=causal) for tokens_SE in normed
+        )
     updated = []
     for tokens_SE, attended_SE in zip(sequences, mixed, strict=True):
         tokens_SE = tokens_SE + attended_SE
         wide = linear(weights, "mlp.c_fc", layer_norm(weights, "ln_2", tokens_SE, epsilon=epsilon))
-        wide = wide / (1 + (-1.702 * wide).exp()) if quick_gelu else wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
+        wide = (
+            wide / (1 + (-1.702 * wide).exp())
+            if quick_gelu
+            else wide * (1 + torch.erf(wide / math.sqrt(2))) / 2
+        )
         updated.append(tokens_SE + linear(weights, "mlp.c_proj", wide))
     return updated
 
@@ -116,11 +138,16 @@ def blocks(weights: Weights) -> list[dict[str, torch.Tensor]]:
 
 
 def video_tokens(
-    clip: Clip, frames_TCHW: torch.Tensor, *, prompts: Prompts = (), space_time_blocks: Sequence[int] = ()
+    clip: Clip,
+    frames_TCHW: torch.Tensor,
+    *,
+    prompts: Prompts = (),
+    space_time_blocks: Sequence[int] = (),
 ) -> torch.Tensor:
     """All projected tokens [T, S, D] of a clip, CLS first, prompt tokens last.
 
-    prompts: those of block 0 go in before `ln_pre`, without a position; later ones replace them at their block"""
+    prompts: those of block 0 go in before `ln_pre`, without a position; later ones replace them at
+        their block"""
     visual = below(clip.weights, "visual.")
     kernel = visual["conv1.weight"]
     size = kernel.shape[-1]
@@ -138,17 +165,26 @@ def video_tokens(
     for index, weights in enumerate(blocks(visual)):
         prompt_PE = prompts[index] if 0 < index < len(prompts) else None
         if prompt_PE is not None:
-            sequences = [torch.cat([tokens_SE[: -len(prompt_PE)], prompt_PE]) for tokens_SE in sequences]
+            sequences = [
+                torch.cat([tokens_SE[: -len(prompt_PE)], prompt_PE]) for tokens_SE in sequences
+            ]
         together = index in space_time_blocks
-        sequences = block(weights, sequences, clip.vision_heads, quick_gelu=clip.quick_gelu, together=together)
-    return torch.stack([layer_norm(visual, "ln_post", tokens_SE) @ visual["proj"] for tokens_SE in sequences])
+        sequences = block(
+            weights, sequences, clip.vision_heads, quick_gelu=clip.quick_gelu, together=together
+        )
+    return torch.stack(
+        [layer_norm(visual, "ln_post", tokens_SE) @ visual["proj"] for tokens_SE in sequences]
+    )
 
 
 def text_tokens(clip: Clip, ids_S: torch.Tensor, *, prompts: Prompts = ()) -> torch.Tensor:
     """All projected tokens [S, D] of a text.
 
-    prompts: each overwrites the tokens right after SOT; those of block 0 their word vectors, before positions"""
-    tokens_SE = torch.stack([clip.weights["token_embedding.weight"][number] for number in ids_S.tolist()])
+    prompts: each overwrites the tokens right after SOT; those of block 0 their word vectors, before
+        positions"""
+    tokens_SE = torch.stack(
+        [clip.weights["token_embedding.weight"][number] for number in ids_S.tolist()]
+    )
     if prompts and prompts[0] is not None:
         tokens_SE = overwritten(tokens_SE, prompts[0])
     tokens_SE = tokens_SE + clip.weights["positional_embedding"]
@@ -156,7 +192,9 @@ def text_tokens(clip: Clip, ids_S: torch.Tensor, *, prompts: Prompts = ()) -> to
         prompt_PE = prompts[index] if 0 < index < len(prompts) else None
         if prompt_PE is not None:
             tokens_SE = overwritten(tokens_SE, prompt_PE)
-        [tokens_SE] = block(weights, [tokens_SE], clip.text_heads, quick_gelu=clip.quick_gelu, causal=True)
+        [tokens_SE] = block(
+            weights, [tokens_SE], clip.text_heads, quick_gelu=clip.quick_gelu, causal=True
+        )
     return layer_norm(clip.weights, "ln_final", tokens_SE) @ clip.weights["text_projection"]
 
 
@@ -185,7 +223,9 @@ def mean_sentence(features: Sequence[torch.Tensor]) -> torch.Tensor:
     return unit(torch.stack([unit(feature) for feature in features]).mean(dim=0))
 
 
-def scaled_cosines(scale: torch.Tensor, video: torch.Tensor, classes: Sequence[torch.Tensor]) -> torch.Tensor:
+def scaled_cosines(
+    scale: torch.Tensor, video: torch.Tensor, classes: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """Logits [K] of one clip."""
     return torch.stack([scale * cosine(video, feature) for feature in classes])
 
@@ -193,11 +233,15 @@ def scaled_cosines(scale: torch.Tensor, video: torch.Tensor, classes: Sequence[t
 def exchanged(
     layers: Sequence[Weights], vision: Sequence[torch.Tensor], text: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Our exchange of prompts [P, E] from layer 1 on: a first half, through a gated map, moves the other's second half.
+    """Our exchange of prompts [P, E] from layer 1 on: a first half, through a gated map, moves the
+    other's second half.
 
-    Token by token where the halves have one size, else by the mean; both directions read what was there before."""
+    Token by token where the halves have one size, else by the mean; both directions read what was
+    there before."""
 
-    def moved(weights: Weights, way: str, giving_PE: torch.Tensor, taking_PE: torch.Tensor) -> torch.Tensor:
+    def moved(
+        weights: Weights, way: str, giving_PE: torch.Tensor, taking_PE: torch.Tensor
+    ) -> torch.Tensor:
         gives, keeps = giving_PE[: len(giving_PE) // 2], len(taking_PE) // 2
         if len(gives) != len(taking_PE) - keeps:
             gives = gives.mean(dim=0, keepdim=True)
@@ -215,7 +259,9 @@ def exchanged(
 
 def weighed(tokens_Md: torch.Tensor, whole_d: torch.Tensor) -> torch.Tensor:
     """Each token times its softmax share against a global token. Source: BDC-CLIP."""
-    share_M = softmax(torch.stack([token @ whole_d / math.sqrt(len(whole_d)) for token in tokens_Md]))
+    share_M = softmax(
+        torch.stack([token @ whole_d / math.sqrt(len(whole_d)) for token in tokens_Md])
+    )
     return torch.stack([share * token for share, token in zip(share_M, tokens_Md, strict=True)])
 
 
@@ -228,20 +274,28 @@ def distance_covariance(tokens_Md: torch.Tensor) -> torch.Tensor:
             squared = (tokens_Md[:, i] - tokens_Md[:, j]).square().sum() / (2 * num_tokens)
             distance[i, j] = (squared + 1e-5).sqrt()
     rows, columns, mean = distance.mean(dim=1), distance.mean(dim=0), distance.mean()
-    centred = [distance[i, j] - rows[i] - columns[j] + mean for i in range(width) for j in range(i, width)]
+    centred = [
+        distance[i, j] - rows[i] - columns[j] + mean for i in range(width) for j in range(i, width)
+    ]
     return torch.stack(centred)
 
 
 def video_covariance(heads: Weights, tokens_TSD: torch.Tensor) -> torch.Tensor:
-    """The covariance [F] of a clip: those of its frames, each beside what it reads of all by their CLS."""
-    frames = [linear(heads, "vision_reduce", layer_norm(heads, "vision_norm", tokens)) for tokens in tokens_TSD]
+    """The covariance [F] of a clip: those of its frames, each beside what it reads of all by their
+    CLS."""
+    frames = [
+        linear(heads, "vision_reduce", layer_norm(heads, "vision_norm", tokens))
+        for tokens in tokens_TSD
+    ]
     features = [distance_covariance(weighed(tokens_Sd, tokens_Sd[0])) for tokens_Sd in frames]
     queries = [linear(heads, "vision_q_proj", tokens_Sd[0]) for tokens_Sd in frames]
     keys = [linear(heads, "vision_k_proj", tokens_Sd[0]) for tokens_Sd in frames]
     total = torch.zeros_like(features[0])
     for query, feature in zip(queries, features, strict=True):
         share = softmax(torch.stack([query @ key / math.sqrt(len(query)) for key in keys]))
-        total = total + sum(part * other for part, other in zip(share, features, strict=True)) + feature
+        total = (
+            total + sum(part * other for part, other in zip(share, features, strict=True)) + feature
+        )
     return total / len(frames)
 
 
@@ -251,7 +305,9 @@ def text_covariance(heads: Weights, tokens_SD: torch.Tensor, at: int) -> torch.T
     return distance_covariance(weighed(reduced_Sd, reduced_Sd[at]))
 
 
-def covariance_scale(heads: Weights, *, trains: bool, divisor: float = 5.0, floors: bool = False) -> torch.Tensor:
+def covariance_scale(
+    heads: Weights, *, trains: bool, divisor: float = 5.0, floors: bool = False
+) -> torch.Tensor:
     """The trained scale, in scoring divided, in the release by floor division."""
     scale = heads["logits_scale_vision"].exp()
     quotient = scale if trains else scale / divisor
@@ -272,16 +328,23 @@ def mean_frame_cosine(frames_TD: torch.Tensor, class_D: torch.Tensor) -> torch.T
     return cosine(frames_TD.sum(dim=0) / len(frames_TD), class_D)
 
 
-def spotted_cosine(frames_TD: torch.Tensor, class_D: torch.Tensor, words: Sequence[torch.Tensor]) -> torch.Tensor:
-    """BIKE's `VCS`: each word shares itself out over the frames, and a frame counts the mean of its shares."""
+def spotted_cosine(
+    frames_TD: torch.Tensor, class_D: torch.Tensor, words: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """BIKE's `VCS`: each word shares itself out over the frames, and a frame counts the mean of its
+    shares."""
     saliency_T = torch.zeros(len(frames_TD), dtype=frames_TD.dtype)
     for word in words:
-        saliency_T = saliency_T + softmax(torch.stack([cosine(word, frame) / 0.01 for frame in frames_TD])) / len(words)
+        saliency_T = saliency_T + softmax(
+            torch.stack([cosine(word, frame) / 0.01 for frame in frames_TD])
+        ) / len(words)
     spotted = sum(part * unit(frame) for part, frame in zip(saliency_T, frames_TD, strict=True))
     return spotted @ unit(class_D)
 
 
-def attribute_cosine(weights: Weights, sentence_D: torch.Tensor, class_D: torch.Tensor) -> torch.Tensor:
+def attribute_cosine(
+    weights: Weights, sentence_D: torch.Tensor, class_D: torch.Tensor
+) -> torch.Tensor:
     """BIKE's attribute sentence of a clip against a class, each through its own two layers."""
 
     def mapped(name: str, vector: torch.Tensor) -> torch.Tensor:
@@ -290,8 +353,11 @@ def attribute_cosine(weights: Weights, sentence_D: torch.Tensor, class_D: torch.
     return cosine(mapped("sentence_fc", sentence_D), mapped("query_fc", class_D))
 
 
-def fused(logits: Mapping[str, Sequence[torch.Tensor]], shares: Mapping[str, float]) -> torch.Tensor:
-    """Scores [K] of one clip from the logits of its views, by kind: shares of softmaxes, the mean over views."""
+def fused(
+    logits: Mapping[str, Sequence[torch.Tensor]], shares: Mapping[str, float]
+) -> torch.Tensor:
+    """Scores [K] of one clip from the logits of its views, by kind: shares of softmaxes, the mean
+    over views."""
     total = torch.zeros(())
     for kind, views in logits.items():
         for logits_K in views:
@@ -312,19 +378,27 @@ def negative_margin(
     return (margin - (softmax(logits_K)[label] - softmax(negatives_K)[label])).clamp(min=0)
 
 
-def divergences(logits_NN: torch.Tensor, labels: Sequence[int], *, dual: bool = False) -> torch.Tensor:
-    """KL of each row's softmax from its target [N]; dual: times N and the softmax of its column at 1000."""
+def divergences(
+    logits_NN: torch.Tensor, labels: Sequence[int], *, dual: bool = False
+) -> torch.Tensor:
+    """KL of each row's softmax from its target [N]; dual: times N and the softmax of its column at
+    1000."""
     if dual:
         columns = [softmax(column / 1000) for column in logits_NN.T]
         logits_NN = logits_NN * torch.stack(columns, dim=1) * len(labels)
     costs = []
     for label, row in zip(labels, logits_NN, strict=True):
-        target = softmax(torch.tensor([10.0 * (label == other) for other in labels], dtype=row.dtype))
+        target = softmax(
+            torch.tensor([10.0 * (label == other) for other in labels], dtype=row.dtype)
+        )
         log_total = row.max() + (row - row.max()).exp().sum().log()
         costs.append((target * (target.log() - row + log_total)).sum())
     return torch.stack(costs)
 
 
 def matching(logits_NN: torch.Tensor, labels: Sequence[int], *, dual: bool = False) -> torch.Tensor:
-    """BIKE: clips among texts and texts among clips, a cost for each clip [N]; NCE, or DS if dual."""
-    return (divergences(logits_NN, labels, dual=dual) + divergences(logits_NN.T, labels, dual=dual)) / 2
+    """BIKE: clips among texts and texts among clips, a cost for each clip [N]; NCE, or DS if
+    dual."""
+    return (
+        divergences(logits_NN, labels, dual=dual) + divergences(logits_NN.T, labels, dual=dual)
+    ) / 2

@@ -1,4 +1,5 @@
-"""Folders as ../shared/fixtures/reference, of any sizes: drawn weights, and what the originals' formulas make of them.
+"""Folders as ../shared/fixtures/reference, of any sizes: drawn weights, and what the originals'
+formulas make of them.
 
 Shapes: B clips, T frames, K classes, P sentences a class, D joint width, d reduced width."""
 
@@ -20,12 +21,30 @@ from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.parity.test_originals import drawn_like
 from tests.bmpt.tiny import random_frames
 
-NAMES = ("brush hair", "ride_bike", "shoot ball", "walk", "draw sword", "golf_swing", "cartwheel", "fall floor")
+NAMES = (
+    "brush hair",
+    "ride_bike",
+    "shoot ball",
+    "walk",
+    "draw sword",
+    "golf_swing",
+    "cartwheel",
+    "fall floor",
+)
 SENTENCES = (
     "a video of a person who is going to {} outdoors on a sunny day with friends.",
     "{} is an action in which a person moves the body in a particular and easily recognised way.",
 )
-NEGATIVES = ("comb", "driving", "dribble a basketball", "Run", "possession_of_swords", "baseball", "hop", "sit down")
+NEGATIVES = (
+    "comb",
+    "driving",
+    "dribble a basketball",
+    "Run",
+    "possession_of_swords",
+    "baseball",
+    "hop",
+    "sit down",
+)
 CONTEXT, VOCABULARY = 77, 49408
 SPACE_TIME_BLOCKS = (3, 7, 11)
 
@@ -63,13 +82,18 @@ class Sizes:
 
 
 def write_reference(folder: Path, sizes: Sizes) -> Path:
-    """Write the five files of a folder, float32 but for CLIP's weights, which are float16 as OpenAI's."""
+    """Write the five files of a folder, float32 but for CLIP's weights, which are float16 as
+    OpenAI's."""
     originals = Originals(sizes)
     save_file(originals.weights, folder / "clip_tiny.safetensors")
     for name in ("vifi", "bdc", "bmpt", "bike"):
         tensors = {key: value.contiguous() for key, value in getattr(originals, name)().items()}
-        tensors |= {key: value.float() for key, value in tensors.items() if value.is_floating_point()}
-        save_file(tensors, folder / f"{name}.safetensors", {"meta": json.dumps(originals.meta(name))})
+        tensors |= {
+            key: value.float() for key, value in tensors.items() if value.is_floating_point()
+        }
+        save_file(
+            tensors, folder / f"{name}.safetensors", {"meta": json.dumps(originals.meta(name))}
+        )
     return folder
 
 
@@ -95,7 +119,9 @@ def block_shapes(prefix: str, width: int, layers: int) -> Shapes:
     }
     blocks = range(layers)
     return {
-        f"{prefix}transformer.resblocks.{block}.{name}": shape for block in blocks for name, shape in shapes.items()
+        f"{prefix}transformer.resblocks.{block}.{name}": shape
+        for block in blocks
+        for name, shape in shapes.items()
     }
 
 
@@ -135,18 +161,24 @@ class Originals:
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes, dice = sizes, random.Random(sizes.seed)
-        self.weights = {name: value.half() for name, value in drawn(clip_shapes(sizes), sizes.seed).items()}
+        self.weights = {
+            name: value.half() for name, value in drawn(clip_shapes(sizes), sizes.seed).items()
+        }
         self.weights["logit_scale"] = torch.tensor(math.log(dice.uniform(20, 100)))
         heads = max(1, sizes.vision_width // 64)
         weights = {name: value.double() for name, value in self.weights.items()}
         self.clip = naive.Clip(weights, heads, sizes.text_heads, quick_gelu=True)
         self.images = self.normal(sizes.frames, 3, sizes.image_px, sizes.image_px)
         self.names = NAMES[: sizes.classes]
-        self.sentences = [[text.format(name.replace("_", " ")) for name in self.names] for text in SENTENCES]
+        self.sentences = [
+            [text.format(name.replace("_", " ")) for name in self.names] for text in SENTENCES
+        ]
         # between two multiples of the divisor: where float32 and float64 floor alike
         self.covariance_scale = torch.tensor(math.log(5 * dice.randint(4, 20) + 2.5)).double()
         self.labels = [dice.randrange(sizes.classes) for _ in range(sizes.clips)]
-        self.tokenize = import_open_clip().SimpleTokenizer(context_length=CONTEXT)  # K texts -> ids [K, S]
+        self.tokenize = import_open_clip().SimpleTokenizer(
+            context_length=CONTEXT
+        )  # K texts -> ids [K, S]
 
     def normal(self, *shape: int) -> torch.Tensor:
         """[B, ...] of a normal distribution."""
@@ -181,10 +213,18 @@ class Originals:
         vision_depth, vision_tokens, text_depth, text_tokens = sized
         of_vision = prompt_names("image_encoder", vision, deeper, vision_depth)
         of_text = prompt_names("text_encoder", text, deeper, text_depth)
-        shapes: Shapes = {name: (vision_tokens, self.sizes.vision_width) for name in of_vision if name is not None}
-        shapes |= {name: (text_tokens, self.sizes.text_width) for name in of_text if name is not None}
+        shapes: Shapes = {
+            name: (vision_tokens, self.sizes.vision_width) for name in of_vision if name is not None
+        }
+        shapes |= {
+            name: (text_tokens, self.sizes.text_width) for name in of_text if name is not None
+        }
         found = drawn(shapes, self.sizes.seed + 1)
-        return found, [found[name] for name in of_vision if name], [found[name] if name else None for name in of_text]
+        return (
+            found,
+            [found[name] for name in of_vision if name],
+            [found[name] if name else None for name in of_text],
+        )
 
     def videos(self, **how: Any) -> list[torch.Tensor]:
         """Projected tokens [T, S, D] of each clip."""
@@ -192,10 +232,16 @@ class Originals:
 
     def texts(self, texts: Sequence[str], prompts: naive.Prompts = ()) -> list[torch.Tensor]:
         """The unit feature [D] of each."""
-        return [naive.text_feature(self.clip, ids_S, prompts=prompts) for ids_S in self.tokenize(list(texts))]
+        return [
+            naive.text_feature(self.clip, ids_S, prompts=prompts)
+            for ids_S in self.tokenize(list(texts))
+        ]
 
     def logits(
-        self, vectors: Sequence[torch.Tensor], classes: Sequence[torch.Tensor], scale: torch.Tensor | None = None
+        self,
+        vectors: Sequence[torch.Tensor],
+        classes: Sequence[torch.Tensor],
+        scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scaled cosines [B, K]; scale: CLIP's if there is none."""
         scale = self.clip.scale if scale is None else scale
@@ -203,14 +249,18 @@ class Originals:
 
     def vifi(self) -> Tensors:
         """ViFi-CLIP: whole, as CLIP alone, and with prompts in both towers."""
-        prompts, vision, text = self.prompts(self.sizes.ivlp, "image_encoder.VPT", "prompt_learner.ctx", "VPT_shallow")
+        prompts, vision, text = self.prompts(
+            self.sizes.ivlp, "image_encoder.VPT", "prompt_learner.ctx", "VPT_shallow"
+        )
         plain = [naive.pooled(tokens) for tokens in self.videos()]
         prompted = [naive.pooled(tokens) for tokens in self.videos(prompts=vision)]
         slots = "X " * self.sizes.ivlp[3]
         slotted = [f"{slots}{name.replace('_', ' ')}." for name in self.names]
         return {
             "images": self.images,
-            "full.logits": self.logits(plain, self.texts([f"a photo of a {name}." for name in self.names])),
+            "full.logits": self.logits(
+                plain, self.texts([f"a photo of a {name}." for name in self.names])
+            ),
             "zeroshot.logits": self.logits(plain, self.texts(self.names)),
             "ivlp.logits": self.logits(prompted, self.texts(slotted, text)),
             **{f"ivlp.param.{name}": value for name, value in prompts.items()},
@@ -219,10 +269,15 @@ class Originals:
     def bdc(self) -> Tensors:
         """BDC-CLIP: three kinds of logits, of one sentence a class and of all."""
         joint, reduced = self.sizes.joint_width, self.sizes.reduced_width
-        shapes: Shapes = {f"{tower}_reduce.weight": (reduced, joint) for tower in ("vision", "text")}
+        shapes: Shapes = {
+            f"{tower}_reduce.weight": (reduced, joint) for tower in ("vision", "text")
+        }
         shapes |= {f"vision_{letter}_proj.weight": (reduced, reduced) for letter in "qk"}
         shapes |= {**norm_shapes("vision_norm", joint), **norm_shapes("text_norm", joint)}
-        shapes["vision_bdc_head_downstream.weight"] = (len(self.names), reduced * (reduced + 1) // 2)
+        shapes["vision_bdc_head_downstream.weight"] = (
+            len(self.names),
+            reduced * (reduced + 1) // 2,
+        )
         shapes["vision_bdc_head_downstream.bias"] = (len(self.names),)
         heads = drawn(shapes, self.sizes.seed + 2) | {"logits_scale_vision": self.covariance_scale}
         videos = self.videos(space_time_blocks=SPACE_TIME_BLOCKS)
@@ -230,13 +285,26 @@ class Originals:
         covariances = [naive.video_covariance(heads, tokens) for tokens in videos]
         cosines_P, covariances_P = [], []
         for sentence in self.sentences:
-            found = [(naive.text_tokens(self.clip, ids_S), naive.eot(ids_S)) for ids_S in self.tokenize(sentence)]
+            found = [
+                (naive.text_tokens(self.clip, ids_S), naive.eot(ids_S))
+                for ids_S in self.tokenize(sentence)
+            ]
             cosines_P.append([tokens[end] for tokens, end in found])
-            covariances_P.append([naive.text_covariance(heads, tokens, end) for tokens, end in found])
-        classified = torch.stack([naive.linear(heads, "vision_bdc_head_downstream", vector) for vector in covariances])
-        tensors = {"images": self.images, **{f"param.{name}": value for name, value in heads.items()}}
+            covariances_P.append(
+                [naive.text_covariance(heads, tokens, end) for tokens, end in found]
+            )
+        classified = torch.stack(
+            [naive.linear(heads, "vision_bdc_head_downstream", vector) for vector in covariances]
+        )
+        tensors = {
+            "images": self.images,
+            **{f"param.{name}": value for name, value in heads.items()},
+        }
         for name, features, of_texts in (
-            *((f"train_s{p}", *pair) for p, pair in enumerate(zip(cosines_P, covariances_P, strict=True))),
+            *(
+                (f"train_s{p}", *pair)
+                for p, pair in enumerate(zip(cosines_P, covariances_P, strict=True))
+            ),
             ("eval", joined(cosines_P), joined(covariances_P)),
         ):
             scale = naive.covariance_scale(heads, trains=name != "eval", floors=True)
@@ -247,11 +315,15 @@ class Originals:
 
     def bmpt(self) -> Tensors:
         """BMPT as released: no exchange, and text prompts that overwrite words."""
-        prompts, vision, text = self.prompts(self.sizes.bmpt, "image_encoder.VPT_shallow", None, "VPT")
+        prompts, vision, text = self.prompts(
+            self.sizes.bmpt, "image_encoder.VPT_shallow", None, "VPT"
+        )
         videos = self.videos(prompts=vision, space_time_blocks=SPACE_TIME_BLOCKS)
         pooled = [naive.pooled(tokens) for tokens in videos]
         knowledge = self.normal(self.sizes.joint_width)
-        texts = [f"a video of a person {name.replace('_', ' ')}" for name in NEGATIVES[: len(self.names)]]
+        texts = [
+            f"a video of a person {name.replace('_', ' ')}" for name in NEGATIVES[: len(self.names)]
+        ]
         negatives = self.texts(texts, text)
         features_P = [self.texts(sentence, text) for sentence in self.sentences]
         tensors = {
@@ -267,18 +339,27 @@ class Originals:
         return tensors
 
     def bike(self) -> Tensors:
-        """BIKE: both interactions with and without its transformer, the attributes' head, the loss."""
+        """BIKE: both interactions with and without its transformer, the attributes' head, the
+        loss."""
         joint, seed = self.sizes.joint_width, self.sizes.seed
         shapes: Shapes = {"frame_position_embeddings.weight": (CONTEXT, joint)}
         temporal = drawn(shapes | block_shapes("", joint, self.sizes.temporal_layers), seed + 3)
         linear: Shapes = {"weight": (joint, joint), "bias": (joint,)}
         layers = [f"{text}_fc.{index}" for text in ("query", "sentence") for index in (0, 2)]
-        head = drawn({f"{layer}.{name}": shape for layer in layers for name, shape in linear.items()}, seed + 4)
+        head = drawn(
+            {f"{layer}.{name}": shape for layer in layers for name, shape in linear.items()},
+            seed + 4,
+        )
         ids_KS = self.tokenize([f"This is a video about {name}" for name in self.names])
         words_KSD = torch.stack([naive.text_tokens(self.clip, ids_S) for ids_S in ids_KS])
-        classes_KD = torch.stack([words[naive.eot(ids)] for words, ids in zip(words_KSD, ids_KS, strict=True)])
+        classes_KD = torch.stack(
+            [words[naive.eot(ids)] for words, ids in zip(words_KSD, ids_KS, strict=True)]
+        )
         frames_BTD = torch.stack([tokens_TSD[:, 0] for tokens_TSD in self.videos()])
-        moved = [naive.temporal_transformer(temporal, frames_TD, self.sizes.text_heads) for frames_TD in frames_BTD]
+        moved = [
+            naive.temporal_transformer(temporal, frames_TD, self.sizes.text_heads)
+            for frames_TD in frames_BTD
+        ]
         sentences_BD, logits_BB = self.normal(joint), self.normal(self.sizes.clips)
         tensors = {
             "images": self.images,
@@ -289,7 +370,9 @@ class Originals:
             "attr.sentence": sentences_BD,
             "attr.logits": torch.stack(
                 [
-                    torch.stack([naive.attribute_cosine(head, sentence, feature) for feature in classes_KD])
+                    torch.stack(
+                        [naive.attribute_cosine(head, sentence, feature) for feature in classes_KD]
+                    )
                     for sentence in sentences_BD
                 ]
             ),
@@ -300,9 +383,18 @@ class Originals:
             **{f"attr.param.{name}": value for name, value in head.items()},
         }
         for header, videos in (("None", list(frames_BTD)), ("Transf", moved)):
-            pairs = [[(frames, *text) for text in zip(classes_KD, words_KSD, strict=True)] for frames in videos]
-            means = [[naive.mean_frame_cosine(frames, feature) for frames, feature, _ in row] for row in pairs]
-            spotted = [[naive.spotted_cosine(*triple[:2], list(triple[2])) for triple in row] for row in pairs]
+            pairs = [
+                [(frames, *text) for text in zip(classes_KD, words_KSD, strict=True)]
+                for frames in videos
+            ]
+            means = [
+                [naive.mean_frame_cosine(frames, feature) for frames, feature, _ in row]
+                for row in pairs
+            ]
+            spotted = [
+                [naive.spotted_cosine(*triple[:2], list(triple[2])) for triple in row]
+                for row in pairs
+            ]
             tensors[f"{header}.DP.logits"] = torch.tensor(means)
             tensors[f"{header}.VCS.logits"] = torch.tensor(spotted)
         return tensors

@@ -31,7 +31,9 @@ PLAIN: dict[str, list[dict[str, Any]]] = {
     "vifi_clip": [{"tune": "all"}, {"tune": "prompts", **NO_PROMPTS}],
     "bdc_clip": [{"tune": "all"}],
     "bmpt": [{"exchange": "none", **NO_PROMPTS}],
-    "bike": [{"tune": "image", "temporal_layers": 0, "interaction": kind} for kind in ("DP", "VCS")],
+    "bike": [
+        {"tune": "image", "temporal_layers": 0, "interaction": kind} for kind in ("DP", "VCS")
+    ],
 }
 TRAINED = [name for name in METHODS if name != "zero_shot"]
 STEP = 2e-2
@@ -60,24 +62,33 @@ def farthest(ours: Features, theirs: Features) -> float:
     return max((ours[kind] - theirs[kind]).abs().max().item() for kind in ours)
 
 
-@pytest.mark.parametrize(("name", "changes"), [(name, changes) for name in METHODS for changes in PLAIN[name]])
+@pytest.mark.parametrize(
+    ("name", "changes"), [(name, changes) for name in METHODS for changes in PLAIN[name]]
+)
 @pytest.mark.parametrize("causal", [False, True])
 @torch.no_grad()
 def test_a_clip_of_one_frame_has_the_logits_of_plain_clip(
     clip: Path, name: str, changes: dict[str, Any], causal: bool
 ) -> None:
-    method = method_of(clip, name, num_frames=1, space_time_blocks=ALL_BLOCKS, causal=causal, **changes)
+    method = method_of(
+        clip, name, num_frames=1, space_time_blocks=ALL_BLOCKS, causal=causal, **changes
+    )
     frames, model = random_frames(3, 1, 1, 3, 32, 32), load_tiny(clip).model
     images_BD = F.normalize(model.encode_image(frames.flatten(0, 2)), dim=-1)
     texts_KD = F.normalize(model.encode_text(method.tokenize(sentences().at(0))), dim=-1)
     scale = 1.0 if name == "bike" else model.logit_scale.exp()
     torch.testing.assert_close(
-        logits_of(method, frames)[COSINE][:, 0], scale * images_BD @ texts_KD.T, rtol=1e-4, atol=1e-4
+        logits_of(method, frames)[COSINE][:, 0],
+        scale * images_BD @ texts_KD.T,
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("bmpt", {"exchange": "none"}), ("vifi_clip", {"tune": "prompts"})], ids=["bmpt", "vifi_clip"]
+    ("name", "changes"),
+    [("bmpt", {"exchange": "none"}), ("vifi_clip", {"tune": "prompts"})],
+    ids=["bmpt", "vifi_clip"],
 )
 @pytest.mark.parametrize("without", ["vision", "text"])
 def test_a_tower_with_prompts_of_depth_0_is_one_without_prompts(
@@ -93,12 +104,18 @@ def test_a_tower_with_prompts_of_depth_0_is_one_without_prompts(
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("trains", [False, True])
 @torch.no_grad()
-def test_class_features_do_not_depend_on_the_clips_of_a_batch(clip: Path, name: str, trains: bool) -> None:
+def test_class_features_do_not_depend_on_the_clips_of_a_batch(
+    clip: Path, name: str, trains: bool
+) -> None:
     """Those of `exchange: batch_gated` do, see `test_batch_gated.py`."""
     method = method_of(clip, name, tune=TUNES[name]).train(trains)
-    texts = method.prepare_classes(sentences(), sentences() if "negatives" in method.reads else None)
+    texts = method.prepare_classes(
+        sentences(), sentences() if "negatives" in method.reads else None
+    )
     batches = [random_frames(num_clips, 1, 4, 3, 32, 32, seed=num_clips) for num_clips in (2, 3)]
-    one, other = (method.encode_together(frames, texts, torch.ones(len(frames)))[1] for frames in batches)
+    one, other = (
+        method.encode_together(frames, texts, torch.ones(len(frames)))[1] for frames in batches
+    )
     assert all(torch.equal(value, other[kind]) for kind, value in one.items())
     assert one.keys() == other.keys() >= {COSINE}
 
@@ -108,14 +125,22 @@ def test_class_features_do_not_depend_on_the_clips_of_a_batch(clip: Path, name: 
 def test_class_features_do_not_depend_on_the_other_classes(clip: Path, name: str) -> None:
     method = method_of(clip, name, tune=TUNES[name]).eval()
     long = " ".join(["very"] * 60)
-    both = ClassSentences(("walk", "run"), (("a person going to walk",), (f"a {long} quick person",)))
+    both = ClassSentences(
+        ("walk", "run"), (("a person going to walk",), (f"a {long} quick person",))
+    )
     alone = ClassSentences(both.classes[:1], both.sentences[:1])
-    together, by_itself = (method.class_features(method.prepare_classes(these)) for these in (both, alone))
+    together, by_itself = (
+        method.class_features(method.prepare_classes(these)) for these in (both, alone)
+    )
     shapes = {kind: value.shape for kind, value in by_itself.items() if value.ndim > 0}
     # words of a shorter text alone have fewer places; those behind its EOT are masked
-    first = {kind: together[kind][tuple(slice(size) for size in shape)] for kind, shape in shapes.items()}
+    first = {
+        kind: together[kind][tuple(slice(size) for size in shape)] for kind, shape in shapes.items()
+    }
     assert_same(first, {kind: by_itself[kind] for kind in shapes})
-    assert not any(together[kind][:1, by_itself[kind].shape[1] :].any() for kind in {"is_word"} & shapes.keys())
+    assert not any(
+        together[kind][:1, by_itself[kind].shape[1] :].any() for kind in {"is_word"} & shapes.keys()
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -129,13 +154,16 @@ def test_clip_features_do_not_depend_on_the_other_clips(clip: Path, name: str) -
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_order_of_frames_changes_no_logit_where_nothing_says_it(clip: Path, name: str) -> None:
-    """Bike's temporal transformer says it, see `test_bike.py`; a causal mask too, see `test_seam.py`."""
+    """Bike's temporal transformer says it, see `test_bike.py`; a causal mask too, see
+    `test_seam.py`."""
     method = method_of(clip, name, tune=TUNES[name], temporal_layers=0)
     frames = random_frames(2, 2, 4, 3, 32, 32)
     in_order = logits_of(method, frames)
     for order in ([2, 0, 3, 1], [3, 2, 1, 0]):
         assert_same(logits_of(method, frames[:, :, order]), in_order)
-    assert farthest(logits_of(method, frames[:, :, [0, 0, 1, 1]]), in_order) > 1e-2, "it does read the frames"
+    assert farthest(logits_of(method, frames[:, :, [0, 0, 1, 1]]), in_order) > 1e-2, (
+        "it does read the frames"
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -148,7 +176,9 @@ def test_a_new_temporal_position_changes_nothing_before_training_and_then_tells_
         for kind in ("none", "learned")
     )
     before = logits_of(without, frames)
-    assert all(torch.equal(value, before[kind]) for kind, value in logits_of(learned, frames).items())
+    assert all(
+        torch.equal(value, before[kind]) for kind, value in logits_of(learned, frames).items()
+    )
     assert learned.temporal_TE is not None
     with torch.no_grad():
         learned.temporal_TE.copy_(random_frames(4, VISION_WIDTH, seed=5))
@@ -156,7 +186,8 @@ def test_a_new_temporal_position_changes_nothing_before_training_and_then_tells_
 
 
 def moving_bar(num_clips: int) -> tuple[torch.Tensor, list[int]]:
-    """Clips of a bright bar that goes to the right, each followed by its reverse; labels 0 and 1."""
+    """Clips of a bright bar that goes to the right, each followed by its reverse; labels 0 and
+    1."""
     clips = 0.3 * random_frames(num_clips, 1, 4, 3, 32, 32)
     for frame in range(4):
         clips[:, :, frame, :, :, 8 * frame : 8 * (frame + 1)] += 3.0
@@ -169,7 +200,9 @@ def test_training_tells_left_to_right_from_right_to_left_with_a_temporal_positio
     clip: Path, name: str, temporal: str
 ) -> None:
     method = method_of(clip, name, tune="prompts", temporal_position=temporal)
-    texts = method.prepare_classes(ClassSentences(("right", "left"), (("to the right",), ("to the left",))))
+    texts = method.prepare_classes(
+        ClassSentences(("right", "left"), (("to the right",), ("to the left",)))
+    )
     frames, labels = moving_bar(3)
     optimizer, loss = (
         torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=STEP),
@@ -201,7 +234,9 @@ def test_a_step_in_bf16_has_the_loss_and_finite_float32_gradients(clip: Path, na
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05, abs=0.2)
     gradients = [p.grad for p in method.parameters() if p.grad is not None]
     assert gradients
-    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
+    assert all(
+        gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients
+    )
 
 
 @settings(max_examples=12)
@@ -214,16 +249,23 @@ def test_a_step_in_bf16_has_the_loss_and_finite_float32_gradients(clip: Path, na
     template=st.sampled_from(["{}", NEGATIVE_TEMPLATE]),
 )
 @torch.no_grad()
-def test_short_negatives_are_apart_or_refused(text_tokens: int, exchange: str, template: str) -> None:
-    """In the release prompts overwrite all words of a short one, and such negatives become one vector."""
+def test_short_negatives_are_apart_or_refused(
+    text_tokens: int, exchange: str, template: str
+) -> None:
+    """In the release prompts overwrite all words of a short one, and such negatives become one
+    vector."""
     drawn = Drawn(replace(RELEASED, head_width=16, vision_layers=2, text_layers=3))
     sized: dict[str, Any] = {"vision_depth": 2, "text_depth": 3, "text_tokens": text_tokens}
     method = drawn.method("bmpt", exchange=exchange, blocks=[], **sized).train()
-    negatives = ClassSentences(CLASSES, tuple((template.format(name),) for name in ("sit", "stand", "lie")))
+    negatives = ClassSentences(
+        CLASSES, tuple((template.format(name),) for name in ("sit", "stand", "lie"))
+    )
     long = " ".join(["indeed"] * 72)  # the classes' own texts are never the short ones
     classes = ClassSentences(CLASSES, tuple((f"{name} {long}",) for name in CLASSES))
     words = len(template.split())
-    room = words if exchange == "none" else 77 - 2 - words  # its last word must stay; SOT and EOT do
+    room = (
+        words if exchange == "none" else 77 - 2 - words
+    )  # its last word must stay; SOT and EOT do
     if text_tokens > room:
         with pytest.raises(ConfigError, match=r"method\.(text_tokens=|exchange=none overwrites)"):
             method.prepare_classes(classes, negatives)
@@ -233,13 +275,22 @@ def test_short_negatives_are_apart_or_refused(text_tokens: int, exchange: str, t
 
 
 def test_no_model_names_a_device_or_a_half_precision() -> None:
-    files = [*source_files("bmpt/methods"), *(ROOT / "bmpt" / f"{name}.py" for name in ("towers", "losses", "clip"))]
+    files = [
+        *source_files("bmpt/methods"),
+        *(ROOT / "bmpt" / f"{name}.py" for name in ("towers", "losses", "clip")),
+    ]
     assert len(files) > 12
     named = [
         (relative(file), node.lineno)
         for file in files
         for node in ast.walk(tree_of(file))
-        if (isinstance(node, ast.Attribute) and node.attr in {"cuda", "half", "float16", "bfloat16"})
-        or (isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("cuda"))
+        if (
+            isinstance(node, ast.Attribute) and node.attr in {"cuda", "half", "float16", "bfloat16"}
+        )
+        or (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.startswith("cuda")
+        )
     ]
     assert named == [], "a model runs where and in what it is put"

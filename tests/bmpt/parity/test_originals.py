@@ -1,4 +1,5 @@
-"""Every method through its seam against the originals' formulas, for drawn weights, widths, depths and counts.
+"""Every method through its seam against the originals' formulas, for drawn weights, widths, depths
+and counts.
 
 `test_parity.py` has the stored outputs of the systems themselves; here nothing is stored."""
 
@@ -29,14 +30,32 @@ from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.parity.test_parity import assert_close
 from tests.bmpt.tiny import random_frames, settings_of
 
-FEW = settings(  # an example costs 0.1 s, and so does a step of shrinking one, of which there are hundreds
+# an example costs 0.1 s, and so does a step of shrinking one, of which there are hundreds
+FEW = settings(
     max_examples=12 if settings.get_current_profile_name() == "same" else 60,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 PATCH_PX = 8
 ACTIONS = ("walk", "ride_bike", "golf swing", "jump", "cartwheel")
-WORDS = ("slowly", "a", "person", "outdoors", "with", "one", "hand", "on", "the", "wall", "near", "water")
-NEGATIVES = ("a video of a person {} run", "a video of a person {} drive", "a video of a person {} dig")
+WORDS = (
+    "slowly",
+    "a",
+    "person",
+    "outdoors",
+    "with",
+    "one",
+    "hand",
+    "on",
+    "the",
+    "wall",
+    "near",
+    "water",
+)
+NEGATIVES = (
+    "a video of a person {} run",
+    "a video of a person {} drive",
+    "a video of a person {} dig",
+)
 
 Rows = list[list[torch.Tensor]]
 
@@ -89,23 +108,30 @@ MATCHED = replace(RELEASED, clips=4)  # so that there is something to be told fr
 
 
 def drawn_like(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
-    """Normal numbers: no bias is 0, no gain 1, and a matrix about keeps the length of what it is given."""
+    """Normal numbers: no bias is 0, no gain 1, and a matrix about keeps the length of what it is
+    given."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=generator)
         is_gain = name.endswith("weight") and ("ln_" in name or "norm" in name)
-        state[name] = values / math.sqrt(shape[1:].numel()) if len(shape) > 1 else 0.3 * values + is_gain
+        state[name] = (
+            values / math.sqrt(shape[1:].numel()) if len(shape) > 1 else 0.3 * values + is_gain
+        )
     return state
 
 
 def draw_parameters(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     """Give a module drawn weights, and return them in float64."""
-    module.load_state_dict(drawn_like({name: value.shape for name, value in module.state_dict().items()}, seed))
+    module.load_state_dict(
+        drawn_like({name: value.shape for name, value in module.state_dict().items()}, seed)
+    )
     return {name: value.double() for name, value in module.state_dict().items()}
 
 
-def draw_prompts(method: VifiClip | Bmpt, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def draw_prompts(
+    method: VifiClip | Bmpt, seed: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Give a method prompts as large as other tokens, and return them (vision, text) in float64."""
     method.vision_LPE.copy_(random_frames(*method.vision_LPE.shape, seed=seed))
     method.text_LPE.copy_(random_frames(*method.text_LPE.shape, seed=seed + 1))
@@ -118,9 +144,13 @@ class Drawn:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
         side, self.dice = sizes.grid * PATCH_PX, random.Random(sizes.seed)
-        self.frames_BVTCHW = random_frames(sizes.clips, sizes.views, sizes.frames, 3, side, side, seed=sizes.seed)
+        self.frames_BVTCHW = random_frames(
+            sizes.clips, sizes.views, sizes.frames, 3, side, side, seed=sizes.seed
+        )
         self.names = ACTIONS[: sizes.classes]
-        self.sentences = self._sentences(lambda name: f"{name} {' '.join(self.dice.choices(WORDS, k=self._length()))}")
+        self.sentences = self._sentences(
+            lambda name: f"{name} {' '.join(self.dice.choices(WORDS, k=self._length()))}"
+        )
         self.labels = [self.dice.randrange(sizes.classes) for _ in range(sizes.clips)]
         self.weights = [float(self.dice.random() < 0.7) for _ in range(sizes.clips)]
         self.smoothing = self.dice.choice([0.0, 0.1, 0.2])
@@ -130,7 +160,9 @@ class Drawn:
         return self.dice.randint(5, 30)  # some are cut at the shorter contexts
 
     def _sentences(self, of_name: Any) -> ClassSentences:
-        texts = tuple(tuple(of_name(name) for _ in range(self.sizes.sentences)) for name in self.names)
+        texts = tuple(
+            tuple(of_name(name) for _ in range(self.sizes.sentences)) for name in self.names
+        )
         return ClassSentences(self.names, texts)
 
     @cached_property
@@ -162,7 +194,9 @@ class Drawn:
         }
         with torch.device("meta"):
             shapes = {name: value.shape for name, value in build_clip(spec).state_dict().items()}
-        state = drawn_like(shapes, sizes.seed) | {"logit_scale": torch.tensor(math.log(self.dice.uniform(5, 100)))}
+        state = drawn_like(shapes, sizes.seed) | {
+            "logit_scale": torch.tensor(math.log(self.dice.uniform(5, 100)))
+        }
         # a bare state dict, as OpenAI's: heads are 64 wide and the activation is QuickGELU
         stated = {} if sizes.head_width == 64 and sizes.quick_gelu else spec
         return backbone_from_state("drawn", state, stated, where="a drawn CLIP")
@@ -171,24 +205,38 @@ class Drawn:
     def clip(self) -> naive.Clip:
         """The same weights for the originals."""
         weights = {name: value.double() for name, value in self.backbone.model.state_dict().items()}
-        return naive.Clip(weights, self.sizes.vision_heads, self.sizes.text_heads, self.sizes.quick_gelu)
+        return naive.Clip(
+            weights, self.sizes.vision_heads, self.sizes.text_heads, self.sizes.quick_gelu
+        )
 
     def method(self, name: str, *, blocks: Sequence[int] | None = None, **values: Any) -> Method:
         """Ours on these weights; depths and blocks beyond the towers are left out."""
-        for tower, layers in (("vision", self.sizes.vision_layers), ("text", self.sizes.text_layers)):
+        for tower, layers in (
+            ("vision", self.sizes.vision_layers),
+            ("text", self.sizes.text_layers),
+        ):
             if f"{tower}_depth" in values:
                 values[f"{tower}_depth"] = min(values[f"{tower}_depth"], layers)
         chosen = settings_of({"name": name, "space_time_blocks": self.within(blocks)}, **values)
-        return build_method(self.backbone, chosen, num_frames=self.sizes.frames, seed=0, classes=self.names)
+        return build_method(
+            self.backbone, chosen, num_frames=self.sizes.frames, seed=0, classes=self.names
+        )
 
     def within(self, blocks: Sequence[int] | None) -> list[int] | None:
         """Blocks that the visual tower has."""
-        return None if blocks is None else [block for block in blocks if block < self.sizes.vision_layers]
+        return (
+            None
+            if blocks is None
+            else [block for block in blocks if block < self.sizes.vision_layers]
+        )
 
     def tokens(self, *, prompts: naive.Prompts = (), blocks: Sequence[int] = ()) -> Rows:
         """Projected tokens [T, S, D] of each view of each clip."""
         return [
-            [naive.video_tokens(self.clip, view, prompts=prompts, space_time_blocks=blocks) for view in views]
+            [
+                naive.video_tokens(self.clip, view, prompts=prompts, space_time_blocks=blocks)
+                for view in views
+            ]
             for views in self.frames_BVTCHW.double()
         ]
 
@@ -197,14 +245,20 @@ class Drawn:
         return [[naive.pooled(view) for view in views] for views in self.tokens(**how)]
 
     def ids(self, sentences: ClassSentences, *, slots: int = 0) -> Rows:
-        """Token ids [S] of each sentence of each class; the originals' slots are words that stand for nothing."""
+        """Token ids [S] of each sentence of each class; the originals' slots are words that stand
+        for nothing."""
         texts = [["X " * slots + text for text in of_class] for of_class in sentences.sentences]
         return [list(self.backbone.tokenize(of_class)) for of_class in texts]
 
-    def texts(self, sentences: ClassSentences, *, slots: int = 0, prompts: naive.Prompts = ()) -> Rows:
+    def texts(
+        self, sentences: ClassSentences, *, slots: int = 0, prompts: naive.Prompts = ()
+    ) -> Rows:
         """Unit features [D] of each sentence of each class."""
         ids = self.ids(sentences, slots=slots)
-        return [[naive.text_feature(self.clip, ids_S, prompts=prompts) for ids_S in of_class] for of_class in ids]
+        return [
+            [naive.text_feature(self.clip, ids_S, prompts=prompts) for ids_S in of_class]
+            for of_class in ids
+        ]
 
     def step(self, rows: Sequence[Sequence[Any]]) -> list[Any]:
         """The one sentence of each class that a step draws."""
@@ -216,7 +270,9 @@ class Drawn:
 
     def targets(self, **more: Any) -> Targets:
         """What a step of ours is trained towards."""
-        return Targets(torch.tensor(self.labels), torch.tensor(self.weights), self.smoothing, **more)
+        return Targets(
+            torch.tensor(self.labels), torch.tensor(self.weights), self.smoothing, **more
+        )
 
     def summed(self, costs: Sequence[torch.Tensor]) -> float:
         """Costs of the clips that are there."""
@@ -226,7 +282,9 @@ class Drawn:
         """Of one kind of logits; hard: of the label alone, without smoothing."""
         smoothing = 0.0 if hard else self.smoothing
         pairs = zip(logits, self.labels, strict=True)
-        return self.summed([naive.cross_entropy(row, label, smoothing=smoothing) for row, label in pairs])
+        return self.summed(
+            [naive.cross_entropy(row, label, smoothing=smoothing) for row, label in pairs]
+        )
 
 
 def stacked(rows: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
@@ -240,17 +298,23 @@ def assert_cost(ours: torch.Tensor, theirs: float) -> None:
 
 
 def assert_cosines(drawn: Drawn, method: Method, videos: Rows, texts: Rows) -> None:
-    """Logits and scores over all sentences and views; logits and loss of a step with one of each."""
+    """Logits and scores over all sentences and views; logits and loss of a step with one of
+    each."""
     scale = drawn.clip.scale
     joined = [naive.mean_sentence(of_class) for of_class in texts]
-    expected = stacked([[naive.scaled_cosines(scale, view, joined) for view in views] for views in videos])
+    expected = stacked(
+        [[naive.scaled_cosines(scale, view, joined) for view in views] for views in videos]
+    )
     ours = method.prepare_classes(drawn.sentences)
     clips, classes = method.eval().encode_clips(drawn.frames_BVTCHW), method.class_features(ours)
     assert_close(method.logits(clips, classes)[COSINE], expected)
     assert_close(method.scores(clips, classes), expected.mean(dim=1))
     step = [naive.scaled_cosines(scale, views[0], drawn.step(texts)) for views in videos]
     method.train()
-    clips, classes = method.encode_clips(drawn.frames_BVTCHW[:, :1]), method.encode_sentence(drawn.drawn_texts(ours))
+    clips, classes = (
+        method.encode_clips(drawn.frames_BVTCHW[:, :1]),
+        method.encode_sentence(drawn.drawn_texts(ours)),
+    )
     assert_close(method.logits(clips, classes)[COSINE][:, 0], torch.stack(step))
     assert_cost(method.loss_sum(clips, classes, drawn.targets()), drawn.cross_entropies(step))
 
@@ -273,7 +337,9 @@ def test_vifi_clip_and_plain_clip_are_the_originals(sizes: Sizes, name: str) -> 
     tokens=st.tuples(st.integers(1, 4), st.integers(1, 6)),
 )
 @torch.no_grad()
-def test_vifi_clips_prompts_are_the_originals(sizes: Sizes, depths: tuple[int, int], tokens: tuple[int, int]) -> None:
+def test_vifi_clips_prompts_are_the_originals(
+    sizes: Sizes, depths: tuple[int, int], tokens: tuple[int, int]
+) -> None:
     drawn = Drawn(sizes)
     sized: dict[str, Any] = {
         "vision_depth": depths[0],
@@ -284,7 +350,9 @@ def test_vifi_clips_prompts_are_the_originals(sizes: Sizes, depths: tuple[int, i
     method = drawn.method("vifi_clip", tune="prompts", **sized)
     assert isinstance(method, VifiClip)
     vision, text = draw_prompts(method, sizes.seed)
-    spaced = tuple(tuple(text.replace("_", " ") for text in of_class) for of_class in drawn.sentences.sentences)
+    spaced = tuple(
+        tuple(text.replace("_", " ") for text in of_class) for of_class in drawn.sentences.sentences
+    )
     texts = drawn.texts(replace(drawn.sentences, sentences=spaced), slots=tokens[1], prompts=text)
     assert_cosines(drawn, method, drawn.videos(prompts=vision), texts)
 
@@ -321,15 +389,25 @@ def test_bmpt_without_an_exchange_is_the_release_with_negatives_and_knowledge(
     step, pushed = drawn.step(texts), drawn.step(drawn.texts(drawn.negatives, prompts=text))
     cosines = [naive.scaled_cosines(drawn.clip.scale, views[0], step) for views in videos]
     negatives = [naive.scaled_cosines(drawn.clip.scale, views[0], pushed) for views in videos]
-    knowledge = [naive.scaled_cosines(drawn.clip.scale, vector, step) for vector in knowledge_BD.double()]
+    knowledge = [
+        naive.scaled_cosines(drawn.clip.scale, vector, step) for vector in knowledge_BD.double()
+    ]
     method.train()
     both = drawn.drawn_texts(method.prepare_classes(drawn.sentences, drawn.negatives))
     clips, classes = method.encode_clips(drawn.frames_BVTCHW[:, :1]), method.encode_sentence(both)
-    assert_close(method.scaled_cosines(clips[COSINE], classes[NEGATIVE])[:, 0], torch.stack(negatives))
+    assert_close(
+        method.scaled_cosines(clips[COSINE], classes[NEGATIVE])[:, 0], torch.stack(negatives)
+    )
     scale = method.clip.logit_scale.exp()
     assert_close(knowledge_logits(knowledge_BD, classes[COSINE], scale), torch.stack(knowledge))
-    margins = [naive.negative_margin(*rows) for rows in zip(cosines, negatives, drawn.labels, strict=True)]
-    costs = (drawn.cross_entropies(cosines), drawn.cross_entropies(knowledge, hard=True), drawn.summed(margins))
+    margins = [
+        naive.negative_margin(*rows) for rows in zip(cosines, negatives, drawn.labels, strict=True)
+    ]
+    costs = (
+        drawn.cross_entropies(cosines),
+        drawn.cross_entropies(knowledge, hard=True),
+        drawn.summed(margins),
+    )
     expected = costs[0] + 2.0 * costs[1] + 0.5 * costs[2]
     assert_cost(method.loss_sum(clips, classes, drawn.targets(knowledge_BD=knowledge_BD)), expected)
 
@@ -345,18 +423,26 @@ def test_bmpt_without_an_exchange_is_the_release_with_negatives_and_knowledge(
 def test_bmpts_exchange_is_its_formula(
     sizes: Sizes, depths: tuple[int, int], tokens: tuple[int, int], blocks: list[int]
 ) -> None:
-    drawn = Drawn(replace(sizes, vision_layers=max(2, sizes.vision_layers), text_layers=max(2, sizes.text_layers)))
+    drawn = Drawn(
+        replace(
+            sizes, vision_layers=max(2, sizes.vision_layers), text_layers=max(2, sizes.text_layers)
+        )
+    )
     sized: dict[str, Any] = {
         "vision_depth": depths[0],
         "vision_tokens": tokens[0],
         "text_depth": depths[1],
         "text_tokens": tokens[1],
     }
-    method = drawn.method("bmpt", exchange="bidirectional", exchange_width=7, blocks=blocks, **sized)
+    method = drawn.method(
+        "bmpt", exchange="bidirectional", exchange_width=7, blocks=blocks, **sized
+    )
     assert isinstance(method, Bmpt)
     assert method.exchange is not None
     weights = draw_parameters(method.exchange, sizes.seed)
-    layers = [naive.below(weights, f"layers.{index}.") for index in range(len(method.exchange.layers))]
+    layers = [
+        naive.below(weights, f"layers.{index}.") for index in range(len(method.exchange.layers))
+    ]
     vision, text = naive.exchanged(layers, *draw_prompts(method, sizes.seed))
     texts = drawn.texts(drawn.sentences, slots=tokens[1], prompts=text)
     assert_cosines(drawn, method, drawn.videos(prompts=vision, blocks=blocks), texts)
@@ -371,7 +457,11 @@ def test_bdc_clips_three_logits_scores_and_loss_are_the_originals(
 ) -> None:
     drawn = Drawn(sizes)
     shares = {COSINE: 0.2, CLASSIFIER: 0.3, COVARIANCE: 0.5}
-    extra: dict[str, Any] = {"reduced_width": reduced, "floors_scale": floors, "coefficients": tuple(shares.values())}
+    extra: dict[str, Any] = {
+        "reduced_width": reduced,
+        "floors_scale": floors,
+        "coefficients": tuple(shares.values()),
+    }
     method = drawn.method("bdc_clip", tune="all", blocks=blocks, **extra)
     assert isinstance(method, BdcClip)
     draw_parameters(method.heads, sizes.seed)
@@ -383,30 +473,47 @@ def test_bdc_clips_three_logits_scores_and_loss_are_the_originals(
     texts: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
     for of_class in drawn.ids(drawn.sentences):
         found = [(naive.text_tokens(drawn.clip, ids_S), naive.eot(ids_S)) for ids_S in of_class]
-        texts.append([(words[end], naive.text_covariance(heads, words, end)) for words, end in found])
+        texts.append(
+            [(words[end], naive.text_covariance(heads, words, end)) for words, end in found]
+        )
 
-    def logits(row: int, view: int, classes: Sequence[Any], *, trains: bool) -> dict[str, torch.Tensor]:
+    def logits(
+        row: int, view: int, classes: Sequence[Any], *, trains: bool
+    ) -> dict[str, torch.Tensor]:
         cosines, of_texts = zip(*classes, strict=True)
         scale = naive.covariance_scale(heads, trains=trains, floors=floors)
         return {
-            COSINE: naive.scaled_cosines(drawn.clip.scale, naive.pooled(tokens[row][view]), cosines),
+            COSINE: naive.scaled_cosines(
+                drawn.clip.scale, naive.pooled(tokens[row][view]), cosines
+            ),
             CLASSIFIER: naive.linear(heads, "vision_bdc_head", covariances[row][view]),
             COVARIANCE: naive.scaled_cosines(scale, covariances[row][view], of_texts),
         }
 
     joined = [tuple(map(naive.mean_sentence, zip(*of_class, strict=True))) for of_class in texts]
-    expected = [[logits(row, view, joined, trains=False) for view in range(sizes.views)] for row in range(sizes.clips)]
+    expected = [
+        [logits(row, view, joined, trains=False) for view in range(sizes.views)]
+        for row in range(sizes.clips)
+    ]
     ours = method.prepare_classes(drawn.sentences)
     clips, classes = method.eval().encode_clips(drawn.frames_BVTCHW), method.class_features(ours)
     found_logits = method.logits(clips, classes)
     for kind in shares:
-        assert_close(found_logits[kind], stacked([[view[kind] for view in views] for views in expected]))
-    fused = [naive.fused({kind: [view[kind] for view in views] for kind in shares}, shares) for views in expected]
+        assert_close(
+            found_logits[kind], stacked([[view[kind] for view in views] for views in expected])
+        )
+    fused = [
+        naive.fused({kind: [view[kind] for view in views] for kind in shares}, shares)
+        for views in expected
+    ]
     assert_close(method.scores(clips, classes), torch.stack(fused))
 
     step = [logits(row, 0, drawn.step(texts), trains=True) for row in range(sizes.clips)]
     method.train()
-    clips, classes = method.encode_clips(drawn.frames_BVTCHW[:, :1]), method.encode_sentence(drawn.drawn_texts(ours))
+    clips, classes = (
+        method.encode_clips(drawn.frames_BVTCHW[:, :1]),
+        method.encode_sentence(drawn.drawn_texts(ours)),
+    )
     found_logits = method.logits(clips, classes)
     for kind in shares:
         assert_close(found_logits[kind][:, 0], torch.stack([row[kind] for row in step]))
@@ -415,7 +522,9 @@ def test_bdc_clips_three_logits_scores_and_loss_are_the_originals(
 
 
 @FEW
-@example(sizes=RELEASED, interaction="VCS", layers=6, counts_padding=True, dual=False, attributes=False)
+@example(
+    sizes=RELEASED, interaction="VCS", layers=6, counts_padding=True, dual=False, attributes=False
+)
 @example(sizes=MATCHED, interaction="DP", layers=1, counts_padding=True, dual=True, attributes=True)
 @given(
     sizes=SIZES,
@@ -430,14 +539,26 @@ def test_bikes_branches_scores_and_loss_are_the_originals(
     sizes: Sizes, interaction: str, layers: int, counts_padding: bool, dual: bool, attributes: bool
 ) -> None:
     drawn = Drawn(replace(sizes, sentences=1))
-    extra: dict[str, Any] = {"interaction": interaction, "temporal_layers": layers, "counts_padding": counts_padding}
+    extra: dict[str, Any] = {
+        "interaction": interaction,
+        "temporal_layers": layers,
+        "counts_padding": counts_padding,
+    }
     method = drawn.method("bike", tune="image", dual_softmax=dual, attributes=attributes, **extra)
     assert isinstance(method, Bike)
     videos = [[view[:, 0] for view in views] for views in drawn.tokens()]
     if method.temporal is not None:
-        weights, heads = draw_parameters(method.temporal, sizes.seed), max(1, drawn.backbone.text_width // 64)
-        videos = [[naive.temporal_transformer(weights, view, heads) for view in views] for views in videos]
-    words = [(naive.text_tokens(drawn.clip, ids_S), naive.eot(ids_S)) for [ids_S] in drawn.ids(drawn.sentences)]
+        weights, heads = (
+            draw_parameters(method.temporal, sizes.seed),
+            max(1, drawn.backbone.text_width // 64),
+        )
+        videos = [
+            [naive.temporal_transformer(weights, view, heads) for view in views] for views in videos
+        ]
+    words = [
+        (naive.text_tokens(drawn.clip, ids_S), naive.eot(ids_S))
+        for [ids_S] in drawn.ids(drawn.sentences)
+    ]
 
     def cosines(frames_TD: torch.Tensor) -> torch.Tensor:
         if interaction == "DP":
@@ -456,7 +577,8 @@ def test_bikes_branches_scores_and_loss_are_the_originals(
         head = draw_parameters(method.attributes, sizes.seed)
         attributes_BD = 3 * random_frames(sizes.clips, drawn.backbone.joint_width, seed=sizes.seed)
         expected[ATTRIBUTES] = [
-            [torch.stack([naive.attribute_cosine(head, sentence, row[end]) for row, end in words])] * sizes.views
+            [torch.stack([naive.attribute_cosine(head, sentence, row[end]) for row, end in words])]
+            * sizes.views
             for sentence in attributes_BD.double()
         ]
     ours = method.prepare_classes(drawn.sentences)
@@ -467,7 +589,10 @@ def test_bikes_branches_scores_and_loss_are_the_originals(
     for kind, rows in expected.items():
         assert_close(found[kind], stacked(rows))
     shares = {COSINE: 0.7, ATTRIBUTES: 0.3} if attributes else {COSINE: 1.0}
-    scores = [naive.fused({kind: expected[kind][row] for kind in expected}, shares) for row in range(sizes.clips)]
+    scores = [
+        naive.fused({kind: expected[kind][row] for kind in expected}, shares)
+        for row in range(sizes.clips)
+    ]
     assert_close(method.scores(clips, classes), torch.stack(scores))
 
     kept = [index for index, weight in enumerate(drawn.weights) if weight > 0]

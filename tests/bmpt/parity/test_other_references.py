@@ -1,4 +1,5 @@
-"""The tests that read stored outputs, once more on outputs of other seeds, widths, depths and counts.
+"""The tests that read stored outputs, once more on outputs of other seeds, widths, depths and
+counts.
 
 They are those of `naive_originals.py`: nobody can store the systems' own for every size."""
 
@@ -56,7 +57,11 @@ DEEP = Sizes(
 def drawn_sizes(seed: int) -> Sizes:
     """Any that the systems can have, of small towers."""
     dice = random.Random(seed)
-    vision_layers, text_layers, text_heads = dice.randint(1, 14), dice.randint(1, 14), dice.randint(1, 3)
+    vision_layers, text_layers, text_heads = (
+        dice.randint(1, 14),
+        dice.randint(1, 14),
+        dice.randint(1, 3),
+    )
     patch_px = dice.choice([4, 8, 16])
     return Sizes(
         seed=seed,
@@ -70,8 +75,18 @@ def drawn_sizes(seed: int) -> Sizes:
         clips=dice.randint(1, 4),
         frames=dice.randint(1, 6),
         classes=dice.randint(1, len(NAMES)),
-        ivlp=(dice.randint(0, vision_layers), dice.randint(1, 8), dice.randint(1, text_layers), dice.randint(1, 8)),
-        bmpt=(dice.randint(0, vision_layers), dice.randint(1, 8), dice.randint(0, text_layers), dice.randint(1, 8)),
+        ivlp=(
+            dice.randint(0, vision_layers),
+            dice.randint(1, 8),
+            dice.randint(1, text_layers),
+            dice.randint(1, 8),
+        ),
+        bmpt=(
+            dice.randint(0, vision_layers),
+            dice.randint(1, 8),
+            dice.randint(0, text_layers),
+            dice.randint(1, 8),
+        ),
         reduced_width=dice.randint(2, 16),
         temporal_layers=dice.randint(1, 7),
     )
@@ -87,14 +102,31 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     [
         pytest.param(ONE_FRAME, id="one frame"),
         pytest.param(DEEP, id="13 blocks"),
-        *(pytest.param(drawn_sizes(seed), id=f"drawn {seed}", marks=pytest.mark.long) for seed in range(5)),
+        *(
+            pytest.param(drawn_sizes(seed), id=f"drawn {seed}", marks=pytest.mark.long)
+            for seed in range(5)
+        ),
     ],
 )
 def test_what_reads_stored_outputs_holds_for_others(tmp_path: Path, sizes: Sizes) -> None:
     environment = {**os.environ, "BMPT_REFERENCE_DIR": str(write_reference(tmp_path, sizes))}
-    command = [sys.executable, "-m", "pytest", *FILES, "-p", __name__, "-p", "no:cacheprovider", "-rp"]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *FILES,
+        "-p",
+        __name__,
+        "-p",
+        "no:cacheprovider",
+        "-rp",
+    ]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     passed = re.findall(r"^PASSED (\S+?)::", ended.stdout, re.MULTILINE)
     assert set(passed) == set(FILES)
-    assert re.search(rf"^{len(passed)} passed(?:, \d+ warnings?)? in", ended.stdout, re.MULTILINE), "none is skipped"
+    assert re.search(
+        rf"^{len(passed)} passed(?:, \d+ warnings?)? in", ended.stdout, re.MULTILINE
+    ), "none is skipped"

@@ -1,6 +1,7 @@
 """Our towers and methods against logits that the original systems computed with the same weights.
 
-Nothing of the stored outputs' sizes is known here: all is read off the files, see `test_other_references.py`."""
+Nothing of the stored outputs' sizes is known here: all is read off the files, see
+`test_other_references.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ from bmpt.methods import build_method
 from bmpt.methods.bmpt import Bmpt
 from bmpt.methods.components.bdc import BdcHeads
 from bmpt.methods.components.bike_attributes import AttributeHead
-from bmpt.methods.components.bike_video import TemporalTransformer, mean_frame_cosines, spotted_cosines, word_mask
+from bmpt.methods.components.bike_video import (
+    TemporalTransformer,
+    mean_frame_cosines,
+    spotted_cosines,
+    word_mask,
+)
 from bmpt.methods.components.fusion import mean_over_sentences
 from bmpt.methods.components.losses import knowledge_logits, matching_sum
 from bmpt.methods.vifi_clip import VifiClip
@@ -32,19 +38,23 @@ from tests.bmpt.tiny import cosine_logits, encode_classes
 
 TOLERANCE = 1e-4  # of the largest logit
 REFERENCES = ("clip_tiny", "vifi", "bdc", "bmpt", "bike")
-PROMPTS = {  # prefix of the system's parameters; input prompts of the visual and the text tower; those of blocks
+# prefix of the system's parameters; input prompts of the visual and the text tower; those of blocks
+PROMPTS = {
     "vifi_clip": ("ivlp.param.", "image_encoder.VPT", "prompt_learner.ctx", "VPT_shallow"),
     "bmpt": ("param.", "image_encoder.VPT_shallow", None, "VPT"),
 }
 
 
 def reference_folder() -> Path:
-    """$BMPT_REFERENCE_DIR, which must then be complete, else fixtures/reference of $BMPT_SHARED or of ../shared.
+    """$BMPT_REFERENCE_DIR, which must then be complete, else fixtures/reference of $BMPT_SHARED or
+    of ../shared.
 
     Skips the test if no such folder is named and none is there."""
     named = os.environ.get("BMPT_REFERENCE_DIR")
     if named:
-        missing = [name for name in REFERENCES if not (Path(named) / f"{name}.safetensors").is_file()]
+        missing = [
+            name for name in REFERENCES if not (Path(named) / f"{name}.safetensors").is_file()
+        ]
         if missing:
             pytest.fail(f"BMPT_REFERENCE_DIR={named}: has no {', '.join(missing)} (.safetensors)")
         return Path(named)
@@ -60,7 +70,9 @@ def reference() -> Path:
     return reference_folder()
 
 
-def test_a_named_folder_of_reference_outputs_must_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_folder_of_reference_outputs_must_be_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BMPT_REFERENCE_DIR", str(tmp_path))
     for name in REFERENCES[:-1]:
         (tmp_path / f"{name}.safetensors").touch()
@@ -85,9 +97,13 @@ def assert_close(logits: torch.Tensor, expected: torch.Tensor) -> None:
     assert (logits - expected).abs().max().item() <= TOLERANCE * expected.abs().max().item()
 
 
-@pytest.mark.parametrize(("logits", "template"), [("full.logits", "a photo of a {}."), ("zeroshot.logits", "{}")])
+@pytest.mark.parametrize(
+    ("logits", "template"), [("full.logits", "a photo of a {}."), ("zeroshot.logits", "{}")]
+)
 @torch.no_grad()
-def test_vifi_clip_gives_the_originals_logits(reference: Path, backbone: Backbone, logits: str, template: str) -> None:
+def test_vifi_clip_gives_the_originals_logits(
+    reference: Path, backbone: Backbone, logits: str, template: str
+) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     settings = MethodSettings(name="vifi_clip", tune="all")
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0)
@@ -97,42 +113,64 @@ def test_vifi_clip_gives_the_originals_logits(reference: Path, backbone: Backbon
 
 
 @torch.no_grad()
-def test_zero_shot_gives_the_logits_of_an_untrained_vifi_clip(reference: Path, backbone: Backbone) -> None:
+def test_zero_shot_gives_the_logits_of_an_untrained_vifi_clip(
+    reference: Path, backbone: Backbone
+) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     method = build_method(backbone, MethodSettings(name="zero_shot"), num_frames=meta["T"], seed=0)
     texts = class_sentences(meta["classes"], TextSettings(template="{}", raw_names=True)).at(0)
     assert_close(
-        cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts)), tensors["zeroshot.logits"]
+        cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts)),
+        tensors["zeroshot.logits"],
     )
 
 
 def stored_passes(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> dict[str, list[int]]:
-    """{prefix of stored logits: the sentences they are of}: one in each step of training, all in evaluation."""
-    steps = [match[1] for name in tensors if (match := re.fullmatch(r"(train_s\d+)\.logits_cos", name))]
+    """{prefix of stored logits: the sentences they are of}: one in each step of training, all in
+    evaluation."""
+    steps = [
+        match[1] for name in tensors if (match := re.fullmatch(r"(train_s\d+)\.logits_cos", name))
+    ]
     assert steps
     every = range(len(meta["llm"][meta["classes"][0]]))
-    return {step: [int(step.removeprefix("train_s"))] for step in sorted(steps)} | {"eval": list(every)}
+    return {step: [int(step.removeprefix("train_s"))] for step in sorted(steps)} | {
+        "eval": list(every)
+    }
 
 
-def stored_prompts(tensors: dict[str, torch.Tensor], system: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def stored_prompts(
+    tensors: dict[str, torch.Tensor], system: str
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Prompts (vision, text) in the order of blocks; what a tower has not is left out."""
     prefix, vision, text, deeper = PROMPTS[system]
     own = naive.below(tensors, prefix)
     towers = []
     for tower, first in (("image_encoder", vision), ("text_encoder", text)):
-        names = [first, *(f"{tower}.transformer.resblocks.{block}.{deeper}" for block in range(1, len(own) + 1))]
+        names = [
+            first,
+            *(
+                f"{tower}.transformer.resblocks.{block}.{deeper}"
+                for block in range(1, len(own) + 1)
+            ),
+        ]
         towers.append([own[name] for name in names if name in own])
     assert sum(map(len, towers)) == len(own)
     return towers[0], towers[1]
 
 
 def prompted(
-    backbone: Backbone, vision: list[torch.Tensor], text: list[torch.Tensor], num_frames: int, **settings: Any
+    backbone: Backbone,
+    vision: list[torch.Tensor],
+    text: list[torch.Tensor],
+    num_frames: int,
+    **settings: Any,
 ) -> VifiClip | Bmpt:
     """A method with these prompts; settings: its other ones."""
     for tower, prompts in (("vision", vision), ("text", text)):
         settings |= {f"{tower}_tokens": len(prompts[0])} if prompts else {}
-    method = build_method(backbone, MethodSettings.model_validate(settings), num_frames=num_frames, seed=0)
+    method = build_method(
+        backbone, MethodSettings.model_validate(settings), num_frames=num_frames, seed=0
+    )
     assert isinstance(method, VifiClip | Bmpt)
     with torch.no_grad():
         for own, prompts in ((method.vision_LPE, vision), (method.text_LPE, text)):
@@ -141,7 +179,9 @@ def prompted(
     return method
 
 
-def vifi_clip_of_the_release(backbone: Backbone, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> VifiClip:
+def vifi_clip_of_the_release(
+    backbone: Backbone, tensors: dict[str, torch.Tensor], meta: dict[str, Any]
+) -> VifiClip:
     """`tune: prompts` with the stored prompts."""
     vision, text = stored_prompts(tensors, "vifi_clip")
     depths = {"vision_depth": len(vision), "text_depth": len(text)}
@@ -155,13 +195,22 @@ def space_time_blocks(backbone: Backbone) -> tuple[int, ...]:
     return tuple(block for block in (3, 7, 11) if block < backbone.vision_layers)
 
 
-def bmpt_of_the_release(backbone: Backbone, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> Bmpt:
+def bmpt_of_the_release(
+    backbone: Backbone, tensors: dict[str, torch.Tensor], meta: dict[str, Any]
+) -> Bmpt:
     """`exchange: none` with the stored prompts, of which block 0 of the text tower has none."""
     vision, text = stored_prompts(tensors, "bmpt")
     depths = {"vision_depth": len(vision), "text_depth": len(text) + 1 if text else 0}
     blocks = space_time_blocks(backbone)
     method = prompted(
-        backbone, vision, text, meta["T"], name="bmpt", exchange="none", space_time_blocks=blocks, **depths
+        backbone,
+        vision,
+        text,
+        meta["T"],
+        name="bmpt",
+        exchange="none",
+        space_time_blocks=blocks,
+        **depths,
     )
     assert isinstance(method, Bmpt)
     return method
@@ -173,7 +222,8 @@ def llm_ids(backbone: Backbone, meta: dict[str, Any], sentence: int) -> torch.Te
 
 
 def negative_ids(backbone: Backbone, meta: dict[str, Any], sentence: int) -> torch.Tensor:
-    """Likewise of their negatives; one without sentences has a template's, one with too few its last again."""
+    """Likewise of their negatives; one without sentences has a template's, one with too few its
+    last again."""
     texts = []
     for name in meta["negatives"]:
         known = meta["llm"].get(name, [f"a video of a person {name.replace('_', ' ')}"])
@@ -182,18 +232,24 @@ def negative_ids(backbone: Backbone, meta: dict[str, Any], sentence: int) -> tor
 
 
 @torch.no_grad()
-def test_bmpt_without_an_exchange_gives_the_releases_logits(reference: Path, backbone: Backbone) -> None:
+def test_bmpt_without_an_exchange_gives_the_releases_logits(
+    reference: Path, backbone: Backbone
+) -> None:
     tensors, meta = read(reference / "bmpt.safetensors")
     method = bmpt_of_the_release(backbone, tensors, meta)
     for name, sentences in stored_passes(tensors, meta).items():
         ids_PKS = [llm_ids(backbone, meta, sentence) for sentence in sentences]
-        classes_KD = mean_over_sentences(torch.stack([encode_classes(method, ids_KS) for ids_KS in ids_PKS]))
+        classes_KD = mean_over_sentences(
+            torch.stack([encode_classes(method, ids_KS) for ids_KS in ids_PKS])
+        )
         ours = cosine_logits(method, tensors["images"].unsqueeze(1), ids_PKS[0], classes_KD)
         assert_close(ours, tensors[f"{name}.logits_cos"])
 
 
 @torch.no_grad()
-def test_bmpts_knowledge_and_negatives_give_the_releases_logits(reference: Path, backbone: Backbone) -> None:
+def test_bmpts_knowledge_and_negatives_give_the_releases_logits(
+    reference: Path, backbone: Backbone
+) -> None:
     tensors, meta = read(reference / "bmpt.safetensors")
     method = bmpt_of_the_release(backbone, tensors, meta)
     scale = method.clip.logit_scale.exp()
@@ -203,12 +259,16 @@ def test_bmpts_knowledge_and_negatives_give_the_releases_logits(reference: Path,
         classes_KD = encode_classes(method, llm_ids(backbone, meta, sentence))
         ours = knowledge_logits(tensors["knowledge"], classes_KD, scale)
         assert_close(ours, tensors[f"{name}.logits_knowledge"])
-        negatives = cosine_logits(method, tensors["images"].unsqueeze(1), negative_ids(backbone, meta, sentence))
+        negatives = cosine_logits(
+            method, tensors["images"].unsqueeze(1), negative_ids(backbone, meta, sentence)
+        )
         assert_close(negatives, tensors[f"{name}.logits_negative"])
 
 
 @torch.no_grad()
-def test_prompts_in_both_towers_give_the_logits_of_vifi_clips_prompting(reference: Path, backbone: Backbone) -> None:
+def test_prompts_in_both_towers_give_the_logits_of_vifi_clips_prompting(
+    reference: Path, backbone: Backbone
+) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
     vision, text = stored_prompts(tensors, "vifi_clip")
     slots = " ".join(["X"] * len(text[0]))
@@ -217,7 +277,9 @@ def test_prompts_in_both_towers_give_the_logits_of_vifi_clips_prompting(referenc
     frames = tensors["images"].flatten(0, 1)
     cls_BTD = encode_frames(backbone.model, frames, num_frames=meta["T"], prompts=vision)[:, 0]
     videos_BD = F.normalize(cls_BTD.unflatten(0, (meta["B"], meta["T"])).mean(dim=1), dim=-1)
-    assert_close(backbone.model.logit_scale.exp() * videos_BD @ classes_KD.T, tensors["ivlp.logits"])
+    assert_close(
+        backbone.model.logit_scale.exp() * videos_BD @ classes_KD.T, tensors["ivlp.logits"]
+    )
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4])
@@ -225,16 +287,21 @@ def test_prompts_in_both_towers_give_the_logits_of_vifi_clips_prompting(referenc
 def test_a_text_prompt_that_starts_as_words_is_these_words(
     reference: Path, backbone: Backbone, num_tokens: int
 ) -> None:
-    """CTX_INIT of ViFi-CLIP: at the first step prompts of up to 4 tokens stand for "a photo of a"."""
+    """CTX_INIT of ViFi-CLIP: at the first step prompts of up to 4 tokens stand for "a photo of
+    a"."""
     meta = read(reference / "vifi.safetensors")[1]
     init = backbone.tokenize(["a photo of a"])
     prompt = backbone.model.token_embedding(init[0, 1 : 1 + num_tokens])
-    ids_KS = backbone.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in meta["classes"]])
+    ids_KS = backbone.tokenize(
+        [f"a photo of a {name.replace('_', ' ')}." for name in meta["classes"]]
+    )
     hidden_KS = ids_KS.clone()
     hidden_KS[:, 1 : 1 + num_tokens] = init[0, -1]
     plain = encode_texts(backbone.model, ids_KS)
     assert_close(encode_texts(backbone.model, hidden_KS, prompts=[prompt]), plain)
-    assert (encode_texts(backbone.model, hidden_KS) - plain).abs().max() > 1e-2, "the slots' own words are not read"
+    assert (encode_texts(backbone.model, hidden_KS) - plain).abs().max() > 1e-2, (
+        "the slots' own words are not read"
+    )
 
 
 def bdc_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -251,7 +318,9 @@ def bdc_of_the_release(tensors: dict[str, torch.Tensor], **changes: Any) -> BdcH
     return heads
 
 
-def bdc_video_tokens(backbone: Backbone, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> torch.Tensor:
+def bdc_video_tokens(
+    backbone: Backbone, tensors: dict[str, torch.Tensor], meta: dict[str, Any]
+) -> torch.Tensor:
     frames, blocks = tensors["images"].flatten(0, 1), space_time_blocks(backbone)
     tokens = encode_frames(backbone.model, frames, num_frames=meta["T"], space_time_blocks=blocks)
     return tokens.unflatten(0, (meta["B"], meta["T"]))
@@ -269,7 +338,10 @@ def test_bdc_clip_gives_the_originals_three_logits(reference: Path, backbone: Ba
         classes_KD = mean_over_sentences(torch.stack([take_eot(*text) for text in texts]))
         text_KF = mean_over_sentences(torch.stack([heads.text_features(*text) for text in texts]))
         video_BF = heads.video_features(tokens_BTSD)
-        assert_close(backbone.model.logit_scale.exp() * videos_BD @ classes_KD.T, tensors[f"{name}.logits_cos"])
+        assert_close(
+            backbone.model.logit_scale.exp() * videos_BD @ classes_KD.T,
+            tensors[f"{name}.logits_cos"],
+        )
         assert_close(heads.classifier_logits(video_BF), tensors[f"{name}.logits_cls"])
         assert_close(heads.covariance_logits(video_BF, text_KF), tensors[f"{name}.logits_bdc"])
 
@@ -279,29 +351,43 @@ def bike_transformer(tensors: dict[str, torch.Tensor], backbone: Backbone) -> Te
     max_frames, width = state["frame_position_embeddings.weight"].shape
     num_heads = max(1, backbone.text_width // 64)
     num_layers = len(naive.blocks(state))
-    transformer = TemporalTransformer(width, num_heads=num_heads, num_layers=num_layers, max_frames=max_frames)
+    transformer = TemporalTransformer(
+        width, num_heads=num_heads, num_layers=num_layers, max_frames=max_frames
+    )
     transformer.load_state_dict(state)
     return transformer
 
 
 @torch.no_grad()
-def test_the_towers_give_bikes_frames_tokens_and_text_features(reference: Path, backbone: Backbone) -> None:
+def test_the_towers_give_bikes_frames_tokens_and_text_features(
+    reference: Path, backbone: Backbone
+) -> None:
     tensors, meta = read(reference / "bike.safetensors")
     ids_KS = backbone.tokenize([f"This is a video about {name}" for name in meta["classes"]])
     assert torch.equal(ids_KS, tensors["token_ids"])
     tokens_KSD = encode_text_tokens(backbone.model, ids_KS)
     assert_close(tokens_KSD, tensors["text.tokens"])
     assert_close(take_eot(tokens_KSD, ids_KS), tensors["text.eot"])
-    frames = encode_frames(backbone.model, tensors["images"].flatten(0, 1), num_frames=meta["T"])[:, 0]
+    frames = encode_frames(backbone.model, tensors["images"].flatten(0, 1), num_frames=meta["T"])[
+        :, 0
+    ]
     assert_close(frames.unflatten(0, (meta["B"], meta["T"])), tensors["frames"])
 
 
 @pytest.mark.parametrize("header", ["None", "Transf"])
 @torch.no_grad()
-def test_bikes_video_branch_gives_the_originals_logits(reference: Path, backbone: Backbone, header: str) -> None:
+def test_bikes_video_branch_gives_the_originals_logits(
+    reference: Path, backbone: Backbone, header: str
+) -> None:
     tensors, _ = read(reference / "bike.safetensors")
-    frames_BTD = tensors["frames"] if header == "None" else bike_transformer(tensors, backbone)(tensors["frames"])
-    assert_close(mean_frame_cosines(frames_BTD, tensors["text.eot"]), tensors[f"{header}.DP.logits"])
+    frames_BTD = (
+        tensors["frames"]
+        if header == "None"
+        else bike_transformer(tensors, backbone)(tensors["frames"])
+    )
+    assert_close(
+        mean_frame_cosines(frames_BTD, tensors["text.eot"]), tensors[f"{header}.DP.logits"]
+    )
     is_word_KS = word_mask(tensors["token_ids"], counts_padding=True)
     ours = spotted_cosines(frames_BTD, tensors["text.eot"], tensors["text.tokens"], is_word_KS)
     assert_close(ours, tensors[f"{header}.VCS.logits"])
@@ -311,9 +397,14 @@ def test_bikes_video_branch_gives_the_originals_logits(reference: Path, backbone
 def test_without_the_padding_bikes_logits_are_those_of_the_words(reference: Path) -> None:
     tensors, _ = read(reference / "bike.safetensors")
     frames_BTD, classes_KD, ids_KS = tensors["frames"], tensors["text.eot"], tensors["token_ids"]
-    words = [list(row[: naive.eot(ids) + 1]) for row, ids in zip(tensors["text.tokens"], ids_KS, strict=True)]
+    words = [
+        list(row[: naive.eot(ids) + 1])
+        for row, ids in zip(tensors["text.tokens"], ids_KS, strict=True)
+    ]
     pairs = list(zip(classes_KD, words, strict=True))
-    expected = [[naive.spotted_cosine(frames_TD, *pair) for pair in pairs] for frames_TD in frames_BTD]
+    expected = [
+        [naive.spotted_cosine(frames_TD, *pair) for pair in pairs] for frames_TD in frames_BTD
+    ]
     ours = spotted_cosines(frames_BTD, classes_KD, tensors["text.tokens"], word_mask(ids_KS))
     assert_close(ours, torch.tensor(expected))
 

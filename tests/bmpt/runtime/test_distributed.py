@@ -10,7 +10,9 @@ from shards.errors import ConfigError
 
 
 @pytest.mark.parametrize(("local_rank", "num_gpus"), [(2, 2), (3, 2), (1, 1)])
-def test_more_ranks_than_gpus_are_refused_with_the_number_to_start(local_rank: int, num_gpus: int) -> None:
+def test_more_ranks_than_gpus_are_refused_with_the_number_to_start(
+    local_rank: int, num_gpus: int
+) -> None:
     said = f"^this node has {num_gpus} GPUs, none for its rank {local_rank}; set --nproc-per-node {num_gpus}$"
     with pytest.raises(ConfigError, match=said):
         check_has_gpu(local_rank, num_gpus)
@@ -21,7 +23,9 @@ def test_a_rank_with_a_gpu_goes_on(local_rank: int, num_gpus: int) -> None:
     check_has_gpu(local_rank, num_gpus)
 
 
-def test_float32_is_not_rounded_to_tf32_on_the_device_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_not_rounded_to_tf32_on_the_device_that_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch starts
     torch.backends.cuda.matmul.allow_tf32 = True  # as some images start it
     device = choose_device()

@@ -1,4 +1,5 @@
-"""Samples that cannot be read in training: counted in one order, replayed by a resumed run, named at the end."""
+"""Samples that cannot be read in training: counted in one order, replayed by a resumed run, named
+at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from tests.pools import make_pool
 
 
 def saving_every_step(settings: TrainConfig) -> TrainConfig:
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"save_every_steps": 1})})
+    return settings.model_copy(
+        update={"run": settings.run.model_copy(update={"save_every_steps": 1})}
+    )
 
 
 def test_the_rule_counts_over_batches_and_forgets_at_the_first_that_is_read() -> None:
@@ -36,12 +39,17 @@ def test_a_rule_without_a_limit_only_counts() -> None:
     assert rule.in_a_row == 1000
 
 
-def test_a_resumed_run_stops_at_the_sample_at_which_it_stopped_before(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_stops_at_the_sample_at_which_it_stopped_before(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     make_pool(tmp_path / "pool", samples_per_class=5)
     for shard in (tmp_path / "pool" / "shards").glob("*.tar"):
         shard.unlink()
     settings = saving_every_step(
-        config(data={"pool": str(tmp_path / "pool"), "batch_size": 2, "max_failures": 7}, train={"epochs": 9})
+        config(
+            data={"pool": str(tmp_path / "pool"), "batch_size": 2, "max_failures": 7},
+            train={"epochs": 9},
+        )
     )
     said = []
     for _ in range(2):  # the second start goes on with 6 failures in a row
@@ -50,16 +58,22 @@ def test_a_resumed_run_stops_at_the_sample_at_which_it_stopped_before(config: Ma
         said.append(str(caught.value))
         rows = metrics_of(folder_of(settings))
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
-        assert ["loss" in row for row in rows] == [True, True, True, False], "the last one was read, not done"
+        assert ["loss" in row for row in rows] == [True, True, True, False], (
+            "the last one was read, not done"
+        )
     assert said[0] == said[1]
 
 
-def test_an_epoch_of_which_nothing_can_be_read_ends_a_run_below_the_limit(config: MakeConfig, tmp_path: Path) -> None:
+def test_an_epoch_of_which_nothing_can_be_read_ends_a_run_below_the_limit(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     make_pool(tmp_path / "pool", samples_per_class=5)
     for shard in (tmp_path / "pool" / "shards").glob("*.tar"):
         shard.unlink()
     with pytest.raises(StorageError, match="6 samples in a row could not be read"):
-        run(config(data={"pool": str(tmp_path / "pool"), "batch_size": 3}))  # 8 clips: 2 are left over each epoch
+        run(
+            config(data={"pool": str(tmp_path / "pool"), "batch_size": 3})
+        )  # 8 clips: 2 are left over each epoch
 
 
 def test_a_run_that_failures_end_at_its_first_step_says_why_each_sample_failed(
@@ -92,7 +106,12 @@ def test_a_run_names_its_failures_at_the_end_once_and_those_before_a_stop_too(
     assert {key for row in rows for key in row.get("failed", {})} == set(keys)
     assert sum(len(row.get("failed", {})) for row in rows) == 20 * 2
     second = capfd.readouterr().err
-    assert second.count("few_shot/train_k2: 2 of 8 samples could not be read at least once and were left out: ") == 1
+    assert (
+        second.count(
+            "few_shot/train_k2: 2 of 8 samples could not be read at least once and were left out: "
+        )
+        == 1
+    )
     assert "is left out of training" not in second, "they were named before"
 
 

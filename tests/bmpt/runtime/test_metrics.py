@@ -60,7 +60,9 @@ def test_hm_is_0_if_one_part_is_0_and_none_if_one_is_missing() -> None:
     assert harmonic_mean([]) is None
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "-"), (0.0, "0.00"), (92.857143, "92.86"), (100.0, "100.00")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (0.0, "0.00"), (92.857143, "92.86"), (100.0, "100.00")]
+)
 def test_a_percentage_is_shown_with_two_decimals(value: float | None, text: str) -> None:
     assert show_percent(value) == text
 

@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(folder: Path, clip: Path, toy_pool: Path) -> TrainConfig:
     """A run of one process, here."""
     torch.set_num_threads(1)
-    config = make_config(folder, clip, toy_pool, run="alone", data={"batch_size": 5}, train={"epochs": 3})
+    config = make_config(
+        folder, clip, toy_pool, run="alone", data={"batch_size": 5}, train={"epochs": 3}
+    )
     run_training(config, ALONE)
     return config
 
@@ -48,7 +50,9 @@ def test_two_ranks_give_the_losses_and_tensors_of_one_process(
     ours, theirs = losses_of(folder / "two"), losses_of(folder / "alone")
     assert [step for step, _ in ours] == [step for step, _ in theirs]
     assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=2e-4)
-    tensors, others = (load_file(folder / name / "prompts.safetensors") for name in ("two", "alone"))
+    tensors, others = (
+        load_file(folder / name / "prompts.safetensors") for name in ("two", "alone")
+    )
     for name in others:
         torch.testing.assert_close(tensors[name], others[name], rtol=2e-3, atol=2e-4)
     assert done.stdout.count("results:") == 1, "one rank alone prints"
@@ -74,13 +78,27 @@ def test_several_ranks_score_to_the_bytes_of_one_process(
     there = write_config(folder, clip, damaged_pool, run=f"ranks{ranks}", **sections)
     results = run_evaluation(load_config(here), ALONE, checkpoint=checkpoint).results
     assert results is not None
-    assert [(entry["scored"], entry["failed"]) for entry in results["evaluations"]] == [(9, 1), (11, 1)]
+    assert [(entry["scored"], entry["failed"]) for entry in results["evaluations"]] == [
+        (9, 1),
+        (11, 1),
+    ]
     done = torchrun(ranks, "eval", str(there), "--checkpoint", str(checkpoint))
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning: few_shot/val: 1 of 12 samples could not be read and were left out: Class") == 1
-    names = ("predictions/base_to_novel.val_novel.parquet", "predictions/few_shot.val.parquet", "results.json")
+    assert (
+        done.stderr.count(
+            "warning: few_shot/val: 1 of 12 samples could not be read and were left out: Class"
+        )
+        == 1
+    )
+    names = (
+        "predictions/base_to_novel.val_novel.parquet",
+        "predictions/few_shot.val.parquet",
+        "results.json",
+    )
     for name in names:
-        assert (folder / f"ranks{ranks}" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
+        assert (folder / f"ranks{ranks}" / name).read_bytes() == (
+            folder / "one" / name
+        ).read_bytes(), name
 
 
 def test_samples_in_a_row_end_an_evaluation_in_the_order_of_the_manifest_at_any_number_of_ranks(
@@ -90,9 +108,15 @@ def test_samples_in_a_row_end_an_evaluation_in_the_order_of_the_manifest_at_any_
     for index in range(4, 8):
         damage_a_sample(folder / "torn", "few_shot/val", index)
     # in blocks of 2 no rank of three has more than two of them in a row
-    sections = {"data": {"max_failures": 3}, "eval": {"batch_size": 2}, "method": {"name": "zero_shot"}}
+    sections = {
+        "data": {"max_failures": 3},
+        "eval": {"batch_size": 2},
+        "method": {"name": "zero_shot"},
+    }
     path = write_config(folder, clip, folder / "torn", run="torn", **sections)
-    with pytest.raises(StorageError, match=r"^3 samples in a row could not be read; the last: .*wrong CRC") as caught:
+    with pytest.raises(
+        StorageError, match=r"^3 samples in a row could not be read; the last: .*wrong CRC"
+    ) as caught:
         run_evaluation(load_config(path), ALONE, checkpoint=None)
     ended = run_ranks(3, "eval", str(path))
     assert [rank.returncode for rank in ended] == [2, 2, 2]
@@ -102,7 +126,13 @@ def test_samples_in_a_row_end_an_evaluation_in_the_order_of_the_manifest_at_any_
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("tensorboard", 0), ("metrics.jsonl", 0), ("state.pt", 2), ("prompts.safetensors", 2), ("results.json", 2)],
+    [
+        ("tensorboard", 0),
+        ("metrics.jsonl", 0),
+        ("state.pt", 2),
+        ("prompts.safetensors", 2),
+        ("results.json", 2),
+    ],
 )
 def test_what_the_main_rank_cannot_write_ends_all_ranks_with_one_line(
     folder: Path, clip: Path, toy_pool: Path, name: str, steps: int
@@ -124,22 +154,30 @@ def test_what_the_main_rank_cannot_write_ends_all_ranks_with_one_line(
     assert (len(losses_of(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0) == steps
 
 
-def test_a_run_that_diverges_ends_all_ranks_at_one_step_with_one_line(folder: Path, clip: Path, toy_pool: Path) -> None:
+def test_a_run_that_diverges_ends_all_ranks_at_one_step_with_one_line(
+    folder: Path, clip: Path, toy_pool: Path
+) -> None:
     path = write_config(folder, clip, toy_pool, run="diverged", train={"lr": 1e30})
     ended = run_ranks(2, "train", str(path))
     assert [rank.returncode for rank in ended] == [2, 2], [rank.stderr for rank in ended]
     (said,) = error_lines(ended)
-    assert said.startswith("error: training diverged: the loss of step 2 is nan, at train.precision=fp32; lower ")
+    assert said.startswith(
+        "error: training diverged: the loss of step 2 is nan, at train.precision=fp32; lower "
+    )
     assert "train.lr=1e+30" in said
     assert said.endswith(" and start over with --fresh")
     assert [row["loss"] is None for row in metrics_of(folder / "diverged")] == [False, True]
-    assert not any((folder / "diverged" / name).exists() for name in ("state.pt", "prompts.safetensors"))
+    assert not any(
+        (folder / "diverged" / name).exists() for name in ("state.pt", "prompts.safetensors")
+    )
 
 
 def test_a_folder_that_the_main_rank_cannot_take_ends_all_ranks_with_one_line(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:
-    run_training(load_config(write_config(folder, clip, toy_pool, run="taken", train={"epochs": 1})), ALONE)
+    run_training(
+        load_config(write_config(folder, clip, toy_pool, run="taken", train={"epochs": 1})), ALONE
+    )
     path = write_config(folder, clip, toy_pool, run="taken", train={"epochs": 1, "lr": 1.0})
     ended = run_ranks(2, "train", str(path))
     assert [rank.returncode for rank in ended] == [2, 2], [rank.stderr for rank in ended]
@@ -147,12 +185,16 @@ def test_a_folder_that_the_main_rank_cannot_take_ends_all_ranks_with_one_line(
     assert "belongs to another config (train.lr is 0.001 there, 1.0 here)" in said
 
 
-def test_a_mistake_is_one_line_of_one_rank_and_ends_all(folder: Path, clip: Path, toy_pool: Path) -> None:
+def test_a_mistake_is_one_line_of_one_rank_and_ends_all(
+    folder: Path, clip: Path, toy_pool: Path
+) -> None:
     path = write_config(folder, clip, toy_pool, run="wrong", data={"batch_size": 1})
     done = torchrun(2, "train", str(path))
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert said == ["error: data.batch_size is 1, but there are 2 ranks; give each at least one clip"]
+    assert said == [
+        "error: data.batch_size is 1, but there are 2 ranks; give each at least one clip"
+    ]
 
 
 def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
@@ -164,9 +206,21 @@ def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
         (folder / f"node{rank}").mkdir()
     path = write_config(folder, clip, Path("pool"), run="one-node-has-no-pool")
     start = f'cd "{folder}/node$RANK" && exec "{sys.executable}" -m bmpt train "{path}"'
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "--no-python")
+    launcher = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "3",
+        "--no-python",
+    )
     done = subprocess.run(
-        [*launcher, "bash", "-c", start], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        [*launcher, "bash", "-c", start],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
     )
     assert done.returncode != 0
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -180,7 +234,10 @@ def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
     path = write_config(folder, clip, toy_pool, run="stopped", train=rates)
     unbroken = make_config(folder, clip, toy_pool, run="unbroken", train=rates)
     process = subprocess.Popen(
-        [sys.executable, "-m", "bmpt", "train", str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bmpt", "train", str(path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         metrics = folder / "stopped" / "metrics.jsonl"
@@ -207,15 +264,22 @@ def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
     assert [step for step, _ in ours] == [step for step, _ in theirs]
     seen = [[row["batch"] for row in metrics_of(folder / name)] for name in ("stopped", "unbroken")]
     assert seen[0] == seen[1]
-    # another topology rounds otherwise, and AdamW makes much of that: 1e-6 at first, 1e-2 and more after 80 steps
+    # another topology rounds otherwise, and AdamW makes much of that: 1e-6 at first, 1e-2 and more
+    # after 80 steps
     after = slice(len(before), len(before) + 5)
-    assert [loss for _, loss in ours[after]] == pytest.approx([loss for _, loss in theirs[after]], rel=1e-4)
+    assert [loss for _, loss in ours[after]] == pytest.approx(
+        [loss for _, loss in theirs[after]], rel=1e-4
+    )
 
 
-def test_ctrl_c_in_training_is_one_line_and_exit_130(folder: Path, clip: Path, toy_pool: Path) -> None:
+def test_ctrl_c_in_training_is_one_line_and_exit_130(
+    folder: Path, clip: Path, toy_pool: Path
+) -> None:
     path = write_config(folder, clip, toy_pool, run="interrupted", train={"epochs": 2000})
     command = [sys.executable, "-m", "bmpt", "train", str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     metrics = folder / "interrupted" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not metrics.exists() and time.monotonic() < deadline:

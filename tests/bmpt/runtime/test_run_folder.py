@@ -1,4 +1,5 @@
-"""What a run folder keeps: stopped runs go on, finished ones are read, another config is refused."""
+"""What a run folder keeps: stopped runs go on, finished ones are read, another config is
+refused."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ from tests.bmpt.tiny import ALONE, losses_of, metrics_of, write_clip
 
 
 def test_a_stopped_run_goes_on_to_the_unbroken_end(config: MakeConfig) -> None:
-    unbroken, broken = config(run="unbroken", train={"epochs": 20}), config(run="broken", train={"epochs": 20})
+    unbroken, broken = (
+        config(run="unbroken", train={"epochs": 20}),
+        config(run="broken", train={"epochs": 20}),
+    )
     run(unbroken)
     stop_early(broken)
     assert not (folder_of(broken) / "results.json").exists()
@@ -42,7 +46,10 @@ def test_a_stopped_run_goes_on_to_the_unbroken_end(config: MakeConfig) -> None:
 
 
 def test_a_stopped_run_goes_on_with_another_accumulation(config: MakeConfig) -> None:
-    unbroken, broken = config(run="unbroken", train={"epochs": 20}), config(run="broken", train={"epochs": 20})
+    unbroken, broken = (
+        config(run="unbroken", train={"epochs": 20}),
+        config(run="broken", train={"epochs": 20}),
+    )
     run(unbroken)
     stop_early(broken)
     other = config(run="broken", train={"epochs": 20, "accumulation": 2}, data={"num_workers": 0})
@@ -56,7 +63,10 @@ def test_a_killed_run_forgets_the_lines_after_its_last_saved_state(config: MakeC
     settings = config(train={"epochs": 20})
     steps = stop_early(settings)
     metrics = folder_of(settings) / "metrics.jsonl"
-    late = [json.dumps({**metrics_of(folder_of(settings))[-1], "step": step, "loss": -1.0}) for step in (90, 91)]
+    late = [
+        json.dumps({**metrics_of(folder_of(settings))[-1], "step": step, "loss": -1.0})
+        for step in (90, 91)
+    ]
     metrics.write_text(metrics.read_text() + "\n".join(late) + "\n")
     run(settings)
     rows = losses_of(folder_of(settings))
@@ -74,7 +84,9 @@ def test_a_line_that_a_kill_cut_short_is_forgotten(config: MakeConfig) -> None:
     assert [step for step, _ in losses_of(folder_of(settings))] == list(range(1, 41))
 
 
-def test_lines_of_a_run_that_was_killed_before_its_first_state_are_forgotten(config: MakeConfig) -> None:
+def test_lines_of_a_run_that_was_killed_before_its_first_state_are_forgotten(
+    config: MakeConfig,
+) -> None:
     settings = config()
     run(settings)
     for name in ("state.pt", "results.json", "prompts.safetensors"):
@@ -85,7 +97,9 @@ def test_lines_of_a_run_that_was_killed_before_its_first_state_are_forgotten(con
 
 def test_a_state_is_saved_within_an_epoch_when_asked(config: MakeConfig) -> None:
     settings = config(run="often", train={"epochs": 1}, data={"batch_size": 2})
-    often = settings.model_copy(update={"run": settings.run.model_copy(update={"save_every_steps": 3})})
+    often = settings.model_copy(
+        update={"run": settings.run.model_copy(update={"save_every_steps": 3})}
+    )
     saved: list[tuple[int, int, int]] = []
     path = folder_of(often) / "state.pt"
     done = threading.Event()
@@ -132,14 +146,21 @@ def test_a_finished_run_is_read_and_not_redone(config: MakeConfig) -> None:
     settings = config()
     first = run(settings)
     path = folder_of(settings) / "results.json"
-    before = {file: file.stat().st_mtime_ns for file in folder_of(settings).rglob("*") if file.name != "config.yaml"}
+    before = {
+        file: file.stat().st_mtime_ns
+        for file in folder_of(settings).rglob("*")
+        if file.name != "config.yaml"
+    }
     again = run(settings)
     assert again.results == first.results == json.loads(path.read_text())
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-def test_a_finished_run_whose_checkpoint_was_replaced_is_not_taken_for_finished(config: MakeConfig) -> None:
-    """`bmpt eval` writes results.json into the same folder: with another checkpoint these are not this run's."""
+def test_a_finished_run_whose_checkpoint_was_replaced_is_not_taken_for_finished(
+    config: MakeConfig,
+) -> None:
+    """`bmpt eval` writes results.json into the same folder: with another checkpoint these are not
+    this run's."""
     settings, other = config(run="one"), config(run="other", train={"lr_prompts": 0.5, "epochs": 6})
     mine = run(settings).results
     run(other)
@@ -160,11 +181,17 @@ def test_a_finished_run_whose_checkpoint_was_replaced_is_not_taken_for_finished(
     ],
 )
 def test_a_folder_of_another_config_is_refused(
-    config: MakeConfig, finished: TrainConfig, tmp_path: Path, changes: dict[str, Any], sentence: str
+    config: MakeConfig,
+    finished: TrainConfig,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    sentence: str,
 ) -> None:
     shutil.copytree(folder_of(finished), tmp_path / "run")
     other = config(**{"eval": {"manifests": [*VAL, "few_shot/val"]}, **changes})
-    with pytest.raises(ConfigError, match=rf"config\.yaml: belongs to another config \({sentence}\); .*--fresh"):
+    with pytest.raises(
+        ConfigError, match=rf"config\.yaml: belongs to another config \({sentence}\); .*--fresh"
+    ):
         run(other)
     assert results_of(other) == results_of(finished)
 
@@ -182,7 +209,9 @@ def test_fresh_leaves_nothing_of_the_earlier_run(config: MakeConfig, tmp_path: P
     run(config(eval={"manifests": [*VAL, "few_shot/val"]}))
     settings = config(seed=3)
     run(settings, fresh=True)
-    assert [path.name for path in (folder_of(settings) / "predictions").iterdir()] == ["few_shot.val.parquet"]
+    assert [path.name for path in (folder_of(settings) / "predictions").iterdir()] == [
+        "few_shot.val.parquet"
+    ]
 
 
 def test_a_run_that_was_killed_while_it_was_scored_is_only_scored_again(
@@ -199,10 +228,14 @@ def test_a_run_that_was_killed_while_it_was_scored_is_only_scored_again(
     assert_same_run(settings, finished, tolerance=0)
 
 
-def test_a_config_in_the_folder_that_this_version_does_not_know_is_one_error(config: MakeConfig) -> None:
+def test_a_config_in_the_folder_that_this_version_does_not_know_is_one_error(
+    config: MakeConfig,
+) -> None:
     settings = config()
     folder_of(settings).mkdir(parents=True)
-    (folder_of(settings) / "config.yaml").write_text("data: {pool: x}\nfuture: {key: 1}\n", encoding="utf-8")
+    (folder_of(settings) / "config.yaml").write_text(
+        "data: {pool: x}\nfuture: {key: 1}\n", encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=r"config\.yaml.*future"):
         run(settings)
 
@@ -217,18 +250,33 @@ def test_a_run_folder_that_is_a_file_is_one_error(config: MakeConfig) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"data": {"batch_size": 9}}, r"data\.batch_size is 9, but the training manifest has 8 samples"),
+        (
+            {"data": {"batch_size": 9}},
+            r"data\.batch_size is 9, but the training manifest has 8 samples",
+        ),
         ({"train": {"accumulation": 5}}, r"train\.accumulation is 5, but data\.batch_size 4"),
         ({"train": {"precision": "fp16"}}, r"train\.precision=fp16: needs a GPU"),
         ({"data": {"train": None}}, r"data\.train is not set"),
         ({"data": {"val": None}}, r"nothing to score"),
-        ({"data": {"train": "few_shot/train_k99"}}, r"train_k99\.parquet: no such manifest; the pool has: .*train_k2"),
+        (
+            {"data": {"train": "few_shot/train_k99"}},
+            r"train_k99\.parquet: no such manifest; the pool has: .*train_k2",
+        ),
         ({"eval": {"manifests": ["few_shot/vall"]}}, r"vall\.parquet: no such manifest"),
-        ({"data": {"pool": "nowhere/pool"}}, r"pool\.json: no such file, so this is not a finished pool"),
+        (
+            {"data": {"pool": "nowhere/pool"}},
+            r"pool\.json: no such file, so this is not a finished pool",
+        ),
         ({"data": {"verdicts": ["damaged"]}}, r"few_shot/train_k2: has no sample to read"),
         ({"text": {"template": "walk"}}, r"text\.template='walk': expected exactly one"),
-        ({"method": {"name": "zero_shot"}}, r"method\.name=zero_shot: trains nothing; score it with `bmpt eval"),
-        ({"method": {"exchange": "none"}, "text": {"template": "{}"}}, r"overwrites the first 4 caption tokens"),
+        (
+            {"method": {"name": "zero_shot"}},
+            r"method\.name=zero_shot: trains nothing; score it with `bmpt eval",
+        ),
+        (
+            {"method": {"exchange": "none"}, "text": {"template": "{}"}},
+            r"overwrites the first 4 caption tokens",
+        ),
     ],
 )
 def test_a_mistake_is_found_before_a_run_folder_is_made(
@@ -244,13 +292,19 @@ def test_a_mistake_is_found_before_a_run_folder_is_made(
 
 def test_an_evaluation_in_the_folder_of_another_method_is_refused(config: MakeConfig) -> None:
     run(config(train={"epochs": 1}))
-    with pytest.raises(ConfigError, match=r"config\.yaml: belongs to another config \(method\.name is 'bmpt' there"):
-        run_evaluation(config(method={"name": "zero_shot"}, train={"epochs": 1}), ALONE, checkpoint=None)
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml: belongs to another config \(method\.name is 'bmpt' there"
+    ):
+        run_evaluation(
+            config(method={"name": "zero_shot"}, train={"epochs": 1}), ALONE, checkpoint=None
+        )
 
 
 def test_classes_whose_texts_are_one_are_refused(config: MakeConfig) -> None:
     settings = config(text={"template": "very " * 80 + "{}"})  # the class name is cut off
-    with pytest.raises(ConfigError, match=r"the classes 'Class00' and 'Class01' have the same text feature: tiny"):
+    with pytest.raises(
+        ConfigError, match=r"the classes 'Class00' and 'Class01' have the same text feature: tiny"
+    ):
         run(settings)
     assert not folder_of(settings).exists()
 
@@ -262,7 +316,9 @@ def test_two_runs_at_once_in_one_folder_are_refused(config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [("results.json", "x"), ("metrics.jsonl", "{bad}\n")])
-def test_a_damaged_file_of_an_earlier_start_does_not_stop_a_run(config: MakeConfig, name: str, content: str) -> None:
+def test_a_damaged_file_of_an_earlier_start_does_not_stop_a_run(
+    config: MakeConfig, name: str, content: str
+) -> None:
     settings = config(train={"epochs": 1})
     run(settings)
     (folder_of(settings) / name).write_text(content)
@@ -278,18 +334,24 @@ def test_a_state_of_something_else_is_refused(config: MakeConfig) -> None:
         run(settings)
 
 
-def test_a_run_does_not_go_on_with_other_texts(config: MakeConfig, tmp_path: Path, toy_pool: Path) -> None:
+def test_a_run_does_not_go_on_with_other_texts(
+    config: MakeConfig, tmp_path: Path, toy_pool: Path
+) -> None:
     classes = open_pool(toy_pool).card.classes
     file = tmp_path / "sentences.json"
 
     def write(what: str) -> None:
-        file.write_text(json.dumps({name: [f"{what} {name}"] for name in classes}), encoding="utf-8")
+        file.write_text(
+            json.dumps({name: [f"{what} {name}"] for name in classes}), encoding="utf-8"
+        )
 
     write("a person doing")
     settings = config(text={"sentences": str(file)}, train={"epochs": 20})
     stop_early(settings)
     write("somebody at")
-    with pytest.raises(FormatError, match=r"state\.pt: was written with another text\.sentences; put back"):
+    with pytest.raises(
+        FormatError, match=r"state\.pt: was written with another text\.sentences; put back"
+    ):
         run(settings)
     write("a person doing")
     assert run(settings).results is not None
@@ -300,5 +362,7 @@ def test_a_run_does_not_go_on_with_other_base_weights(config: MakeConfig, tmp_pa
     settings = config(model={"pretrained": str(clip)}, train={"epochs": 20})
     stop_early(settings)
     write_clip(clip, seed=1)
-    with pytest.raises(FormatError, match=r"state\.pt: was written with another model\.pretrained; put back"):
+    with pytest.raises(
+        FormatError, match=r"state\.pt: was written with another model\.pretrained; put back"
+    ):
         run(settings)

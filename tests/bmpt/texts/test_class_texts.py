@@ -84,7 +84,10 @@ def write_text(path: Path, text: str) -> Path:
 
 def test_several_templates_give_as_many_sentences_a_class() -> None:
     found = template_sentences(["YoYo", "shoot_bow"], ["a {}.", "{} seen from afar"])
-    assert found.sentences == (("a yo yo.", "yo yo seen from afar"), ("a shoot bow.", "shoot bow seen from afar"))
+    assert found.sentences == (
+        ("a yo yo.", "yo yo seen from afar"),
+        ("a shoot bow.", "shoot bow seen from afar"),
+    )
     assert found.num_sentences == 2
     assert found.at(1) == ["yo yo seen from afar", "shoot bow seen from afar"]
 
@@ -94,8 +97,13 @@ def test_no_template_at_all_is_refused() -> None:
         template_sentences(["walk"], [])
 
 
-def test_classes_find_their_sentences_without_case_spaces_underscores_and_hyphens(tmp_path: Path) -> None:
-    file = write_json(tmp_path / "texts.json", {"Apply Eye Makeup": ["one"], "pull-ups": ["two"], "walk": ["three"]})
+def test_classes_find_their_sentences_without_case_spaces_underscores_and_hyphens(
+    tmp_path: Path,
+) -> None:
+    file = write_json(
+        tmp_path / "texts.json",
+        {"Apply Eye Makeup": ["one"], "pull-ups": ["two"], "walk": ["three"]},
+    )
     found = file_sentences(["walk", "ApplyEyeMakeup", "Pull_Ups"], file)
     assert found.sentences == (("three",), ("one",), ("two",))
     assert found.notes == (
@@ -113,16 +121,21 @@ def test_an_exact_spelling_is_preferred_and_an_unclear_one_refused(tmp_path: Pat
 
 def test_the_classes_of_a_file_that_are_not_asked_for_are_noted(tmp_path: Path) -> None:
     file = write_json(tmp_path / "texts.json", {"walk": ["one"], "run": ["two"], "sit": ["three"]})
-    assert file_sentences(["run"], file).notes == (f"{file}: 2 of its 3 classes are not used here: walk, sit",)
+    assert file_sentences(["run"], file).notes == (
+        f"{file}: 2 of its 3 classes are not used here: walk, sit",
+    )
 
 
 def test_classes_without_text_are_listed(tmp_path: Path) -> None:
     file = write_json(tmp_path / "texts.json", {"walk": ["one"], "run": ["two"], "sit": ["three"]})
-    with pytest.raises(ConfigError, match=r"texts\.json: no text for 2 of 5 classes: jump, ride; add them$"):
+    with pytest.raises(
+        ConfigError, match=r"texts\.json: no text for 2 of 5 classes: jump, ride; add them$"
+    ):
         file_sentences(["walk", "jump", "run", "ride", "sit"], file)
     many = [f"class {index}" for index in range(30)]
     with pytest.raises(
-        ConfigError, match=r"no text for 30 of 31 .*class 19, .*, class 29; add them, if it is not of an"
+        ConfigError,
+        match=r"no text for 30 of 31 .*class 19, .*, class 29; add them, if it is not of an",
     ):
         file_sentences(["walk", *many], file)
 
@@ -136,7 +149,9 @@ def test_a_file_of_another_data_set_is_named_as_that(tmp_path: Path) -> None:
 
 def test_unequal_numbers_of_sentences_are_refused(tmp_path: Path) -> None:
     file = write_json(tmp_path / "texts.json", {"walk": ["one", "two"], "run": ["three"]})
-    with pytest.raises(ConfigError, match="'walk' has 2 sentences, 'run' 1; give every class the same number"):
+    with pytest.raises(
+        ConfigError, match="'walk' has 2 sentences, 'run' 1; give every class the same number"
+    ):
         file_sentences(["walk", "run"], file)
 
 
@@ -186,8 +201,12 @@ def test_a_mapping_of_another_form_is_one_line(tmp_path: Path, text: str, expect
         read_mapping(write_text(tmp_path / "map.txt", text))
 
 
-def test_a_negative_has_its_own_sentences_or_one_template_padded_and_cut_to_p(tmp_path: Path) -> None:
-    mapping = write_text(tmp_path / "map.txt", "Golf -> Run\nride bike -> Driving_aCar\nsit -> stand\n")
+def test_a_negative_has_its_own_sentences_or_one_template_padded_and_cut_to_p(
+    tmp_path: Path,
+) -> None:
+    mapping = write_text(
+        tmp_path / "map.txt", "Golf -> Run\nride bike -> Driving_aCar\nsit -> stand\n"
+    )
     texts = write_json(tmp_path / "texts.json", {"run": ["r1", "r2", "r3"], "stand": ["s1"]})
     found = negative_sentences(["golf", "ride_bike", "sit"], mapping, 2, texts=texts)
     driving = "a video of a person driving a car"
@@ -203,15 +222,21 @@ def test_a_negative_without_a_file_of_texts_is_the_template(tmp_path: Path) -> N
 
 def test_a_mapping_that_lacks_classes_or_is_of_another_data_set_is_refused(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> run\nsit -> stand\nwalk -> run\n")
-    with pytest.raises(ConfigError, match=r"map\.txt: no negative for 1 of 2 classes: ride_bike; add them$"):
+    with pytest.raises(
+        ConfigError, match=r"map\.txt: no negative for 1 of 2 classes: ride_bike; add them$"
+    ):
         negative_sentences(["golf", "ride_bike"], mapping, 1)
-    with pytest.raises(ConfigError, match=r"map\.txt: none of its 3 classes .* it is of another data set"):
+    with pytest.raises(
+        ConfigError, match=r"map\.txt: none of its 3 classes .* it is of another data set"
+    ):
         negative_sentences(["Rowing", "YoYo"], mapping, 1)
 
 
 def test_a_class_cannot_be_its_own_negative(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "shoot_bow -> Shoot Bow\n")
-    with pytest.raises(ConfigError, match=r"map\.txt: 'shoot bow' is its own negative; name another action"):
+    with pytest.raises(
+        ConfigError, match=r"map\.txt: 'shoot bow' is its own negative; name another action"
+    ):
         negative_sentences(["shoot bow"], mapping, 1)
 
 
@@ -219,9 +244,7 @@ def test_paraphrases_are_names_that_a_template_takes(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> Hitting a ball\nsit -> Taking a seat\n")
     names, notes = mapped_names(["Sit", "golf"], mapping, what="paraphrase")
     assert names == ["Taking a seat", "Hitting a ball"]
-    spelling = (
-        f"{mapping}: has all 2 classes, 1 in another spelling (case, spaces, _ and -), for example 'Sit' and 'sit'"
-    )
+    spelling = f"{mapping}: has all 2 classes, 1 in another spelling (case, spaces, _ and -), for example 'Sit' and 'sit'"
     assert notes == (spelling,)
     assert template_sentences(names, ["a {}."]).at(0) == ["a taking a seat.", "a hitting a ball."]
 
@@ -235,16 +258,25 @@ def test_texts_over_the_context_are_counted_in_one_line(clip: Path) -> None:
     assert backbone.tokenize([too_long]).argmax() == 76, "the cut text keeps its EOT"
     slots = cut_warning(backbone, [fits, "walk"], num_slots=8)
     assert slots is not None
-    assert slots.startswith("1 of 2 class texts are over 77 tokens, 8 of them prompt tokens and are cut")
+    assert slots.startswith(
+        "1 of 2 class texts are over 77 tokens, 8 of them prompt tokens and are cut"
+    )
 
 
-# the published files: which label file, which sentences, classes, sentences a class, spelled otherwise
+# the published files: which label file, which sentences, classes, sentences a class, spelled
+# otherwise
 PUBLISHED = [
     ("bdcclip/labels/ucf_101_labels.csv", "UCF101/ucf101.json", 101, 2, 0),
     ("vificlip/labels/ucf_101_labels.csv", "UCF101/ucf101.json", 101, 2, 77),
     ("vificlip/labels/ucf_101_base_labels.csv", "UCF101/ucf101.json", 51, 2, 35),
     ("vificlip/labels/hmdb_51_labels.csv", "HMDB51/hmdb51.json", 51, 2, 0),
-    ("bdcclip/labels/hmdb_51_labels.csv", "HMDB51/HMDB51-GPT-4.1_5prompts_Temp1.5_25words.json", 51, 5, 0),
+    (
+        "bdcclip/labels/hmdb_51_labels.csv",
+        "HMDB51/HMDB51-GPT-4.1_5prompts_Temp1.5_25words.json",
+        51,
+        5,
+        0,
+    ),
     ("vificlip/labels/ssv2_labels.csv", "SSv2/ssv2.json", 174, 2, 0),
     ("vificlip/labels/ZS_split2_K600.csv", "K600/k600.json", 160, 2, 160),
 ]
@@ -265,7 +297,11 @@ def test_published_labels_find_their_published_sentences(
 @pytest.mark.parametrize(
     ("labels", "mapping", "negative"),
     [
-        ("bdcclip/labels/ucf_101_labels.csv", "sample_mapping_ucf101.txt", ("Archery", "ShootingBow")),
+        (
+            "bdcclip/labels/ucf_101_labels.csv",
+            "sample_mapping_ucf101.txt",
+            ("Archery", "ShootingBow"),
+        ),
         ("vificlip/labels/ucf_101_novel_labels.csv", "sample_mapping_ucf101.txt", None),
         ("vificlip/labels/hmdb_51_labels.csv", "sample_mapping_hmdb51.txt", ("drink", "planning")),
         (
@@ -287,27 +323,43 @@ def test_published_mappings_give_every_class_a_negative(
 
 
 def test_a_published_file_of_another_data_set_is_refused() -> None:
-    names = read_class_file(shared_data() / "splits" / "vificlip/labels/kinetics_400_labels.csv").names
+    names = read_class_file(
+        shared_data() / "splits" / "vificlip/labels/kinetics_400_labels.csv"
+    ).names
     texts = shared_data() / "splits" / "bdcclip" / "prompts" / "UCF101" / "ucf101.json"
-    with pytest.raises(ConfigError, match=r"no text for 378 of 400 classes: .*if it is not of another data set"):
+    with pytest.raises(
+        ConfigError, match=r"no text for 378 of 400 classes: .*if it is not of another data set"
+    ):
         file_sentences(names, texts)
 
 
 @pytest.mark.parametrize(
     ("texts", "shortest", "median", "longest"),
-    [("HMDB51/hmdb51.json", 16, 26, 39), ("UCF101/ucf101.json", 19, 31, 43), ("SSv2/ssv2.json", 29, 47, 63)],
+    [
+        ("HMDB51/hmdb51.json", 16, 26, 39),
+        ("UCF101/ucf101.json", 19, 31, 43),
+        ("SSv2/ssv2.json", 29, 47, 63),
+    ],
 )
 def test_published_sentences_have_the_lengths_that_were_counted_in_the_original(
     clip: Path, texts: str, shortest: int, median: int, longest: int
 ) -> None:
     sentences = read_sentences(shared_data() / "splits" / "bdcclip" / "prompts" / texts)
-    eot = load_tiny(clip).tokenize([text for each in sentences.values() for text in each]).argmax(dim=1)
+    eot = (
+        load_tiny(clip)
+        .tokenize([text for each in sentences.values() for text in each])
+        .argmax(dim=1)
+    )
     assert (eot.min(), eot.median(), eot.max()) == (shortest, median, longest)
 
 
-def test_paraphrases_stand_in_the_place_of_names_and_the_classes_keep_theirs(tmp_path: Path) -> None:
+def test_paraphrases_stand_in_the_place_of_names_and_the_classes_keep_theirs(
+    tmp_path: Path,
+) -> None:
     mapping = tmp_path / "paraphrases.txt"
-    mapping.write_text("Apply Eye Makeup -> painting one's lids\nWalk -> strolling\n", encoding="utf-8")
+    mapping.write_text(
+        "Apply Eye Makeup -> painting one's lids\nWalk -> strolling\n", encoding="utf-8"
+    )
     settings = TextSettings(template="a person {}", paraphrases=mapping)
     found = class_sentences(["ApplyEyeMakeup", "Walk"], settings)
     assert found.classes == ("ApplyEyeMakeup", "Walk")
@@ -316,8 +368,13 @@ def test_paraphrases_stand_in_the_place_of_names_and_the_classes_keep_theirs(tmp
 
 
 @pytest.mark.parametrize("key", ["templates", "paraphrases"])
-def test_what_whole_sentences_leave_no_place_for_is_refused_beside_them(tmp_path: Path, key: str) -> None:
+def test_what_whole_sentences_leave_no_place_for_is_refused_beside_them(
+    tmp_path: Path, key: str
+) -> None:
     value = {"templates": ("a {}", "b {}"), "paraphrases": tmp_path / "p.txt"}[key]
     settings = TextSettings(sentences=tmp_path / "s.json", **{key: value})
-    with pytest.raises(ConfigError, match=rf"text\.{key}: is not read beside text\.sentences=.*leave one of them out"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"text\.{key}: is not read beside text\.sentences=.*leave one of them out",
+    ):
         class_sentences(["walk"], settings)

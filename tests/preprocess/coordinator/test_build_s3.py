@@ -1,4 +1,5 @@
-"""A pool in object storage: the bytes of a local one, whatever happens on the way, and never whole on this disk."""
+"""A pool in object storage: the bytes of a local one, whatever happens on the way, and never whole
+on this disk."""
 
 from __future__ import annotations
 
@@ -22,7 +23,14 @@ from shards.maintenance.diff import diff_pools
 from shards.maintenance.pool_report import report_pool
 from shards.maintenance.verify import verify_pool
 from tests.object_store import READER, WRITER, ObjectServer, run_object_server
-from tests.preprocess.builds import ENCODING, arguments, build, build_interrupted, digests, run_killed
+from tests.preprocess.builds import (
+    ENCODING,
+    arguments,
+    build,
+    build_interrupted,
+    digests,
+    run_killed,
+)
 
 BUCKET = "builds"
 
@@ -57,10 +65,18 @@ def test_objects_are_the_files_of_a_local_pool_and_a_second_run_does_nothing(
     assert files_below(scratch) == []
 
 
-@pytest.mark.parametrize("at", [5, 10, *(pytest.param(at, marks=pytest.mark.long) for at in (1, 2, 3, 4, 6, 7, 8, 9))])
+@pytest.mark.parametrize(
+    "at", [5, 10, *(pytest.param(at, marks=pytest.mark.long) for at in (1, 2, 3, 4, 6, 7, 8, 9))]
+)
 @pytest.mark.parametrize("keeps_scratch", [True, False])
 def test_an_interrupted_build_goes_on_also_on_another_machine(
-    videos: Path, reference: Path, s3: ObjectServer, out: str, tmp_path: Path, at: int, keeps_scratch: bool
+    videos: Path,
+    reference: Path,
+    s3: ObjectServer,
+    out: str,
+    tmp_path: Path,
+    at: int,
+    keeps_scratch: bool,
 ) -> None:
     out = f"{out}/{at}-{keeps_scratch}"
     build_interrupted(videos, out, at=at, scratch=tmp_path / "first")
@@ -115,7 +131,12 @@ def test_new_videos_and_recovered_ones_are_written_as_in_a_local_pool(
 
 
 def test_verify_repair_diff_and_report_take_the_address(
-    videos: Path, reference: Path, s3: ObjectServer, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path,
+    reference: Path,
+    s3: ObjectServer,
+    out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     build(videos, out)
@@ -143,15 +164,31 @@ def test_scratch_never_holds_the_pool(videos: Path, out: str, tmp_path: Path) ->
         nonlocal most
         most = max(most, len(list((tmp_path / "scratch").rglob("*.tar*"))))
 
-    values = {"dataset": "folder", "videos": videos, "out": out, "workers": 1, "scratch": tmp_path / "scratch"}
-    report = run_build(make_build_settings(values, ["videos_per_shard=1", "frames_per_clip=6"]), progress=look)
+    values = {
+        "dataset": "folder",
+        "videos": videos,
+        "out": out,
+        "workers": 1,
+        "scratch": tmp_path / "scratch",
+    }
+    report = run_build(
+        make_build_settings(values, ["videos_per_shard=1", "frames_per_clip=6"]), progress=look
+    )
     assert report.num_shards == 10
     assert 1 <= most <= 5  # one open, one going up, two that wait, one that was just finished
 
 
-def test_two_builds_of_one_address_are_refused_whatever_their_scratch(videos: Path, out: str, tmp_path: Path) -> None:
+def test_two_builds_of_one_address_are_refused_whatever_their_scratch(
+    videos: Path, out: str, tmp_path: Path
+) -> None:
     def settings(scratch: str, **more: str) -> BuildSettings:
-        values = {"dataset": "folder", "videos": videos, "out": out, "scratch": tmp_path / scratch, **more}
+        values = {
+            "dataset": "folder",
+            "videos": videos,
+            "out": out,
+            "scratch": tmp_path / scratch,
+            **more,
+        }
         return make_build_settings(values, ENCODING)
 
     one, other = settings("one"), settings("other")
@@ -165,7 +202,9 @@ def test_two_builds_of_one_address_are_refused_whatever_their_scratch(videos: Pa
         build(videos, out, part="1/2", scratch=tmp_path / "one")
         with pytest.raises(ConfigError, match="another build"):
             build(videos, out, part="2/2", scratch=tmp_path / "one")
-        with pytest.raises(ConfigError, match=r"part 2/2 is being built there; all parts need the same N"):
+        with pytest.raises(
+            ConfigError, match=r"part 2/2 is being built there; all parts need the same N"
+        ):
             build(videos, out, part="1/3", scratch=tmp_path / "one")
     with open_workspace(other).lock(other):
         pass
@@ -195,7 +234,11 @@ def test_a_key_that_may_not_write_ends_the_build_before_a_video_is_decoded(
 
 
 def test_the_secret_is_in_no_file_and_no_line(
-    videos: Path, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    videos: Path,
+    out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"{WRITER[1]}-wrong")
     args = arguments(videos, Path("x"), "--scratch", str(tmp_path))

@@ -1,4 +1,5 @@
-"""What `--dry-run` estimates: exact where all videos were probed, near where some were; nothing is written or left."""
+"""What `--dry-run` estimates: exact where all videos were probed, near where some were; nothing is
+written or left."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 from preprocess import build_shards
 from preprocess.console import print_report
 from preprocess.coordinator import estimate
-from preprocess.coordinator.estimate import Cost, Estimate, Probe, play_build, predict_costs, probe_order, probe_videos
+from preprocess.coordinator.estimate import (
+    Cost,
+    Estimate,
+    Probe,
+    play_build,
+    predict_costs,
+    probe_order,
+    probe_videos,
+)
 from preprocess.coordinator.pipeline import dry_run
 from preprocess.coordinator.report import BuildReport
 from preprocess.records.rows import sample_facts
@@ -73,7 +82,11 @@ def probe_of(costs: dict[int, Cost], cut_off: dict[int, float] | None = None) ->
 
 def children() -> list[str]:
     """Processes that this one has started and that have not ended."""
-    return [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    return [
+        pid
+        for path in Path("/proc/self/task").glob("*/children")
+        for pid in path.read_text().split()
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -105,7 +118,9 @@ def test_nothing_is_written_anywhere_and_no_process_is_left(
 def test_a_finished_pool_takes_no_time_and_no_probe(videos: Path, pool: Path) -> None:
     report = plan(videos, pool)
     assert report.num_to_decode == 0
-    assert report.estimate == Estimate(bytes_in=0, bytes_out=0, seconds=0.0, num_workers=1, engine="local")
+    assert report.estimate == Estimate(
+        bytes_in=0, bytes_out=0, seconds=0.0, num_workers=1, engine="local"
+    )
 
 
 def test_of_a_begun_build_only_the_rest_is_estimated_and_its_files_stay_as_they_are(
@@ -127,13 +142,18 @@ def test_of_a_begun_build_only_the_rest_is_estimated_and_its_files_stay_as_they_
     assert build(videos, out).num_decoded == report.num_to_decode
 
 
-def test_a_part_is_estimated_alone_and_a_merge_decodes_nothing(videos: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_part_is_estimated_alone_and_a_merge_decodes_nothing(
+    videos: Path, reference: Path, tmp_path: Path
+) -> None:
     parts = [plan(videos, tmp_path / "pool", part=f"{part}/2") for part in (1, 2)]
     assert [report.num_to_decode for report in parts] == [6, 4]
     assert sum(estimate_of(report).bytes_in for report in parts) == source_bytes(videos)
     assert sum(estimate_of(report).bytes_out or 0 for report in parts) == tar_bytes(reference)
     build(videos, tmp_path / "pool", part="1/2")
-    assert [plan(videos, tmp_path / "pool", part=f"{part}/2").num_to_decode for part in (1, 2)] == [0, 4]
+    assert [plan(videos, tmp_path / "pool", part=f"{part}/2").num_to_decode for part in (1, 2)] == [
+        0,
+        4,
+    ]
     assert estimate_of(plan(videos, tmp_path / "pool", merge=True)).seconds == 0.0
 
 
@@ -151,7 +171,10 @@ def test_with_ray_the_probe_is_local_and_the_text_says_so(
     report = plan(videos, tmp_path / "pool", engine="ray", workers=64, limit=2)
     assert estimate_of(report).num_workers == 64
     print_report(report)
-    assert re.search(r"with 64 workers \(from 2 videos decoded on this machine alone in ", capsys.readouterr().out)
+    assert re.search(
+        r"with 64 workers \(from 2 videos decoded on this machine alone in ",
+        capsys.readouterr().out,
+    )
 
 
 def test_the_command_prints_one_line_and_json_has_the_same(
@@ -183,14 +206,19 @@ def test_the_command_prints_one_line_and_json_has_the_same(
             "would read 2.4 TB, write 1.0 GB, take about 8 h 3 min with 64 workers "
             "(from 5,120 videos decoded in 2.0 s)",
         ),
-        (Estimate(0, 1024, 0.0, 1, "local"), "would read 0 bytes, write 1.0 kB, take about 0.0 s with 1 worker"),
+        (
+            Estimate(0, 1024, 0.0, 1, "local"),
+            "would read 0 bytes, write 1.0 kB, take about 0.0 s with 1 worker",
+        ),
         (
             Estimate(84_100_000, None, None, 2, "local", 0, 60.4),
             "would read 84.1 MB; no video could be decoded within 60.4 s, so no more can be said",
         ),
     ],
 )
-def test_an_estimate_in_words(found: Estimate, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_estimate_in_words(
+    found: Estimate, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     print_report(BuildReport("dry run", "folder", "pool", None, {}, estimate=found))
     assert capsys.readouterr().out.splitlines()[2] == f"  {line}"
 
@@ -201,33 +229,47 @@ def test_a_video_that_does_not_end_in_time_is_predicted_like_the_others(
     monkeypatch.setattr(estimate, "_LONGEST_SECONDS", 0.5)
     os.mkfifo(tmp_path / "hangs.avi")  # opening it waits for a writer that never comes
     good = make_video(tmp_path / "good.avi")
-    videos = [replace(video(1000), key=path.stem, path=path) for path in (tmp_path / "hangs.avi", good)]
-    probe = probe_videos(videos, DecodeOptions(Encoding(), timeout_seconds=60), num_workers=2, seed=0)
+    videos = [
+        replace(video(1000), key=path.stem, path=path) for path in (tmp_path / "hangs.avi", good)
+    ]
+    probe = probe_videos(
+        videos, DecodeOptions(Encoding(), timeout_seconds=60), num_workers=2, seed=0
+    )
     assert list(probe.costs) == [1]
     assert 1.0 <= probe.cut_off[0] < 60
     costs = predict_costs(videos, probe)
     assert costs is not None
     expected = replace(costs[1], decode_seconds=probe.cut_off[0])
-    assert astuple(costs[0]) == pytest.approx(astuple(expected), rel=1e-12)  # it went through a line of one point
+    assert astuple(costs[0]) == pytest.approx(
+        astuple(expected), rel=1e-12
+    )  # it went through a line of one point
     assert predict_costs(videos[:1], probe_of({}, probe.cut_off)) is None
 
 
 def test_a_video_that_the_build_would_give_up_costs_its_time_and_no_bytes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hangs.avi")
     videos = [replace(video(1000), path=tmp_path / "hangs.avi")]
-    probe = probe_videos(videos, DecodeOptions(Encoding(), timeout_seconds=0.4), num_workers=1, seed=0)
+    probe = probe_videos(
+        videos, DecodeOptions(Encoding(), timeout_seconds=0.4), num_workers=1, seed=0
+    )
     assert probe.cut_off == {}
     assert probe.costs[0].tar_bytes == 0
     assert probe.costs[0].decode_seconds >= 0.8
 
 
-def test_workers_that_cannot_start_are_an_error(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_cannot_start_are_an_error(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("preprocess.workers.local._SERVE", "raise SystemExit(3)")
     with pytest.raises(ConfigError, match=r"a decode worker did not start \(exit code 3\)"):
         plan(videos, tmp_path / "pool", workers=2)
 
 
-_SIZES = st.lists(st.tuples(st.integers(0, 10**7), st.sampled_from([".avi", ".mp4", ".webm"])), min_size=1, max_size=60)
+_SIZES = st.lists(
+    st.tuples(st.integers(0, 10**7), st.sampled_from([".avi", ".mp4", ".webm"])),
+    min_size=1,
+    max_size=60,
+)
 
 
 @given(_SIZES, st.integers(0, 99))
@@ -238,20 +280,34 @@ def test_each_video_stands_once_in_the_order(sizes: list[tuple[int, str]], seed:
 
 
 @given(st.integers(0, 999), st.integers(10, 200))
-def test_every_beginning_of_the_order_is_spread_over_types_and_sizes(seed: int, num_first: int) -> None:
-    videos = [video(1 + number, "a.avi") for number in range(600)] + [video(7, "b.mp4") for _ in range(200)]
+def test_every_beginning_of_the_order_is_spread_over_types_and_sizes(
+    seed: int, num_first: int
+) -> None:
+    videos = [video(1 + number, "a.avi") for number in range(600)] + [
+        video(7, "b.mp4") for _ in range(200)
+    ]
     first = probe_order(videos, seed=seed)[:num_first]
     thirds = Counter(position // 200 for position in first)
     assert all(abs(thirds[third] - num_first / 4) <= 3 for third in range(4)), thirds
 
 
 def test_costs_on_a_line_are_predicted_exactly_for_each_file_type() -> None:
-    videos = [video(size, f"{size}{suffix}") for suffix in (".avi", ".mp4") for size in (100, 200, 400, 800)]
+    videos = [
+        video(size, f"{size}{suffix}")
+        for suffix in (".avi", ".mp4")
+        for size in (100, 200, 400, 800)
+    ]
     truth = {
-        position: Cost(0.1 + one.num_bytes * (1e-3 if one.path.suffix == ".avi" else 4e-3), 0.01, 5000 + one.num_bytes)
+        position: Cost(
+            0.1 + one.num_bytes * (1e-3 if one.path.suffix == ".avi" else 4e-3),
+            0.01,
+            5000 + one.num_bytes,
+        )
         for position, one in enumerate(videos)
     }
-    costs = predict_costs(videos, probe_of({position: truth[position] for position in (0, 3, 4, 7)}))
+    costs = predict_costs(
+        videos, probe_of({position: truth[position] for position in (0, 3, 4, 7)})
+    )
     assert costs is not None
     for position, cost in enumerate(costs):
         assert (cost.decode_seconds, cost.write_seconds, cost.tar_bytes) == pytest.approx(
@@ -259,7 +315,9 @@ def test_costs_on_a_line_are_predicted_exactly_for_each_file_type() -> None:
         )
 
 
-def test_few_clips_can_claim_neither_that_larger_files_cost_less_nor_that_the_smallest_cost_nothing() -> None:
+def test_few_clips_can_claim_neither_that_larger_files_cost_less_nor_that_the_smallest_cost_nothing() -> (
+    None
+):
     videos = [video(size) for size in (100, 200, 50, 1000)]
     falling = predict_costs(videos, probe_of({0: Cost(2.0, 0.0, 0.0), 1: Cost(1.0, 0.0, 0.0)}))
     rising = predict_costs(videos, probe_of({0: Cost(1.0, 0.0, 0.0), 1: Cost(9.0, 0.0, 0.0)}))
@@ -314,7 +372,8 @@ def measure(names: tuple[str, ...], root: Path) -> list[tuple[SourceVideo, Cost]
 
 
 def test_bytes_out_of_the_sample_clips_are_off_by_less_than_a_quarter() -> None:
-    """Each clip thirty times, of which the probe sees as many as a worker decodes in 2 s; ten seeds."""
+    """Each clip thirty times, of which the probe sees as many as a worker decodes in 2 s; ten
+    seeds."""
     root = shared_data() / "clips"
     by_name = {name: measure((name,), root) for name in CLIPS}
     by_name["all"] = [clip for name in CLIPS for clip in by_name[name]]
@@ -325,7 +384,9 @@ def test_bytes_out_of_the_sample_clips_are_off_by_less_than_a_quarter() -> None:
         real = sum(cost.tar_bytes for cost in truth)
         for seed in range(10):
             first = probe_order(videos, seed=seed)[: num_probed[name]]
-            costs = predict_costs(videos, probe_of({position: truth[position] for position in first}))
+            costs = predict_costs(
+                videos, probe_of({position: truth[position] for position in first})
+            )
             assert costs is not None
             error = sum(cost.tar_bytes for cost in costs) / real - 1
             assert abs(error) < 0.25, f"{name}, seed {seed}: {error:+.0%}"

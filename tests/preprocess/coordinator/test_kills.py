@@ -1,4 +1,5 @@
-"""SIGKILL at any instant: the next run goes on, and the pool is that of an undisturbed build, file by file."""
+"""SIGKILL at any instant: the next run goes on, and the pool is that of an undisturbed build, file
+by file."""
 
 from __future__ import annotations
 
@@ -11,10 +12,14 @@ from tests.preprocess.kills import check_equal, kill_again_and_again, undisturbe
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
-def test_a_build_killed_at_random_instants_gives_the_same_bytes_and_leaves_nothing(tmp_path: Path, kills: int) -> None:
+def test_a_build_killed_at_random_instants_gives_the_same_bytes_and_leaves_nothing(
+    tmp_path: Path, kills: int
+) -> None:
     videos = make_tree(tmp_path / "videos")
     seconds = undisturbed(videos, tmp_path / "reference")
-    done = kill_again_and_again(videos, tmp_path / "pool", kills=kills, build_seconds=seconds, seed=kills)
+    done = kill_again_and_again(
+        videos, tmp_path / "pool", kills=kills, build_seconds=seconds, seed=kills
+    )
     check_equal(tmp_path / "reference", tmp_path / "pool")
     # a journalled video is never decoded again
     assert all(kill.num_after == -1 or kill.num_after >= kill.num_before for kill in done)

@@ -1,4 +1,5 @@
-"""The same file under two keys, and videos that a protocol trains on and tests on, are found and said."""
+"""The same file under two keys, and videos that a protocol trains on and tests on, are found and
+said."""
 
 from __future__ import annotations
 
@@ -10,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.coordinator.overlaps import Duplicates, Overlap, find_duplicates, find_overlaps, warn_of
+from preprocess.coordinator.overlaps import (
+    Duplicates,
+    Overlap,
+    find_duplicates,
+    find_overlaps,
+    warn_of,
+)
 from preprocess.protocols import ManifestPlan, PlannedRow
 from preprocess.records.rows import missing_row
 from preprocess.records.tables import rows_table
@@ -19,7 +26,9 @@ from tests.preprocess.tiny_videos import make_video
 
 
 def samples(sources: Sequence[tuple[str, str | None, int]]) -> object:
-    facts = ({"key": key, "source_sha256": digest, "source_bytes": size} for key, digest, size in sources)
+    facts = (
+        {"key": key, "source_sha256": digest, "source_bytes": size} for key, digest, size in sources
+    )
     return rows_table({**missing_row(str(row["key"]), None), **row} for row in facts)
 
 
@@ -28,16 +37,38 @@ def manifest(path: str, split: str, keys: Sequence[str]) -> ManifestPlan:
     rows = [PlannedRow(key, 0) for key in keys]
     facts = {"labels": "csv", "source": "list", "source_sha256": "", "classes_sha256": ""}
     return ManifestPlan(
-        protocol, name, "all", split, None, None, ["a"], **facts, expected=len(keys), rows=rows, missing=[]
+        protocol,
+        name,
+        "all",
+        split,
+        None,
+        None,
+        ["a"],
+        **facts,
+        expected=len(keys),
+        rows=rows,
+        missing=[],
     )
 
 
 def test_videos_with_the_same_bytes_are_duplicates_and_empty_or_unread_files_are_not() -> None:
-    rows = [("a", "1", 9), ("b", "2", 9), ("c", "1", 9), ("d", None, 9), ("e", None, 9), ("f", "3", 0), ("g", "3", 0)]
+    rows = [
+        ("a", "1", 9),
+        ("b", "2", 9),
+        ("c", "1", 9),
+        ("d", None, 9),
+        ("e", None, 9),
+        ("f", "3", 0),
+        ("g", "3", 0),
+    ]
     assert find_duplicates(samples(rows)) == [Duplicates(["a", "c"])]
 
 
-@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sampled_from("123456"), max_size=12))
+@given(
+    st.dictionaries(
+        st.text("abcdef", min_size=1, max_size=3), st.sampled_from("123456"), max_size=12
+    )
+)
 def test_every_video_with_a_twin_is_in_exactly_one_group(digests: dict[str, str]) -> None:
     groups = find_duplicates(samples([(key, digest, 1) for key, digest in digests.items()]))
     found = [key for group in groups for key in group.keys]
@@ -59,29 +90,42 @@ def test_every_video_with_a_twin_is_in_exactly_one_group(digests: dict[str, str]
         ("cross_dataset/train", "zero_shot/split2", False),
     ],
 )
-def test_a_train_manifest_is_compared_with_the_tests_that_follow_it(train: str, val: str, is_pair: bool) -> None:
+def test_a_train_manifest_is_compared_with_the_tests_that_follow_it(
+    train: str, val: str, is_pair: bool
+) -> None:
     plans = [manifest(val, "val", ["x", "y", "z"]), manifest(train, "train", ["z", "q", "x"])]
     assert find_overlaps(plans) == ([Overlap(train, val, ["x", "z"])] if is_pair else [])
 
 
 def test_a_copy_under_another_key_overlaps_too() -> None:
-    plans = [manifest("few_shot/train_k2", "train", ["a"]), manifest("few_shot/val", "val", ["b", "c"])]
+    plans = [
+        manifest("few_shot/train_k2", "train", ["a"]),
+        manifest("few_shot/val", "val", ["b", "c"]),
+    ]
     assert find_overlaps(plans) == []
-    assert find_overlaps(plans, [Duplicates(["a", "c"])]) == [Overlap("few_shot/train_k2", "few_shot/val", ["c"])]
+    assert find_overlaps(plans, [Duplicates(["a", "c"])]) == [
+        Overlap("few_shot/train_k2", "few_shot/val", ["c"])
+    ]
 
 
 def test_the_warnings_name_the_first_of_each() -> None:
-    overlaps = [Overlap("few_shot/train_k2", "few_shot/val", ["c", "d"]), Overlap("few_shot/x", "few_shot/val", ["c"])]
+    overlaps = [
+        Overlap("few_shot/train_k2", "few_shot/val", ["c", "d"]),
+        Overlap("few_shot/x", "few_shot/val", ["c"]),
+    ]
     lines = warn_of([Duplicates(["a", "c"])], overlaps)
     assert len(lines) == 2
     assert "2 videos are in the pool under two or more keys" in lines[0]
     assert "the first: a = c" in lines[0]
     assert (
-        "2 videos of few_shot/val are in few_shot/train_k2 and 1 other train manifests too (the first: c)" in lines[1]
+        "2 videos of few_shot/val are in few_shot/train_k2 and 1 other train manifests too (the first: c)"
+        in lines[1]
     )
 
 
-def test_a_build_reports_duplicates_and_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_reports_duplicates_and_overlaps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from preprocess.console import print_report
 
     videos = tmp_path / "videos"

@@ -1,4 +1,5 @@
-"""Whole builds: the same bytes whatever happened, resume, append, retry, and what ends a video but no build."""
+"""Whole builds: the same bytes whatever happened, resume, append, retry, and what ends a video but
+no build."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ from tests.preprocess.builds import (
 from tests.preprocess.tiny_videos import index_of, make_video
 
 
-def test_every_video_has_a_row_and_every_stored_frame_is_the_right_one(videos: Path, reference: Path) -> None:
+def test_every_video_has_a_row_and_every_stored_frame_is_the_right_one(
+    videos: Path, reference: Path
+) -> None:
     opened = open_pool(reference)
     rows = {row["key"]: row for row in opened.samples().to_pylist()}
     assert len(rows) == 10
@@ -42,13 +45,19 @@ def test_every_video_has_a_row_and_every_stored_frame_is_the_right_one(videos: P
     for key in ("jump/-_a (1)#&;", "run fast/e"):
         row = rows[key]
         wanted = row["source_index"]
-        assert [index_of(image) for image in read_frames(opened.store, row, range(len(wanted)))] == wanted
+        assert [
+            index_of(image) for image in read_frames(opened.store, row, range(len(wanted)))
+        ] == wanted
     assert rows["run fast/e"]["source_index"] == [0, 1, 3, 4, 6, 7]
     assert rows["run fast/d"]["source_sha256"] is not None
 
 
-def test_no_path_of_this_machine_and_nothing_temporary_is_in_the_pool(videos: Path, reference: Path) -> None:
-    assert not [path for path in reference.rglob("*") if path.name.startswith(".") or path.name == "parts"]
+def test_no_path_of_this_machine_and_nothing_temporary_is_in_the_pool(
+    videos: Path, reference: Path
+) -> None:
+    assert not [
+        path for path in reference.rglob("*") if path.name.startswith(".") or path.name == "parts"
+    ]
     for path in reference.rglob("*"):
         if path.is_file():
             assert str(videos).encode() not in path.read_bytes()
@@ -62,14 +71,19 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert digests(tmp_path / "pool") == digests(reference)
 
 
-def test_parts_in_any_order_and_a_merge_give_the_same_bytes(videos: Path, reference: Path, tmp_path: Path) -> None:
+def test_parts_in_any_order_and_a_merge_give_the_same_bytes(
+    videos: Path, reference: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "pool"
     build(videos, out, part="2/2")
     with pytest.raises(ConfigError, match=r"part 1/2 is not there; run `--part I/N`"):
         build(videos, out, merge=True)
     report = build(videos, out, part="1/2")
     assert (report.num_shards, report.num_decoded) == (2, 6)
-    assert sorted(path.name for path in (out / "parts").iterdir()) == ["1-of-2.parquet", "2-of-2.parquet"]
+    assert sorted(path.name for path in (out / "parts").iterdir()) == [
+        "1-of-2.parquet",
+        "2-of-2.parquet",
+    ]
     build(videos, out, merge=True)
     assert digests(out) == digests(reference)
     assert build(videos, out, merge=True).num_decoded == 0
@@ -78,12 +92,16 @@ def test_parts_in_any_order_and_a_merge_give_the_same_bytes(videos: Path, refere
 
 def test_parts_of_other_videos_are_not_merged(videos: Path, tmp_path: Path) -> None:
     build(videos, tmp_path / "pool", part="1/1", limit=5)
-    with pytest.raises(ConfigError, match=r"part 1/1 has built other videos .* run `--part 1/1` again"):
+    with pytest.raises(
+        ConfigError, match=r"part 1/1 has built other videos .* run `--part 1/1` again"
+    ):
         build(videos, tmp_path / "pool", merge=True)
 
 
 @pytest.mark.parametrize(
-    ("kill", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["KILL", "INT", "TERM"]
+    ("kill", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=["KILL", "INT", "TERM"],
 )
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     videos: Path, reference: Path, tmp_path: Path, kill: signal.Signals, code: int
@@ -115,8 +133,14 @@ def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
     assert digests(out) == digests(reference)
 
 
-def test_a_finished_pool_is_left_alone_by_a_run_without_webdataset_or_workers(videos: Path, pool: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in pool.rglob("*") if path.suffix in (".tar", ".json")}
+def test_a_finished_pool_is_left_alone_by_a_run_without_webdataset_or_workers(
+    videos: Path, pool: Path
+) -> None:
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in pool.rglob("*")
+        if path.suffix in (".tar", ".json")
+    }
     code = (
         "import sys; from tests.preprocess.builds import build; from pathlib import Path;"
         "import preprocess.workers.local as w; w.subprocess.Popen = None;"
@@ -137,14 +161,18 @@ def test_a_larger_limit_appends_shards_and_gives_the_pool_id_of_a_fresh_build(
     report = build(videos, out)
     assert report.num_decoded == 4
     assert report.pool_id == open_pool(reference).card.pool_id
-    assert {name: digest for name, digest in digests(out).items() if name in before and name.endswith(".tar")} == {
-        name: digest for name, digest in before.items() if name.endswith(".tar")
-    }
+    assert {
+        name: digest
+        for name, digest in digests(out).items()
+        if name in before and name.endswith(".tar")
+    } == {name: digest for name, digest in before.items() if name.endswith(".tar")}
     assert [entry.samples for entry in open_pool(out).card.shards] == [4, 2, 3]
     assert build(videos, out).num_decoded == 0
 
 
-def test_a_new_video_in_an_unfinished_build_gives_the_bytes_of_a_fresh_one(tree: Path, tmp_path: Path) -> None:
+def test_a_new_video_in_an_unfinished_build_gives_the_bytes_of_a_fresh_one(
+    tree: Path, tmp_path: Path
+) -> None:
     build_interrupted(tree, tmp_path / "a", at=6)
     make_video(tree / "jump" / "bb.avi")
     build(tree, tmp_path / "a")
@@ -155,10 +183,14 @@ def test_a_new_video_in_an_unfinished_build_gives_the_bytes_of_a_fresh_one(tree:
 def test_a_retry_rewrites_the_shards_of_recovered_videos_alone(
     videos: Path, tree: Path, pool: Path, tmp_path: Path
 ) -> None:
-    assert build(tree, pool, retry_failed=True).num_decoded == 2  # both fail as before: nothing is rewritten
+    assert (
+        build(tree, pool, retry_failed=True).num_decoded == 2
+    )  # both fail as before: nothing is rewritten
     before = digests(pool)
     make_video(tree / "run fast" / "d.mp4", frames=8, seed=3)
-    with pytest.raises(ConfigError, match=r"d\.mp4: is not the file that the pool was built from .* --retry-failed"):
+    with pytest.raises(
+        ConfigError, match=r"d\.mp4: is not the file that the pool was built from .* --retry-failed"
+    ):
         build(tree, pool)
     report = build(tree, pool, retry_failed=True)
     assert (report.counts["undecodable"], report.counts["short"]) == (0, 1)
@@ -186,37 +218,60 @@ def test_check_sources_notices_other_bytes_of_the_same_size(tree: Path, pool: Pa
         build(tree, pool, check_sources=True)
 
 
-def test_a_video_that_is_gone_stays_in_the_pool_with_a_warning(tree: Path, pool: Path, reference: Path) -> None:
+def test_a_video_that_is_gone_stays_in_the_pool_with_a_warning(
+    tree: Path, pool: Path, reference: Path
+) -> None:
     (tree / "jump" / "d.mp4").unlink()
     report = build(tree, pool)
     assert report.counts["samples"] == 9
-    assert "1 videos of the pool are gone from --videos and stay in it (the first: jump/d)" in report.warnings
+    assert (
+        "1 videos of the pool are gone from --videos and stay in it (the first: jump/d)"
+        in report.warnings
+    )
     shard = pool / "shards" / "folder-000000.tar"
     shard.unlink()
-    with pytest.raises(ConfigError, match=r"folder-000000\.tar has to be built again, but 1 of its videos are gone"):
+    with pytest.raises(
+        ConfigError, match=r"folder-000000\.tar has to be built again, but 1 of its videos are gone"
+    ):
         build(tree, pool)
 
 
-def test_a_shard_that_is_missing_or_cut_is_built_again(videos: Path, pool: Path, reference: Path) -> None:
+def test_a_shard_that_is_missing_or_cut_is_built_again(
+    videos: Path, pool: Path, reference: Path
+) -> None:
     os.truncate(pool / "shards" / "folder-000001.tar", 1000)
     report = build(videos, pool)
     assert report.num_decoded == 4
-    assert any(warning.startswith("shards/folder-000001.tar was missing or cut") for warning in report.warnings)
+    assert any(
+        warning.startswith("shards/folder-000001.tar was missing or cut")
+        for warning in report.warnings
+    )
     assert digests(pool) == digests(reference)
 
 
-def test_other_settings_are_an_error_with_both_values(videos: Path, pool: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="jpeg_quality was 80 and is now 95; use the same settings"):
+def test_other_settings_are_an_error_with_both_values(
+    videos: Path, pool: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match="jpeg_quality was 80 and is now 95; use the same settings"
+    ):
         build(videos, pool, "jpeg_quality=95")
     build_interrupted(videos, tmp_path / "new", at=2)
     with pytest.raises(ConfigError, match=r"\.build\.json: frames_per_clip was 6 and is now 7"):
         build(videos, tmp_path / "new", "frames_per_clip=7")
 
 
-def test_two_builds_of_one_folder_at_once_are_refused_and_no_lock_survives(videos: Path, pool: Path) -> None:
+def test_two_builds_of_one_folder_at_once_are_refused_and_no_lock_survives(
+    videos: Path, pool: Path
+) -> None:
     whole = make_build_settings({"dataset": "folder", "videos": videos, "out": str(pool)})
-    part = make_build_settings({"dataset": "folder", "videos": videos, "out": str(pool), "part": "1/2"})
-    with open_workspace(whole).lock(whole), pytest.raises(ConfigError, match="another build is writing there"):
+    part = make_build_settings(
+        {"dataset": "folder", "videos": videos, "out": str(pool), "part": "1/2"}
+    )
+    with (
+        open_workspace(whole).lock(whole),
+        pytest.raises(ConfigError, match="another build is writing there"),
+    ):
         build(videos, pool)
     with open_workspace(part).lock(part):
         with pytest.raises(ConfigError, match="another build is writing there"):
@@ -225,7 +280,9 @@ def test_two_builds_of_one_folder_at_once_are_refused_and_no_lock_survives(video
     build(videos, pool)
 
 
-def test_a_full_disk_is_a_storage_error_and_the_next_run_goes_on(videos: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_a_storage_error_and_the_next_run_goes_on(
+    videos: Path, reference: Path, tmp_path: Path
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
     try:
@@ -329,7 +386,9 @@ def test_a_video_whose_class_is_another_now_is_an_error_with_both(tmp_path: Path
         build(source, tmp_path / "pool", dataset="ucf101", splits=[])
 
 
-def test_missing_videos_are_one_warning_and_audited_lines_are_counted(videos: Path, tmp_path: Path) -> None:
+def test_missing_videos_are_one_warning_and_audited_lines_are_counted(
+    videos: Path, tmp_path: Path
+) -> None:
     keys = sorted(path.relative_to(videos).as_posix() for path in videos.rglob("*.*"))[:2]
     lists = tmp_path / "lists"
     lists.mkdir()
@@ -337,13 +396,19 @@ def test_missing_videos_are_one_warning_and_audited_lines_are_counted(videos: Pa
     (lists / "val.txt").write_text(f"{keys[1]} 0\n")
     (lists / "classes.txt").write_text(keys[0].split("/")[0] + "\n")
     report = build(videos, tmp_path / "pool", splits=[lists])
-    assert [text for text in report.warnings if "1 videos that lists or annotation files name are not below" in text]
+    assert [
+        text
+        for text in report.warnings
+        if "1 videos that lists or annotation files name are not below" in text
+    ]
     assert (report.num_audited, report.num_not_audited) == (2, 1)
     counts = {manifest.path: (manifest.expected, manifest.found) for manifest in report.manifests}
     assert counts["fully_supervised/train"] == (2, 1), "a repeated line counts once"
 
 
-def test_a_kill_while_a_closed_pool_is_tidied_up_harms_nothing(tree: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_kill_while_a_closed_pool_is_tidied_up_harms_nothing(
+    tree: Path, reference: Path, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     build_interrupted(tree, pool, at=10)
     journals = {path.name: path.read_bytes() for path in (pool / "shards").glob(".*.jsonl")}
@@ -356,7 +421,9 @@ def test_a_kill_while_a_closed_pool_is_tidied_up_harms_nothing(tree: Path, refer
     assert digests(pool / "shards") == digests(reference / "shards")
 
 
-def test_a_merge_killed_while_it_tidies_up_can_be_repeated(videos: Path, reference: Path, tmp_path: Path) -> None:
+def test_a_merge_killed_while_it_tidies_up_can_be_repeated(
+    videos: Path, reference: Path, tmp_path: Path
+) -> None:
     pool = tmp_path / "pool"
     for part in ("1/2", "2/2"):
         build(videos, pool, part=part)
@@ -369,12 +436,19 @@ def test_a_merge_killed_while_it_tidies_up_can_be_repeated(videos: Path, referen
 
 
 def test_parts_of_two_divisions_are_not_built_at_once(videos: Path, tmp_path: Path) -> None:
-    half = make_build_settings({"dataset": "folder", "videos": videos, "out": str(tmp_path / "p"), "part": "1/2"})
-    with open_workspace(half).lock(half), pytest.raises(ConfigError, match=r"part 1/2 is being built there"):
+    half = make_build_settings(
+        {"dataset": "folder", "videos": videos, "out": str(tmp_path / "p"), "part": "1/2"}
+    )
+    with (
+        open_workspace(half).lock(half),
+        pytest.raises(ConfigError, match=r"part 1/2 is being built there"),
+    ):
         build(videos, tmp_path / "p", part="1/3")
 
 
-def test_check_sources_looks_at_finished_shards_of_a_build_that_has_not_ended(tree: Path, tmp_path: Path) -> None:
+def test_check_sources_looks_at_finished_shards_of_a_build_that_has_not_ended(
+    tree: Path, tmp_path: Path
+) -> None:
     build_interrupted(tree, tmp_path / "pool", at=9)
     victim = tree / "jump" / "-_a (1)#&;.avi"
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")

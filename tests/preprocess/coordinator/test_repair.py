@@ -30,7 +30,9 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_damaged_and_missing_shards_come_back_as_the_same_bytes(videos: Path, reference: Path, pool: Path) -> None:
+def test_damaged_and_missing_shards_come_back_as_the_same_bytes(
+    videos: Path, reference: Path, pool: Path
+) -> None:
     untouched = (pool / SECOND).stat().st_mtime_ns
     damage(pool / FIRST)
     (pool / "shards" / "folder-000002.tar").unlink()
@@ -54,14 +56,20 @@ def test_classes_that_annotations_gave_are_not_needed_again(videos: Path, tmp_pa
     assert digests(out) == before
 
 
-def test_a_source_that_is_gone_or_another_one_is_named_and_nothing_is_changed(tree: Path, pool: Path) -> None:
+def test_a_source_that_is_gone_or_another_one_is_named_and_nothing_is_changed(
+    tree: Path, pool: Path
+) -> None:
     damage(pool / FIRST)
     before = digests(pool)
     make_video(tree / "jump" / "d.mp4", frames=9)
-    with pytest.raises(ConfigError, match=r"jump/d\.mp4: is not the file that the pool was built from, but shards/"):
+    with pytest.raises(
+        ConfigError, match=r"jump/d\.mp4: is not the file that the pool was built from, but shards/"
+    ):
         repair(pool, tree)
     (tree / "jump" / "d.mp4").unlink()
-    with pytest.raises(ConfigError, match=r"jump/d\.mp4: no such video, but shards/folder-000000\.tar is damaged"):
+    with pytest.raises(
+        ConfigError, match=r"jump/d\.mp4: no such video, but shards/folder-000000\.tar is damaged"
+    ):
         repair(pool, tree)
     assert digests(pool) == before
 
@@ -79,9 +87,12 @@ def test_a_shard_that_would_get_other_bytes_is_left_as_it_was(
     damage(pool / FIRST)
     before = digests(pool)
     monkeypatch.setattr(
-        "preprocess.coordinator.pipeline.sample_facts", lambda row: {"key": row["key"], "verdict": "other"}
+        "preprocess.coordinator.pipeline.sample_facts",
+        lambda row: {"key": row["key"], "verdict": "other"},
     )
-    with pytest.raises(FormatError, match=r"folder-000000\.tar: made again it has other bytes .* built with av "):
+    with pytest.raises(
+        FormatError, match=r"folder-000000\.tar: made again it has other bytes .* built with av "
+    ):
         repair(pool, videos)
     assert digests(pool) == before
 
@@ -119,13 +130,19 @@ def test_a_damaged_manifest_is_planned_again_if_the_lists_are_the_same(
 
 
 @pytest.mark.parametrize("name", ["samples.parquet", "pool.json"])
-def test_tables_that_cannot_be_restored_ask_for_a_rebuild(videos: Path, pool: Path, name: str) -> None:
+def test_tables_that_cannot_be_restored_ask_for_a_rebuild(
+    videos: Path, pool: Path, name: str
+) -> None:
     os.truncate(pool / name, 100)
-    with pytest.raises(ConfigError, match=rf"{name}: .* repair cannot restore it; build the pool again"):
+    with pytest.raises(
+        ConfigError, match=rf"{name}: .* repair cannot restore it; build the pool again"
+    ):
         repair(pool, videos)
 
 
-def test_the_commands_say_what_they_found_and_did(videos: Path, pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_say_what_they_found_and_did(
+    videos: Path, pool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage(pool / FIRST)
     assert run_app(app, ["verify", str(pool)]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,5 @@
-"""What the structure of AVI, MP4 and Matroska files tells: what is cut off, what contradicts itself, what is legal."""
+"""What the structure of AVI, MP4 and Matroska files tells: what is cut off, what contradicts
+itself, what is legal."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ Whole = Callable[..., bytes]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The bytes of a video with this suffix and these options of its container; each is made once."""
+    """The bytes of a video with this suffix and these options of its container; each is made
+    once."""
     folder = tmp_path_factory.mktemp("whole")
     made: dict[str, bytes] = {}
 
@@ -48,7 +50,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("suffix", "options"), VARIANTS)
-def test_a_whole_file_has_nothing_to_say_also_with_bytes_behind_it(whole: Whole, suffix: str, options: dict) -> None:
+def test_a_whole_file_has_nothing_to_say_also_with_bytes_behind_it(
+    whole: Whole, suffix: str, options: dict
+) -> None:
     data = whole(suffix, **options)
     expected = Structure(num_blocks=20 if suffix in (".mkv", ".webm") else None)
     assert check_bytes(data) == expected
@@ -57,11 +61,16 @@ def test_a_whole_file_has_nothing_to_say_also_with_bytes_behind_it(whole: Whole,
 
 
 @pytest.mark.parametrize(("suffix", "options"), VARIANTS)
-def test_every_cut_is_a_missing_end_and_no_contradiction(whole: Whole, suffix: str, options: dict) -> None:
+def test_every_cut_is_a_missing_end_and_no_contradiction(
+    whole: Whole, suffix: str, options: dict
+) -> None:
     data = whole(suffix, **options)
     for end in range(len(data) // 10, len(data) - 600, 97):
         found = check_bytes(data[:end])
-        if options not in (FRAGMENTED, {"live": "1"}):  # these may be cut between two fragments or clusters
+        if options not in (
+            FRAGMENTED,
+            {"live": "1"},
+        ):  # these may be cut between two fragments or clusters
             assert found.missing, end
         assert found.inside is None, end
 
@@ -70,7 +79,9 @@ def test_avi_chunks_that_do_not_follow_each_other_are_a_contradiction(whole: Who
     data = whole(".avi")
     first = data.index(b"00dc", data.index(b"movi"))
     second = data.index(b"00dc", first + 4)
-    assert "a frame's chunk should begin here" in (check_bytes(replaced(data, second, b"\x80\1\2\3")).inside or "")
+    assert "a frame's chunk should begin here" in (
+        check_bytes(replaced(data, second, b"\x80\1\2\3")).inside or ""
+    )
     grown = replaced(data, first + 4, struct.pack("<I", 1 << 30))
     assert check_bytes(grown).missing
 
@@ -78,7 +89,9 @@ def test_avi_chunks_that_do_not_follow_each_other_are_a_contradiction(whole: Who
 def test_an_avi_index_that_points_elsewhere_is_a_contradiction(whole: Whole) -> None:
     data = whole(".avi")
     third = data.rindex(b"idx1") + 8 + 2 * 16
-    assert "index entry 2" in (check_bytes(replaced(data, third + 8, struct.pack("<I", 77))).inside or "")
+    assert "index entry 2" in (
+        check_bytes(replaced(data, third + 8, struct.pack("<I", 77))).inside or ""
+    )
 
 
 def test_an_avi_index_that_is_stated_and_not_there_is_missing(whole: Whole) -> None:
@@ -91,10 +104,18 @@ def test_an_avi_index_that_is_stated_and_not_there_is_missing(whole: Whole) -> N
 def test_mp4_tables_that_do_not_agree_are_a_contradiction(whole: Whole) -> None:
     data = whole(".mp4")
     stts, stco, stsz = (data.index(name) for name in (b"stts", b"stco", b"stsz"))
-    assert "'stts' states 21 samples" in (check_bytes(replaced(data, stts + 12, struct.pack(">I", 21))).inside or "")
-    assert "the last sample needs" in (check_bytes(replaced(data, stco + 12, struct.pack(">I", 1 << 30))).inside or "")
-    assert "longer than its box" in (check_bytes(replaced(data, stsz + 12, struct.pack(">I", 1 << 20))).inside or "")
-    assert "does not fit" in (check_bytes(replaced(data, stts - 4, struct.pack(">I", 1 << 20))).inside or "")
+    assert "'stts' states 21 samples" in (
+        check_bytes(replaced(data, stts + 12, struct.pack(">I", 21))).inside or ""
+    )
+    assert "the last sample needs" in (
+        check_bytes(replaced(data, stco + 12, struct.pack(">I", 1 << 30))).inside or ""
+    )
+    assert "longer than its box" in (
+        check_bytes(replaced(data, stsz + 12, struct.pack(">I", 1 << 20))).inside or ""
+    )
+    assert "does not fit" in (
+        check_bytes(replaced(data, stts - 4, struct.pack(">I", 1 << 20))).inside or ""
+    )
 
 
 def test_an_unknown_mp4_box_before_the_frames_is_a_contradiction(whole: Whole) -> None:
@@ -123,24 +144,36 @@ def test_webm_elements_that_do_not_fit_are_a_contradiction(whole: Whole) -> None
     cluster = data.index(b"\x1f\x43\xb6\x75", 300)
     block = data.index(b"\xa3", cluster + 8)
     assert "unknown element" in (check_bytes(replaced(data, block, b"\x81")).inside or "")
-    assert "longer than the cluster" in (check_bytes(replaced(data, block + 1, b"\x1f\xff\xff\xf0")).inside or "")
-    assert "has no size" in (check_bytes(replaced(data, block + 1, b"\x1f\xff\xff\xff")).inside or "")
+    assert "longer than the cluster" in (
+        check_bytes(replaced(data, block + 1, b"\x1f\xff\xff\xf0")).inside or ""
+    )
+    assert "has no size" in (
+        check_bytes(replaced(data, block + 1, b"\x1f\xff\xff\xff")).inside or ""
+    )
     cue = data.rindex(b"\xf1")
     wrong = replaced(data, cue + 2, bytes([data[cue + 2] ^ 1]))
     assert "where no cluster begins" in (check_bytes(wrong).inside or "")
 
 
 def test_what_is_no_container_has_nothing_to_say(tmp_path: Path) -> None:
-    for name, data in (("empty.avi", b""), ("text.mp4", b"some text " * 50), ("zeros.webm", bytes(999))):
+    for name, data in (
+        ("empty.avi", b""),
+        ("text.mp4", b"some text " * 50),
+        ("zeros.webm", bytes(999)),
+    ):
         (tmp_path / name).write_bytes(data)
         assert check_container(tmp_path / name) == Structure()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     suffix=st.sampled_from(SUFFIXES),
     end=st.floats(0.0, 1.0),
-    changes=st.lists(st.tuples(st.floats(0.0, 0.999), st.binary(min_size=1, max_size=8)), max_size=4),
+    changes=st.lists(
+        st.tuples(st.floats(0.0, 0.999), st.binary(min_size=1, max_size=8)), max_size=4
+    ),
 )
 @example(suffix=".avi", end=0.9999999999999999, changes=[])
 def test_no_bytes_whatever_raise_an_error(
@@ -154,7 +187,9 @@ def test_no_bytes_whatever_raise_an_error(
 
 @pytest.mark.parametrize("folder", ["ucf101", "hmdb51", "kinetics400", "ssv2", "odd"])
 def test_every_sample_clip_is_whole_and_consistent(folder: str) -> None:
-    clips = [path for path in (shared_data() / "clips" / folder).rglob("*.*") if path.suffix in SUFFIXES]
+    clips = [
+        path for path in (shared_data() / "clips" / folder).rglob("*.*") if path.suffix in SUFFIXES
+    ]
     assert clips
     for path in clips:
         found = check_container(path)
@@ -174,7 +209,9 @@ def sparse_avi(path: Path) -> None:
     """480 MB of frames, of which only the chunk headers are written."""
     size = 4 + NUM_CHUNKS * (8 + CHUNK_BYTES)
     with path.open("wb") as file:
-        file.write(b"RIFF" + struct.pack("<I", size + 12) + b"AVI LIST" + struct.pack("<I", size) + b"movi")
+        file.write(
+            b"RIFF" + struct.pack("<I", size + 12) + b"AVI LIST" + struct.pack("<I", size) + b"movi"
+        )
         for _ in range(NUM_CHUNKS):
             file.write(b"00dc" + struct.pack("<I", CHUNK_BYTES))
             file.seek(CHUNK_BYTES, 1)
@@ -203,11 +240,14 @@ def test_a_file_is_never_mapped_as_a_whole(tmp_path: Path, write: Callable[[Path
     write(tmp_path / "large")
     code = (
         "import resource, sys; from pathlib import Path; from preprocess.decode.containers import check_container;"
-        "from shards.files import hash_file; hash_file(Path(sys.argv[1]));"  # as a worker does: all of it is cached
+        # as a worker does: all of it is cached
+        "from shards.files import hash_file; hash_file(Path(sys.argv[1]));"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; found = check_container(Path(sys.argv[1]));"
         "print(found.inside, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "large")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "large")], capture_output=True, text=True
+    )
     inside, megabytes = done.stdout.split()[-2:]
     assert inside == "None", done
     assert int(megabytes) < 100

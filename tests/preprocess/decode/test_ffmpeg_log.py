@@ -15,7 +15,9 @@ FRAME = "decoder -> pts:{} pts_time:0 pkt_dts:0 pkt_dts_time:0 duration:1 keyfra
 AROUND = "[vist#0:0/h264 @ 0x1] [dec:h264 @ 0x2]"
 
 
-def test_a_complaint_belongs_to_the_packet_that_was_decoded_and_a_parser_is_not_heard_twice() -> None:
+def test_a_complaint_belongs_to_the_packet_that_was_decoded_and_a_parser_is_not_heard_twice() -> (
+    None
+):
     log = feed(
         DecodeLog(0),
         "[h264 @ 0x7] [error] what probing finds comes again",

@@ -1,4 +1,5 @@
-"""FFmpeg processes: none is left behind, and hardware that is not there ends a build before it begins."""
+"""FFmpeg processes: none is left behind, and hardware that is not there ends a build before it
+begins."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from tests.preprocess.tiny_videos import make_video
 FFMPEG = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
 
 
-def test_hardware_that_is_not_known_or_not_there_ends_a_build_before_it_begins(videos: Path, tmp_path: Path) -> None:
+def test_hardware_that_is_not_known_or_not_there_ends_a_build_before_it_begins(
+    videos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"--hwaccel magic: .* knows .*cuda.*; give one of these"):
         build(videos, tmp_path / "pool", decoder="ffmpeg", hwaccel="magic")
     # drm wants the name of a device and gets none: it opens on no machine
@@ -85,7 +88,10 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_video(folder / "short.mp4", frames=5, size=(1280, 720))
     path = folder / "videos" / "jump" / "a.mp4"
     path.parent.mkdir(parents=True)
-    subprocess.run([*FFMPEG, "-stream_loop", "4000", "-i", folder / "short.mp4", "-c", "copy", path], check=True)
+    subprocess.run(
+        [*FFMPEG, "-stream_loop", "4000", "-i", folder / "short.mp4", "-c", "copy", path],
+        check=True,
+    )
     return path
 
 
@@ -98,10 +104,14 @@ def test_no_ffmpeg_outlives_the_time_of_its_video(endless: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_ffmpeg_outlives_a_build_that_was_killed(endless: Path, tmp_path: Path, number: int) -> None:
+def test_no_ffmpeg_outlives_a_build_that_was_killed(
+    endless: Path, tmp_path: Path, number: int
+) -> None:
     script = str(ROOT / "preprocess" / "build_shards.py")
     words = arguments(endless.parents[1], tmp_path / "pool", "--decoder", "ffmpeg")
-    process = subprocess.Popen([sys.executable, script, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, script, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_until(lambda: bool(ffmpeg_processes(endless)), "FFmpeg never began")
         os.kill(process.pid, number)

@@ -76,7 +76,9 @@ def test_a_long_video_keeps_the_lattice_of_its_decoded_frames(tmp_path: Path, su
     assert [index_of(image) for image in images(video)] == video.source_index
 
 
-def test_a_header_that_states_too_many_frames_costs_a_second_process_and_changes_no_frame(tmp_path: Path) -> None:
+def test_a_header_that_states_too_many_frames_costs_a_second_process_and_changes_no_frame(
+    tmp_path: Path,
+) -> None:
     whole = make_video(tmp_path / "a.avi", frames=23)
     data = bytearray(whole.read_bytes())
     length_at = data.index(b"strh") + 8 + 32  # dwLength of the stream header
@@ -96,15 +98,22 @@ def make_odd(folder: Path) -> dict[str, Path]:
         "one frame": make_video(folder / "one.mov", frames=1),
         "no count, no length": make_video(folder / "live.webm", frames=20, options={"live": "1"}),
         "vp8": make_video(folder / "vp8.webm", frames=20, codec="libvpx"),
-        "10 bits": make_video(folder / "ten.mp4", frames=4, size=(66, 50), pixel_format="yuv420p10le"),
+        "10 bits": make_video(
+            folder / "ten.mp4", frames=4, size=(66, 50), pixel_format="yuv420p10le"
+        ),
         "4:4:4": make_video(folder / "444.mp4", frames=4, size=(402, 302), pixel_format="yuv444p"),
         "4:2:2": make_video(folder / "422.mp4", frames=4, size=(402, 302), pixel_format="yuv422p"),
-        "full range": make_video(folder / "full.mp4", frames=4, size=(402, 302), pixel_format="yuvj420p"),
+        "full range": make_video(
+            folder / "full.mp4", frames=4, size=(402, 302), pixel_format="yuvj420p"
+        ),
         "variable rate": make_video(folder / "vfr.mp4", frames=6, times=[0, 4, 9, 60, 61, 300]),
         "strange name": make_video(folder / "-i %d 'a' [1];é.avi", frames=3),
     }
     source = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=1"]
-    subprocess.run([*FFMPEG, *source, "-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p10le", folder / "ten.webm"], check=True)
+    subprocess.run(
+        [*FFMPEG, *source, "-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p10le", folder / "ten.webm"],
+        check=True,
+    )
     files["10 bits in vp9"] = folder / "ten.webm"
     return files
 
@@ -116,10 +125,17 @@ def test_unusual_whole_files_give_what_pyav_gives(tmp_path: Path) -> None:
         check_equal(found, read_in_process(path))
 
 
-@pytest.mark.parametrize(("suffix", "degrees"), [(".webm", 90), (".mp4", 90), (".mp4", 180), (".mp4", 270)])
+@pytest.mark.parametrize(
+    ("suffix", "degrees"), [(".webm", 90), (".mp4", 90), (".mp4", 180), (".mp4", 270)]
+)
 def test_a_rotated_video_is_stored_upright(tmp_path: Path, suffix: str, degrees: int) -> None:
-    plain, rotated = make_video(tmp_path / f"a{suffix}", frames=3, size=(64, 46)), tmp_path / f"b{suffix}"
-    subprocess.run([*FFMPEG, "-display_rotation", str(degrees), "-i", plain, "-c", "copy", rotated], check=True)
+    plain, rotated = (
+        make_video(tmp_path / f"a{suffix}", frames=3, size=(64, 46)),
+        tmp_path / f"b{suffix}",
+    )
+    subprocess.run(
+        [*FFMPEG, "-display_rotation", str(degrees), "-i", plain, "-c", "copy", rotated], check=True
+    )
     video = read(rotated)
     assert video.stream.rotation_degrees == degrees
     check_equal(video, read_in_process(rotated))
@@ -129,7 +145,15 @@ def test_a_size_that_changes_on_the_way_loses_no_frame(tmp_path: Path) -> None:
     joined = tmp_path / "joined.mpg"
     for number, size in enumerate(((64, 48), (96, 64))):
         path = make_video(tmp_path / f"{number}.mp4", frames=5, size=size)
-        stream = ["-c", "copy", "-output_ts_offset", str(number / 2), "-f", "mpegts", tmp_path / "one.ts"]
+        stream = [
+            "-c",
+            "copy",
+            "-output_ts_offset",
+            str(number / 2),
+            "-f",
+            "mpegts",
+            tmp_path / "one.ts",
+        ]
         subprocess.run([*FFMPEG, "-i", path, *stream], check=True)
         with joined.open("ab") as file:
             file.write((tmp_path / "one.ts").read_bytes())
@@ -151,9 +175,17 @@ def test_what_is_no_video_is_undecodable_with_the_same_reason(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".webm"])
-def test_damaged_files_keep_the_frames_and_the_verdict_that_pyav_gives_them(tmp_path: Path, suffix: str) -> None:
+def test_damaged_files_keep_the_frames_and_the_verdict_that_pyav_gives_them(
+    tmp_path: Path, suffix: str
+) -> None:
     data = make_video(tmp_path / f"whole{suffix}", frames=40, size=(160, 128)).read_bytes()
-    damages = [Damage("cut", 30), Damage("cut", 95), *[Damage("flip", 8)] * 2, Damage("flip", 40), Damage("zero", 512)]
+    damages = [
+        Damage("cut", 30),
+        Damage("cut", 95),
+        *[Damage("flip", 8)] * 2,
+        Damage("flip", 40),
+        Damage("zero", 512),
+    ]
     path = tmp_path / f"a{suffix}"
     for number, damage in enumerate(damages):
         path.write_bytes(damage.apply(data, np.random.default_rng(number)))
@@ -168,7 +200,9 @@ def test_damaged_files_keep_the_frames_and_the_verdict_that_pyav_gives_them(tmp_
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLES)
-def test_damaged_sample_clips_are_seen_as_by_pyav_and_twice_alike(name: str, tmp_path: Path) -> None:
+def test_damaged_sample_clips_are_seen_as_by_pyav_and_twice_alike(
+    name: str, tmp_path: Path
+) -> None:
     whole = shared_data() / "clips" / name
     flips = [Damage("flip", 1), Damage("flip", 8), Damage("flip", 40), Damage("zero", 512)]
     damages = [*[Damage("cut", percent) for percent in (10, 30, 50, 70, 90, 98)], *flips * 4]
@@ -194,7 +228,9 @@ def test_the_selection_of_frames_is_exact_and_as_long_as_it_must_be(indices: lis
     pattern = _select(indices).replace(",", "\\,")
     source = f"color=size=16x16:rate=1000:duration={number / 1000}"
     shown = ["-vf", f"select={pattern}", "-fps_mode", "passthrough", "-f", "framecrc", "-"]
-    done = subprocess.run([*FFMPEG, "-f", "lavfi", "-i", source, *shown], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*FFMPEG, "-f", "lavfi", "-i", source, *shown], capture_output=True, text=True, check=True
+    )
     lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     assert [int(line.split(",")[1]) for line in lines] == indices
 
@@ -215,13 +251,23 @@ def test_a_second_build_gives_the_same_bytes_with_any_workers(
     assert digests(tmp_path / "pool") == digests(built)
 
 
-def test_a_pool_says_which_ffmpeg_made_it_and_has_the_samples_of_pyav(built: Path, reference: Path) -> None:
+def test_a_pool_says_which_ffmpeg_made_it_and_has_the_samples_of_pyav(
+    built: Path, reference: Path
+) -> None:
     ours, theirs = open_pool(built), open_pool(reference)
     libraries = json.loads((built / "pool.json").read_text())["libraries"]
     assert libraries["ffmpeg"] == imageio_ffmpeg.get_ffmpeg_version()
     assert not {"libavcodec", "libswscale", "hwaccel"} & libraries.keys()
     assert ours.card.encoding.decoder == "ffmpeg"
-    columns = ["key", "verdict", "reason", "source_index", "num_frames_decoded", "stored_width", "codec"]
+    columns = [
+        "key",
+        "verdict",
+        "reason",
+        "source_index",
+        "num_frames_decoded",
+        "stored_width",
+        "codec",
+    ]
     assert ours.samples().select(columns).equals(theirs.samples().select(columns))
 
 

@@ -1,4 +1,5 @@
-"""Damaged copies of videos: clean is ok, cut is not, and what changes a pixel is seen as often as promised."""
+"""Damaged copies of videos: clean is ok, cut is not, and what changes a pixel is seen as often as
+promised."""
 
 from __future__ import annotations
 
@@ -47,14 +48,18 @@ def test_no_cut_goes_unseen(video: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [8, 40])
-def test_many_flipped_bytes_that_change_a_pixel_are_seen(video: Path, tmp_path: Path, num_bytes: int) -> None:
+def test_many_flipped_bytes_that_change_a_pixel_are_seen(
+    video: Path, tmp_path: Path, num_bytes: int
+) -> None:
     outcomes = list(try_damages(video, [Damage("flip", num_bytes)] * 8, scratch=tmp_path, seed=2))
     assert any(outcome.has_changed for outcome in outcomes)
     for outcome in outcomes:
         assert outcome.is_flagged or not outcome.has_changed, outcome
 
 
-def test_single_flipped_bytes_that_change_a_pixel_are_seen_as_often_as_promised(video: Path, tmp_path: Path) -> None:
+def test_single_flipped_bytes_that_change_a_pixel_are_seen_as_often_as_promised(
+    video: Path, tmp_path: Path
+) -> None:
     outcomes = try_damages(video, [Damage("flip", 1)] * 25, scratch=tmp_path, seed=3)
     ((codec, _), (_, changed, flagged)) = next(iter(count_flagged(outcomes).items()))
     assert codec == CODECS[video.suffix]
@@ -80,16 +85,27 @@ def test_a_wrong_extension_changes_nothing(video: Path, tmp_path: Path) -> None:
 def test_damaged_sample_clips_are_seen(name: str, tmp_path: Path) -> None:
     damages = [*CUTS, *[Damage("flip", 8), Damage("flip", 40)] * 2]
     for outcome in try_damages(shared_data() / "clips" / name, damages, scratch=tmp_path, seed=5):
-        assert outcome.is_flagged or (outcome.damage.kind != "cut" and not outcome.has_changed), outcome
+        assert outcome.is_flagged or (outcome.damage.kind != "cut" and not outcome.has_changed), (
+            outcome
+        )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("folder", ["ucf101", "hmdb51", "kinetics400", "ssv2", "odd"])
-def test_damages_of_all_sample_clips_are_seen_as_often_as_promised(folder: str, tmp_path: Path) -> None:
-    clips = [path for path in sorted((shared_data() / "clips" / folder).rglob("*")) if path.suffix != ".json"]
+def test_damages_of_all_sample_clips_are_seen_as_often_as_promised(
+    folder: str, tmp_path: Path
+) -> None:
+    clips = [
+        path
+        for path in sorted((shared_data() / "clips" / folder).rglob("*"))
+        if path.suffix != ".json"
+    ]
     damages = [*CUTS, *[Damage("flip", 1), Damage("flip", 8), Damage("flip", 40)] * 2]
     outcomes = [
-        outcome for clip in clips if clip.is_file() for outcome in try_damages(clip, damages, scratch=tmp_path, seed=6)
+        outcome
+        for clip in clips
+        if clip.is_file()
+        for outcome in try_damages(clip, damages, scratch=tmp_path, seed=6)
     ]
     assert all(outcome.is_flagged for outcome in outcomes if outcome.damage.kind == "cut")
     for (codec, damage), (_, changed, flagged) in count_flagged(outcomes).items():

@@ -1,4 +1,5 @@
-"""What a worker holds while it reads a long file: private memory (USS) from the kernel, not what Python thinks."""
+"""What a worker holds while it reads a long file: private memory (USS) from the kernel, not what
+Python thinks."""
 
 from __future__ import annotations
 
@@ -20,14 +21,21 @@ MAX_USS_BYTES = 400_000_000
 _CODECS = {
     ".mp4": {"vcodec": "libx264", "preset": "ultrafast", "crf": 32, "acodec": "aac"},
     ".webm": {
-        **{"vcodec": "libvpx-vp9", "deadline": "realtime", "cpu-used": 8, "row-mt": 1, "tile-columns": 2},
+        **{
+            "vcodec": "libvpx-vp9",
+            "deadline": "realtime",
+            "cpu-used": 8,
+            "row-mt": 1,
+            "tile-columns": 2,
+        },
         **{"crf": 50, "b:v": 0, "acodec": "libopus"},
     },
 }
 
 
 def make_long_video(path: Path, *, segment_seconds: int, repeats: int) -> Path:
-    """Write a noisy 1080p video at 30/s with sound: one segment is encoded, and copied as often as asked."""
+    """Write a noisy 1080p video at 30/s with sound: one segment is encoded, and copied as often as
+    asked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     segment = path.with_name(f"segment{path.suffix}")
     names = path.with_name("segments.txt")
@@ -48,7 +56,8 @@ def _run(stream: ffmpeg.Stream) -> None:
 
 @contextlib.contextmanager
 def watch_workers() -> Iterator[list[int]]:
-    """Collect the USS of this process's children, each with all below it, in bytes, twenty times a second."""
+    """Collect the USS of this process's children, each with all below it, in bytes, twenty times a
+    second."""
     seen: list[int] = []
     ended = threading.Event()
 
@@ -79,18 +88,26 @@ def test_uss_counts_what_a_process_has_for_itself() -> None:
         pytest.param(".mp4", 2, 10, "ffmpeg", id="20 s of h264 by ffmpeg"),
         pytest.param(".mp4", 10, 60, "pyav", id="10 min of h264", marks=pytest.mark.long),
         pytest.param(".webm", 2, 300, "pyav", id="10 min of vp9", marks=pytest.mark.long),
-        pytest.param(".mp4", 10, 60, "ffmpeg", id="10 min of h264 by ffmpeg", marks=pytest.mark.long),
+        pytest.param(
+            ".mp4", 10, 60, "ffmpeg", id="10 min of h264 by ffmpeg", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_worker_stays_below_400_mb_on_1080p(
     tmp_path: Path, suffix: str, segment_seconds: int, repeats: int, decoder: str
 ) -> None:
-    make_long_video(tmp_path / "videos" / "a" / f"long{suffix}", segment_seconds=segment_seconds, repeats=repeats)
+    make_long_video(
+        tmp_path / "videos" / "a" / f"long{suffix}",
+        segment_seconds=segment_seconds,
+        repeats=repeats,
+    )
     with watch_workers() as seen:
         build(tmp_path / "videos", tmp_path / "pool", "frames_per_clip=64", decoder=decoder)
     (row,) = open_pool(tmp_path / "pool").samples().to_pylist()
     num_frames = 30 * segment_seconds * repeats
-    assert (row["verdict"], row["height"], row["num_frames_decoded"]) == ("ok", 1080, num_frames), row["reason"]
+    assert (row["verdict"], row["height"], row["num_frames_decoded"]) == ("ok", 1080, num_frames), (
+        row["reason"]
+    )
     assert len(row["source_index"]) == 64
     assert 20_000_000 < max(seen) < MAX_USS_BYTES, f"{max(seen) / 1e6:.0f} MB"
     print(f"peak {max(seen) / 1e6:.0f} MB of USS in {len(seen)} looks")

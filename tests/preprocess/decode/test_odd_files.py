@@ -1,4 +1,5 @@
-"""Files that are whole and unusual: none is flagged, each frame is stored once, upright and at its own time."""
+"""Files that are whole and unusual: none is flagged, each frame is stored once, upright and at its
+own time."""
 
 from __future__ import annotations
 
@@ -79,7 +80,9 @@ def test_a_video_of_three_frames_or_one_is_ok(tmp_path: Path, suffix: str, frame
 
 @pytest.mark.parametrize("options", [{}, {"live": "1"}])
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_webm_states_no_frame_count_and_live_ones_no_length(tmp_path: Path, codec: str, options: dict) -> None:
+def test_webm_states_no_frame_count_and_live_ones_no_length(
+    tmp_path: Path, codec: str, options: dict
+) -> None:
     path = make_video(tmp_path / "a.webm", frames=20, codec=codec, options=options)
     video = read(path)
     check_all_stored(video, 20)
@@ -91,7 +94,9 @@ def test_webm_states_no_frame_count_and_live_ones_no_length(tmp_path: Path, code
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_libvpx_gives_the_pixels_and_times_of_the_decoder_of_ffmpeg(tmp_path: Path, codec: str) -> None:
+def test_libvpx_gives_the_pixels_and_times_of_the_decoder_of_ffmpeg(
+    tmp_path: Path, codec: str
+) -> None:
     path = make_video(tmp_path / "a.webm", frames=15, size=(67, 49), codec=codec)
     with av.open(str(path)) as ours, av.open(str(path)) as theirs:
         decoder = PacketDecoder(ours.streams.video[0])
@@ -103,7 +108,18 @@ def test_libvpx_gives_the_pixels_and_times_of_the_decoder_of_ffmpeg(tmp_path: Pa
 
 
 def test_hidden_packets_of_vp8_are_no_lost_frames(tmp_path: Path) -> None:
-    two_pass = [*FFMPEG, *TEST_PICTURE, "-c:v", "libvpx", "-b:v", "100k", "-auto-alt-ref", "1", "-lag-in-frames", "25"]
+    two_pass = [
+        *FFMPEG,
+        *TEST_PICTURE,
+        "-c:v",
+        "libvpx",
+        "-b:v",
+        "100k",
+        "-auto-alt-ref",
+        "1",
+        "-lag-in-frames",
+        "25",
+    ]
     for number in ("1", "2"):
         subprocess.run([*two_pass, "-pass", number, "a.webm"], check=True, cwd=tmp_path)
     with av.open(str(tmp_path / "a.webm")) as container:
@@ -116,16 +132,32 @@ def test_hidden_packets_of_vp8_are_no_lost_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p10le", "yuv422p", "yuv444p", "gbrp"])
 def test_vp9_of_other_pixel_formats_is_ok(tmp_path: Path, pixel_format: str) -> None:
-    encode = [*FFMPEG, *TEST_PICTURE, "-frames:v", "5", "-c:v", "libvpx-vp9", "-pix_fmt", pixel_format]
+    encode = [
+        *FFMPEG,
+        *TEST_PICTURE,
+        "-frames:v",
+        "5",
+        "-c:v",
+        "libvpx-vp9",
+        "-pix_fmt",
+        pixel_format,
+    ]
     subprocess.run([*encode, tmp_path / "a.webm"], check=True)
     video = read(tmp_path / "a.webm")
     assert (video.verdict.name, video.num_frames_decoded) == ("ok", 5)
 
 
-@pytest.mark.parametrize(("suffix", "degrees"), [(".webm", 90), (".mp4", 90), (".mp4", 180), (".mp4", 270)])
+@pytest.mark.parametrize(
+    ("suffix", "degrees"), [(".webm", 90), (".mp4", 90), (".mp4", 180), (".mp4", 270)]
+)
 def test_a_rotated_vp9_video_is_stored_upright(tmp_path: Path, suffix: str, degrees: int) -> None:
-    plain, rotated = make_video(tmp_path / "a.webm", frames=3, size=(64, 46)), tmp_path / f"b{suffix}"
-    subprocess.run([*FFMPEG, "-display_rotation", str(degrees), "-i", plain, "-c", "copy", rotated], check=True)
+    plain, rotated = (
+        make_video(tmp_path / "a.webm", frames=3, size=(64, 46)),
+        tmp_path / f"b{suffix}",
+    )
+    subprocess.run(
+        [*FFMPEG, "-display_rotation", str(degrees), "-i", plain, "-c", "copy", rotated], check=True
+    )
     video = read(rotated)
     assert video.verdict.name == "ok"
     assert video.stream.rotation_degrees == degrees
@@ -134,9 +166,16 @@ def test_a_rotated_vp9_video_is_stored_upright(tmp_path: Path, suffix: str, degr
     assert np.abs(images(video)[0] - turned).mean() < 3
 
 
-@pytest.mark.parametrize(("codec", "picture"), [("libvpx", "black"), ("libvpx-vp9", "gray"), ("libx264", "black")])
-def test_a_picture_that_never_changes_is_no_zeroed_block(tmp_path: Path, codec: str, picture: str) -> None:
+@pytest.mark.parametrize(
+    ("codec", "picture"), [("libvpx", "black"), ("libvpx-vp9", "gray"), ("libx264", "black")]
+)
+def test_a_picture_that_never_changes_is_no_zeroed_block(
+    tmp_path: Path, codec: str, picture: str
+) -> None:
     path = tmp_path / ("a.mp4" if codec == "libx264" else "a.webm")
     still = ["-f", "lavfi", "-i", f"color={picture}:size=640x360:rate=25:duration=1"]
-    subprocess.run([*FFMPEG, *still, "-c:v", codec, "-b:v", "5M", "-minrate", "5M", "-maxrate", "5M", path], check=True)
+    subprocess.run(
+        [*FFMPEG, *still, "-c:v", codec, "-b:v", "5M", "-minrate", "5M", "-maxrate", "5M", path],
+        check=True,
+    )
     assert read(path).verdict.name == "ok"

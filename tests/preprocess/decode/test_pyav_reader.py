@@ -43,7 +43,9 @@ def test_a_short_video_keeps_all_its_frames_in_order(tmp_path: Path, suffix: str
     assert video.verdict.name == "ok"
     assert video.source_index == list(range(12))
     assert [index_of(image) for image in images(video)] == list(range(12))
-    assert video.source_time_seconds == pytest.approx([index / 10 for index in range(12)], abs=0.011)
+    assert video.source_time_seconds == pytest.approx(
+        [index / 10 for index in range(12)], abs=0.011
+    )
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".webm"])
@@ -55,7 +57,9 @@ def test_a_long_video_keeps_the_lattice_of_its_decoded_frames(tmp_path: Path, su
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".webm"])
-def test_one_pass_suffices_since_the_expected_count_is_the_decoded_one(tmp_path: Path, suffix: str) -> None:
+def test_one_pass_suffices_since_the_expected_count_is_the_decoded_one(
+    tmp_path: Path, suffix: str
+) -> None:
     assert _expect_frames(make_video(tmp_path / f"a{suffix}", frames=17)) == 17
 
 
@@ -75,7 +79,9 @@ def test_a_header_that_states_too_many_frames_changes_no_stored_frame(tmp_path: 
 def test_a_rotated_video_is_stored_upright_as_ffmpeg_shows_it(tmp_path: Path) -> None:
     plain, rotated = make_video(tmp_path / "a.mp4", frames=2, size=(64, 46)), tmp_path / "b.mp4"
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
-    subprocess.run([*ffmpeg, "-display_rotation", "90", "-i", plain, "-c", "copy", rotated], check=True)
+    subprocess.run(
+        [*ffmpeg, "-display_rotation", "90", "-i", plain, "-c", "copy", rotated], check=True
+    )
     raw = subprocess.run(
         [*ffmpeg, "-i", rotated, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "gray", "-"],
         check=True, capture_output=True,
@@ -85,7 +91,9 @@ def test_a_rotated_video_is_stored_upright_as_ffmpeg_shows_it(tmp_path: Path) ->
     assert (video.stream.width, video.stream.height) == (64, 46)
     assert video.stored_size == (46, 64)
     assert video.stream.rotation_degrees == 90
-    assert np.abs(images(video)[0].mean(-1) - shown).mean() < 12  # limited against full range, not another turn
+    assert (
+        np.abs(images(video)[0].mean(-1) - shown).mean() < 12
+    )  # limited against full range, not another turn
 
 
 def test_sizes_are_never_scaled_up_and_odd_ones_stay() -> None:
@@ -95,7 +103,9 @@ def test_sizes_are_never_scaled_up_and_odd_ones_stay() -> None:
     assert stored_size(5000, 2, short_side_px=256) == (5000, 2)
 
 
-@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le"])
+@pytest.mark.parametrize(
+    "pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le"]
+)
 def test_all_pixel_formats_become_the_same_grey(tmp_path: Path, pixel_format: str) -> None:
     video = read(make_video(tmp_path / "a.mp4", frames=4, size=(66, 50), pixel_format=pixel_format))
     assert [index_of(image) for image in images(video)] == [0, 1, 2, 3]
@@ -122,17 +132,24 @@ def difference_from_rgb(path: Path, video: ReadVideo) -> float:
         for index, frame in zip(range(max(checked) + 1), container.decode(video=0), strict=False):
             if index in checked:
                 flags = {"width": size[0], "height": size[1], "interpolation": "BICUBIC"}
-                wanted = np.rot90(frame.to_ndarray(format="rgb24", **flags), video.stream.rotation_degrees // 90)
+                wanted = np.rot90(
+                    frame.to_ndarray(format="rgb24", **flags), video.stream.rotation_degrees // 90
+                )
                 stored = jpeg.decode(video.frames[checked[index]], where="test")
                 largest = max(largest, float(np.abs(stored.astype(int) - wanted).mean()))
     return largest
 
 
 def sample_clips() -> list[str]:
-    """Names of the sample clips; one stand-in where they are absent, so that its test says why it skips."""
+    """Names of the sample clips; one stand-in where they are absent, so that its test says why it
+    skips."""
     with contextlib.suppress(pytest.skip.Exception):
         clips = shared_data() / "clips"
-        return sorted(str(path.relative_to(clips)) for path in clips.rglob("*") if path.suffix in VIDEO_SUFFIXES)
+        return sorted(
+            str(path.relative_to(clips))
+            for path in clips.rglob("*")
+            if path.suffix in VIDEO_SUFFIXES
+        )
     return ["absent"]
 
 

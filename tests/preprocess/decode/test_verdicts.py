@@ -33,27 +33,65 @@ def read(path: Path) -> ReadVideo:
         ({}, "ok", None),
         ({"problem": "no video stream"}, "undecodable", "no video stream"),
         ({"num_frames_good": 0}, "undecodable", "no frame in 10 video packets"),
-        ({"num_frames_good": 0, "num_frames_bad": 3}, "undecodable", "none of 3 frames decodes without an error"),
+        (
+            {"num_frames_good": 0, "num_frames_bad": 3},
+            "undecodable",
+            "none of 3 frames decodes without an error",
+        ),
         ({"num_packets_stated": 20}, "short", "states 20 video packets and has 10"),
         ({"missing_end": "the file has 5 bytes, x needs 9"}, "short", "has 5 bytes"),
         ({"end_gap_seconds": 0.5}, "short", "ends 0.50 s before"),
-        ({"findings": (Finding(10, "File ended prematurely", True),)}, "short", "ended prematurely"),
-        ({"findings": (Finding(3, "Error at MB: 70"),)}, "damaged", "the first at packet 3 of 10: Error at MB: 70"),
+        (
+            {"findings": (Finding(10, "File ended prematurely", True),)},
+            "short",
+            "ended prematurely",
+        ),
+        (
+            {"findings": (Finding(3, "Error at MB: 70"),)},
+            "damaged",
+            "the first at packet 3 of 10: Error at MB: 70",
+        ),
         ({"findings": (Finding(9, "Error at MB: 70"),)}, "damaged", "packet 9 of 10"),
-        ({"findings": (Finding(9, "Error at MB: 70"),), "num_packets_stated": 20}, "short", "states 20"),
-        ({"findings": (Finding(3, "bad"),), "num_packets_stated": 20}, "damaged", "cut short: the file states 20"),
+        (
+            {"findings": (Finding(9, "Error at MB: 70"),), "num_packets_stated": 20},
+            "short",
+            "states 20",
+        ),
+        (
+            {"findings": (Finding(3, "bad"),), "num_packets_stated": 20},
+            "damaged",
+            "cut short: the file states 20",
+        ),
         ({"num_frames_good": 7}, "damaged", "10 packets gave 7 frames"),
         ({"num_frames_good": 9, "codec": "mpeg4"}, "ok", None),
         ({"num_frames_good": 8, "codec": "mpeg4"}, "damaged", "10 packets gave 8 frames"),
         ({"num_frames_good": 8, "codec": "vp8", "num_packets_shown": 8}, "ok", None),
-        ({"inconsistent": "a cue points at byte 7"}, "damaged", "contradicts itself: a cue points at byte 7"),
-        ({"inconsistent": "x", "missing_end": "y"}, "damaged", "contradicts itself: x; cut short: y"),
-        ({"inconsistent": "x", "problem": "cannot be opened"}, "undecodable", "cannot be opened; the container"),
-        ({"findings": (Finding(7, "bad"),), "num_packets_stated": 20}, "damaged", "packet 7 of 10: bad; cut short"),
+        (
+            {"inconsistent": "a cue points at byte 7"},
+            "damaged",
+            "contradicts itself: a cue points at byte 7",
+        ),
+        (
+            {"inconsistent": "x", "missing_end": "y"},
+            "damaged",
+            "contradicts itself: x; cut short: y",
+        ),
+        (
+            {"inconsistent": "x", "problem": "cannot be opened"},
+            "undecodable",
+            "cannot be opened; the container",
+        ),
+        (
+            {"findings": (Finding(7, "bad"),), "num_packets_stated": 20},
+            "damaged",
+            "packet 7 of 10: bad; cut short",
+        ),
         ({"findings": (Finding(8, "bad"),), "num_packets_stated": 20}, "short", "states 20"),
     ],
 )
-def test_evidence_leads_to_a_verdict_with_a_reason(changes: dict, verdict: str, words: str | None) -> None:
+def test_evidence_leads_to_a_verdict_with_a_reason(
+    changes: dict, verdict: str, words: str | None
+) -> None:
     found = judge(Evidence(**{**WHOLE.__dict__, **changes}))
     assert found.name == verdict
     assert (found.reason is None) == (words is None)
@@ -68,7 +106,9 @@ def test_evidence_leads_to_a_verdict_with_a_reason(changes: dict, verdict: str, 
         num_frames_good=st.integers(0, 20),
         num_frames_bad=st.integers(0, 3),
         num_packets_stated=st.none() | st.integers(1, 20),
-        findings=st.lists(st.builds(Finding, st.integers(-1, 20), st.just("y"), st.booleans()), max_size=3).map(tuple),
+        findings=st.lists(
+            st.builds(Finding, st.integers(-1, 20), st.just("y"), st.booleans()), max_size=3
+        ).map(tuple),
     )
 )
 def test_only_ok_has_no_reason_and_only_undecodable_has_no_frames(evidence: Evidence) -> None:
@@ -85,7 +125,8 @@ def is_sound(structure: Structure) -> bool:
 
 @pytest.mark.parametrize("suffix", [".avi", ".webm", ".mp4", ".mkv"])
 @pytest.mark.parametrize(
-    "percent", [10, 50, 90, 98, *(pytest.param(p, marks=pytest.mark.long) for p in range(15, 100, 5))]
+    "percent",
+    [10, 50, 90, 98, *(pytest.param(p, marks=pytest.mark.long) for p in range(15, 100, 5))],
 )
 def test_a_truncated_file_is_never_ok(tmp_path: Path, suffix: str, percent: int) -> None:
     whole = make_video(tmp_path / f"a{suffix}", frames=30)
@@ -113,7 +154,9 @@ def test_bytes_behind_the_end_are_no_cut(tmp_path: Path) -> None:
         ("zeros.webm", bytes(5000), "cannot be opened as a video"),
     ],
 )
-def test_a_file_that_is_no_video_is_undecodable(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_a_file_that_is_no_video_is_undecodable(
+    tmp_path: Path, name: str, data: bytes, words: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     video = read(tmp_path / name)
     assert video.verdict.name == "undecodable"
@@ -126,7 +169,9 @@ def test_a_file_with_sound_alone_is_undecodable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4"])
-def test_overwritten_bytes_in_the_middle_are_damage_and_bad_frames_are_left_out(tmp_path: Path, suffix: str) -> None:
+def test_overwritten_bytes_in_the_middle_are_damage_and_bad_frames_are_left_out(
+    tmp_path: Path, suffix: str
+) -> None:
     path = make_video(tmp_path / f"a{suffix}", frames=30, size=(160, 128))
     data = bytearray(path.read_bytes())
     middle = len(data) // 2

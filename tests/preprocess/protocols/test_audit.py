@@ -9,7 +9,14 @@ import pytest
 from preprocess.protocols import ProtocolPlan, plan_protocols
 from preprocess.sources import Source, open_source
 from shards.errors import ConfigError
-from tests.preprocess.trees import by_path, hmdb_checkout, hmdb_name, no_videos, write_tree, write_videos
+from tests.preprocess.trees import (
+    by_path,
+    hmdb_checkout,
+    hmdb_name,
+    no_videos,
+    write_tree,
+    write_videos,
+)
 from tests.shared_data import shared_data
 
 CLASSES = ["golf", "kick", "kick_ball"]
@@ -47,19 +54,25 @@ def test_swapped_names_stop_with_the_classes_and_both_cures(tmp_path: Path) -> N
 
 
 def test_official_labels_take_the_name_of_the_lines(tmp_path: Path) -> None:
-    plan = plan_protocols(no_videos("hmdb51"), [hmdb_checkout(tmp_path, CLASSES, SWAPPED)], labels="official")
+    plan = plan_protocols(
+        no_videos("hmdb51"), [hmdb_checkout(tmp_path, CLASSES, SWAPPED)], labels="official"
+    )
     assert classes_of(plan, "few_shot/val") == (CLASSES, "official")
     assert plan.classes == CLASSES
 
 
 def test_legacy_labels_keep_the_class_file_and_say_so(tmp_path: Path) -> None:
-    plan = plan_protocols(no_videos("hmdb51"), [hmdb_checkout(tmp_path, CLASSES, SWAPPED)], labels="legacy")
+    plan = plan_protocols(
+        no_videos("hmdb51"), [hmdb_checkout(tmp_path, CLASSES, SWAPPED)], labels="legacy"
+    )
     assert classes_of(plan, "zero_shot/split1") == (SWAPPED, "legacy")
     assert plan.classes == SWAPPED
 
 
 def test_an_unknown_way_to_read_labels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"labels=mine: not a way to read labels; known: csv, official, legacy"):
+    with pytest.raises(
+        ConfigError, match=r"labels=mine: not a way to read labels; known: csv, official, legacy"
+    ):
         plan_protocols(no_videos("hmdb51"), [tmp_path], labels="mine")
 
 
@@ -67,13 +80,18 @@ def test_an_id_with_two_official_classes_stops(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, CLASSES, SWAPPED)
     path = checkout / "datasets_splits/hmdb_splits/val1.txt"
     path.write_text(path.read_text() + f"{hmdb_name('kick_ball', 9)} 1\n")
-    with pytest.raises(ConfigError, match=r"label 1 has videos of two classes of the data set, 'kick' and 'kick_ball'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"label 1 has videos of two classes of the data set, 'kick' and 'kick_ball'",
+    ):
         plan_protocols(no_videos("hmdb51"), [checkout], labels="official")
 
 
 def test_official_names_that_would_stand_twice_stop(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, ["golf", "kick"], ["golf", "kick ball", "kick"])
-    with pytest.raises(ConfigError, match=r"two ids have the name 'kick', since the lists at hand do not name"):
+    with pytest.raises(
+        ConfigError, match=r"two ids have the name 'kick', since the lists at hand do not name"
+    ):
         plan_protocols(no_videos("hmdb51"), [checkout], labels="official")
 
 
@@ -110,7 +128,9 @@ def test_the_folder_of_a_found_video_tells_its_class(tmp_path: Path) -> None:
         },
     )
     source = open_source("kinetics400", tmp_path / "videos", None)
-    with pytest.raises(ConfigError, match=r"the names of 2 classes disagree with the data set: abseiling, yoga \("):
+    with pytest.raises(
+        ConfigError, match=r"the names of 2 classes disagree with the data set: abseiling, yoga \("
+    ):
         plan_protocols(source, [tmp_path / "splits"])
 
 
@@ -125,19 +145,25 @@ def test_the_annotation_files_come_before_the_folder(tmp_path: Path) -> None:
             "splits/labels/kinetics_400_labels.csv": "id,name\n0,abseiling\n1,yoga\n",
         },
     )
-    plan = plan_protocols(open_source("kinetics400", tmp_path / "videos", tmp_path / "lists"), [tmp_path / "splits"])
+    plan = plan_protocols(
+        open_source("kinetics400", tmp_path / "videos", tmp_path / "lists"), [tmp_path / "splits"]
+    )
     assert (plan.num_audited, plan.num_not_audited) == (1, 0)
 
 
 def test_without_a_class_file_the_names_are_the_data_sets_own(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path / "splits", CLASSES, CLASSES)
     (checkout / "labels/hmdb_51_labels.csv").unlink()
-    files = {f"{name}_test_split1.txt": f"{hmdb_name(name, 1)} 1 \n{hmdb_name(name, 2)} 2 \n" for name in CLASSES}
+    files = {
+        f"{name}_test_split1.txt": f"{hmdb_name(name, 1)} 1 \n{hmdb_name(name, 2)} 2 \n"
+        for name in CLASSES
+    }
     source = annotated(write_tree(tmp_path / "official", files), tmp_path / "videos")
     plan = plan_protocols(source, [checkout])
     assert classes_of(plan, "few_shot/val") == (CLASSES, "official")
     with pytest.raises(
-        ConfigError, match=r"val1\.txt: no class file for it in --splits, and the data set does not tell"
+        ConfigError,
+        match=r"val1\.txt: no class file for it in --splits, and the data set does not tell",
     ):
         plan_protocols(no_videos("hmdb51"), [checkout])
 
@@ -149,7 +175,10 @@ def test_the_published_hmdb_class_files_are_refused_for_exactly_four_classes() -
         with pytest.raises(ConfigError) as caught:
             plan_protocols(source, [splits / "vificlip"])
         message = str(caught.value)
-        assert "4 classes disagree with the data set: kick, kick ball, sword, sword exercise (" in message
+        assert (
+            "4 classes disagree with the data set: kick, kick ball, sword, sword exercise ("
+            in message
+        )
         assert "\n" not in message
         for file in ("hmdb_51_labels.csv", "hmdb_51_base_labels.csv", "hmdb_51_novel_labels.csv"):
             assert file in message
@@ -162,15 +191,28 @@ def test_official_labels_repair_the_published_hmdb_class_files() -> None:
     source = open_source("hmdb51", shared_data() / "clips/hmdb51", splits / "official")
     plan = plan_protocols(source, [splits / "vificlip"], labels="official")
     full, _ = classes_of(plan, "few_shot/val")
-    assert [full[label] for label in (20, 21, 44, 45)] == ["kick", "kick_ball", "sword", "sword_exercise"]
-    assert [classes_of(plan, "base_to_novel/val_base")[0][label] for label in (19, 20)] == ["sword", "sword_exercise"]
-    assert [classes_of(plan, "base_to_novel/val_novel")[0][label] for label in (20, 21)] == ["kick", "kick_ball"]
+    assert [full[label] for label in (20, 21, 44, 45)] == [
+        "kick",
+        "kick_ball",
+        "sword",
+        "sword_exercise",
+    ]
+    assert [classes_of(plan, "base_to_novel/val_base")[0][label] for label in (19, 20)] == [
+        "sword",
+        "sword_exercise",
+    ]
+    assert [classes_of(plan, "base_to_novel/val_novel")[0][label] for label in (20, 21)] == [
+        "kick",
+        "kick_ball",
+    ]
     assert plan.num_not_audited == 0
     legacy = plan_protocols(source, [splits / "vificlip"], labels="legacy")
     assert classes_of(legacy, "few_shot/val")[0][20] == "kick ball"
 
 
-def test_the_right_published_hmdb_class_file_passes_in_front_of_the_wrong_one(tmp_path: Path) -> None:
+def test_the_right_published_hmdb_class_file_passes_in_front_of_the_wrong_one(
+    tmp_path: Path,
+) -> None:
     splits = shared_data() / "splits"
     name = "datasets_splits/hmdb_splits/val1.txt"
     write_tree(tmp_path, {name: (splits / "vificlip" / name).read_bytes()})
@@ -180,7 +222,9 @@ def test_the_right_published_hmdb_class_file_passes_in_front_of_the_wrong_one(tm
     assert plan.num_audited == 1530
 
 
-@pytest.mark.parametrize(("dataset", "num_audited"), [("ucf101", 25859), ("ssv2", 49554), ("kinetics400", 39754)])
+@pytest.mark.parametrize(
+    ("dataset", "num_audited"), [("ucf101", 25859), ("ssv2", 49554), ("kinetics400", 39754)]
+)
 def test_the_other_published_class_files_pass(dataset: str, num_audited: int) -> None:
     data = shared_data()
     source = open_source(dataset, data / "clips" / dataset, data / "splits/official")

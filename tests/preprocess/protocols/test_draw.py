@@ -43,7 +43,9 @@ def drawn_manifests(source: Source, seed: int = 0) -> dict[str, ManifestPlan]:
 
 
 @given(st.sets(st.text(max_size=4), max_size=8), st.integers(0, 5), st.randoms())
-def test_the_keyed_order_does_not_depend_on_the_order_of_the_keys(keys: set[str], seed: int, rng: object) -> None:
+def test_the_keyed_order_does_not_depend_on_the_order_of_the_keys(
+    keys: set[str], seed: int, rng: object
+) -> None:
     listed = sorted(keys)
     rng.shuffle(listed)
     ordered = keyed_order(listed, seed)
@@ -51,7 +53,9 @@ def test_the_keyed_order_does_not_depend_on_the_order_of_the_keys(keys: set[str]
     assert ordered == sorted(keys, key=lambda key: sha256(f"{seed}\t{key}".encode()).hexdigest())
 
 
-def test_few_shot_draws_k_of_each_class_and_smaller_draws_lie_in_larger_ones(tmp_path: Path) -> None:
+def test_few_shot_draws_k_of_each_class_and_smaller_draws_lie_in_larger_ones(
+    tmp_path: Path,
+) -> None:
     manifests = drawn_manifests(official_source(tmp_path, ["x.avi"]))
     names = {shot: set(manifests[f"few_shot/train_k{shot}"].missing) for shot in (2, 4, 8, 16)}
     assert names[2] < names[4] < names[8] < names[16]
@@ -82,7 +86,11 @@ def test_base_classes_are_those_with_most_training_videos_ties_by_name(tmp_path:
     assert manifests["base_to_novel/val_base"].classes == ["Archery", "Diving", "Punch"]
     assert manifests["base_to_novel/val_novel"].classes == ["Surfing", "Biking"]
     assert manifests["base_to_novel/train_base"].expected == 20 + 18 + 18
-    assert [manifests[f"base_to_novel/train_base_s{seed}"].expected for seed in (1, 2, 3)] == [48, 48, 48]
+    assert [manifests[f"base_to_novel/train_base_s{seed}"].expected for seed in (1, 2, 3)] == [
+        48,
+        48,
+        48,
+    ]
     assert manifests["base_to_novel/val_base"].missing == [
         f"{name}/v_{name}_g01_c01.avi" for name in ("Archery", "Diving", "Punch")
     ]
@@ -92,7 +100,9 @@ def test_base_classes_are_those_with_most_training_videos_ties_by_name(tmp_path:
 
 def test_drawn_manifests_say_so(tmp_path: Path) -> None:
     manifests = drawn_manifests(official_source(tmp_path, ["x.avi"]))
-    drawn = [manifest for path, manifest in manifests.items() if not path.startswith("fully_supervised/")]
+    drawn = [
+        manifest for path, manifest in manifests.items() if not path.startswith("fully_supervised/")
+    ]
     assert {manifest.source for manifest in drawn} == {"drawn, seed 0"}
     assert manifests["fully_supervised/train"].source == "official trainlist01.txt"
     assert manifests["few_shot/train_k2"].seed == 0
@@ -114,15 +124,21 @@ def test_nothing_is_drawn_without_an_official_training_list(tmp_path: Path) -> N
     source = open_source("ssv2", write_videos(tmp_path / "videos", ["1.webm"]), tmp_path / "lists")
     plan = plan_protocols(source, [])
     assert [manifest.path for manifest in plan.manifests] == ["fully_supervised/val"]
-    assert plan.warnings == ["ssv2: no official training list, so few_shot and base_to_novel are not drawn"]
+    assert plan.warnings == [
+        "ssv2: no official training list, so few_shot and base_to_novel are not drawn"
+    ]
     assert plan.classes == ["Closing something"]
 
 
 def test_without_lists_and_annotations_there_are_no_manifests_and_a_warning(tmp_path: Path) -> None:
-    source = open_source("ucf101", write_videos(tmp_path, ["Punch/v_Punch_g01_c01.avi", "Biking/b.avi"]), None)
+    source = open_source(
+        "ucf101", write_videos(tmp_path, ["Punch/v_Punch_g01_c01.avi", "Biking/b.avi"]), None
+    )
     plan = plan_protocols(source, [])
     assert (plan.manifests, plan.missing, plan.classes) == ([], [], ["Biking", "Punch"])
-    assert plan.warnings == ["ucf101: neither --splits nor --annotations is given, so there are no manifests"]
+    assert plan.warnings == [
+        "ucf101: neither --splits nor --annotations is given, so there are no manifests"
+    ]
 
 
 @pytest.mark.parametrize("dataset", ["folder", "demo"])
@@ -137,33 +153,50 @@ def test_a_folder_data_set_is_split_80_to_20_in_each_class(tmp_path: Path, datas
     assert [sum(row.label == label for row in val.rows) for label in range(4)] == [2, 1, 0, 1]
     assert {row.key for row in train.rows}.isdisjoint(row.key for row in val.rows)
     assert {manifest.source for manifest in manifests.values()} == {"drawn, seed 0"}
-    assert {row.key for row in manifests["few_shot/train_k16"].rows} == {row.key for row in train.rows}
+    assert {row.key for row in manifests["few_shot/train_k16"].rows} == {
+        row.key for row in train.rows
+    }
     assert manifests["base_to_novel/val_novel"].classes == ["sit", "wave"]
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
     source = open_source("folder", write_videos(tmp_path, ["a.mp4"]), None)
-    with pytest.raises(ConfigError, match="has no class folders, so no video has a class; give the folder that holds"):
+    with pytest.raises(
+        ConfigError,
+        match="has no class folders, so no video has a class; give the folder that holds",
+    ):
         plan_protocols(source, [])
 
 
 def test_a_part_of_one_class_is_warned_about_since_its_answer_is_given(tmp_path: Path) -> None:
     names = [f"{name}/{i}.mp4" for name in ("jump", "run") for i in range(40)]
     plan = plan_protocols(open_source("folder", write_videos(tmp_path, names), None), [])
-    assert plan.warnings[0] == "folder: 2 classes leave base or novel with one class, whose answer is given"
+    assert (
+        plan.warnings[0]
+        == "folder: 2 classes leave base or novel with one class, whose answer is given"
+    )
 
 
 def test_a_new_class_changes_no_other_draw(tmp_path: Path) -> None:
     names = [f"{name}/{i}.mp4" for name in ("jump", "run") for i in range(10)]
     before = drawn_manifests(open_source("folder", write_videos(tmp_path, names), None))
-    after = drawn_manifests(open_source("folder", write_videos(tmp_path, [f"aim/{i}.mp4" for i in range(5)]), None))
+    after = drawn_manifests(
+        open_source("folder", write_videos(tmp_path, [f"aim/{i}.mp4" for i in range(5)]), None)
+    )
     for path in ("fully_supervised/train", "few_shot/train_k4"):
-        assert [row.key for row in before[path].rows] == [row.key for row in after[path].rows if row.key[:3] != "aim"]
+        assert [row.key for row in before[path].rows] == [
+            row.key for row in after[path].rows if row.key[:3] != "aim"
+        ]
 
 
 def test_real_official_lists_give_whole_draws() -> None:
     data = shared_data()
-    manifests = drawn_manifests(open_source("hmdb51", data / "clips/hmdb51", data / "splits/official"))
+    manifests = drawn_manifests(
+        open_source("hmdb51", data / "clips/hmdb51", data / "splits/official")
+    )
     assert manifests["few_shot/train_k16"].expected == 816
     assert manifests["base_to_novel/train_base_s3"].expected == 416
-    assert manifests["base_to_novel/val_base"].classes == sorted(manifests["few_shot/val"].classes)[:26]
+    assert (
+        manifests["base_to_novel/val_base"].classes
+        == sorted(manifests["few_shot/val"].classes)[:26]
+    )

@@ -28,29 +28,48 @@ def test_a_line_is_split_at_its_last_space(tmp_path: Path) -> None:
 
 
 def test_line_ends_marks_and_a_missing_last_newline_do_not_matter(tmp_path: Path) -> None:
-    split_list = read_split_list(written(tmp_path, "a.txt", "\ufeffa.avi 0\r\n\r\nb.avi 1".encode()))
-    assert (split_list.names, split_list.labels, split_list.line_numbers) == (["a.avi", "b.avi"], [0, 1], [1, 3])
+    split_list = read_split_list(
+        written(tmp_path, "a.txt", "\ufeffa.avi 0\r\n\r\nb.avi 1".encode())
+    )
+    assert (split_list.names, split_list.labels, split_list.line_numbers) == (
+        ["a.avi", "b.avi"],
+        [0, 1],
+        [1, 3],
+    )
 
 
 def test_a_bike_line_has_a_frame_count_between(tmp_path: Path) -> None:
-    split_list = read_split_list(written(tmp_path, "a.txt", "Archery/v_Archery_g01_c01 164 2"), num_columns=3)
+    split_list = read_split_list(
+        written(tmp_path, "a.txt", "Archery/v_Archery_g01_c01 164 2"), num_columns=3
+    )
     assert (split_list.names, split_list.labels) == (["Archery/v_Archery_g01_c01"], [2])
 
 
 def test_lines_of_another_form_are_counted_and_the_first_is_known(tmp_path: Path) -> None:
-    split_list = read_split_list(written(tmp_path, "a.txt", "a.avi 0\n# note\nb.avi one\nc.avi 1\n"))
-    assert (split_list.names, split_list.num_malformed, split_list.first_malformed) == (["a.avi", "c.avi"], 2, 2)
+    split_list = read_split_list(
+        written(tmp_path, "a.txt", "a.avi 0\n# note\nb.avi one\nc.avi 1\n")
+    )
+    assert (split_list.names, split_list.num_malformed, split_list.first_malformed) == (
+        ["a.avi", "c.avi"],
+        2,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"a\.txt: no line has the form `path label` \(the file is empty\); get the list again"),
+        (
+            "",
+            r"a\.txt: no line has the form `path label` \(the file is empty\); get the list again",
+        ),
         ("\r\n\n", r"the file is empty"),
         ("\na.avi\nb.avi\n", r"no line has the form `path label` \(line 2 is 'a\.avi'\)"),
     ],
 )
-def test_a_list_without_a_usable_line_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_list_without_a_usable_line_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         read_split_list(written(tmp_path, "a.txt", content))
 
@@ -61,9 +80,7 @@ def test_an_absent_list_is_named(tmp_path: Path) -> None:
 
 
 def test_class_names_may_be_quoted_and_hold_commas_and_apostrophes(tmp_path: Path) -> None:
-    text = (
-        'id,name\r\n0,"Lifting something up, then letting it drop"\r\n1,Poking so it doesn\'t move\r\n2,no, quotes\r\n'
-    )
+    text = 'id,name\r\n0,"Lifting something up, then letting it drop"\r\n1,Poking so it doesn\'t move\r\n2,no, quotes\r\n'
     assert read_class_file(written(tmp_path, "a.csv", text)).names == [
         "Lifting something up, then letting it drop",
         "Poking so it doesn't move",
@@ -76,9 +93,16 @@ def test_the_id_of_a_class_counts_not_its_line(tmp_path: Path) -> None:
     assert read_class_file(written(tmp_path, "b.csv", "0,a\n1,b")).names == ["a", "b"]
 
 
-def test_a_text_class_file_has_one_name_a_line_and_a_mapping_its_sorted_keys(tmp_path: Path) -> None:
-    assert read_class_file(written(tmp_path, "classes.txt", "run fast\njump\n")).names == ["run fast", "jump"]
-    assert read_class_file(written(tmp_path, "x_mapping.txt", "walk -> Run  \ngolf -> Bunker Shot")).names == [
+def test_a_text_class_file_has_one_name_a_line_and_a_mapping_its_sorted_keys(
+    tmp_path: Path,
+) -> None:
+    assert read_class_file(written(tmp_path, "classes.txt", "run fast\njump\n")).names == [
+        "run fast",
+        "jump",
+    ]
+    assert read_class_file(
+        written(tmp_path, "x_mapping.txt", "walk -> Run  \ngolf -> Bunker Shot")
+    ).names == [
         "golf",
         "walk",
     ]
@@ -104,7 +128,11 @@ def test_a_damaged_class_file_is_refused(tmp_path: Path, text: str, message: str
     [
         ("ucf101", "Archery/v_Archery_g01_c01.avi", "v_Archery_g01_c01.avi"),
         ("ucf101", "Archery/v_Archery_g01_c01.avi", "Archery/v_Archery_g01_c01"),
-        ("ucf101", "X/v_HandstandPushups_g01_c01.avi", "HandstandPushups/v_HandStandPushups_g01_c01.avi"),
+        (
+            "ucf101",
+            "X/v_HandstandPushups_g01_c01.avi",
+            "HandstandPushups/v_HandStandPushups_g01_c01.avi",
+        ),
         ("ssv2", "20bn/74225.mp4", "74225.webm"),
         ("kinetics400", "abseiling/0wR5jVB-WPk.mkv", "val/0wR5jVB-WPk_000417_000427.mp4"),
         ("kinetics400", "val/-_R5jVB-_Pk_000417_000427.mp4", "-_R5jVB-_Pk.mp4"),
@@ -114,7 +142,9 @@ def test_a_damaged_class_file_is_refused(tmp_path: Path, text: str, message: str
         ("hmdb51", "a/Mr._X!.avi", "Mr._X!.avi"),
     ],
 )
-def test_a_line_finds_its_video_in_another_layout(tmp_path: Path, dataset: str, file: str, line: str) -> None:
+def test_a_line_finds_its_video_in_another_layout(
+    tmp_path: Path, dataset: str, file: str, line: str
+) -> None:
     video = index_of(tmp_path, dataset, [file]).find(line, where="list")
     assert video is not None
     assert video.relative_path == file
@@ -128,16 +158,25 @@ def test_an_absent_video_is_no_error(tmp_path: Path, dataset: str, line: str) ->
 
 
 def test_a_path_comes_before_every_other_look_up(tmp_path: Path) -> None:
-    index = index_of(tmp_path, "kinetics400", ["a/0wR5jVB-WPk_000001_000011.mp4", "a/0wR5jVB-WPk_000020_000030.mp4"])
+    index = index_of(
+        tmp_path,
+        "kinetics400",
+        ["a/0wR5jVB-WPk_000001_000011.mp4", "a/0wR5jVB-WPk_000020_000030.mp4"],
+    )
     video = index.find("a/0wR5jVB-WPk_000020_000030.mp4", where="list")
     assert video is not None
     assert video.key == "0wR5jVB-WPk_000020_000030"
 
 
 def test_a_line_that_two_files_answer_is_refused(tmp_path: Path) -> None:
-    index = index_of(tmp_path, "kinetics400", ["a/0wR5jVB-WPk_000001_000011.mp4", "b/0wR5jVB-WPk_000020_000030.mp4"])
+    index = index_of(
+        tmp_path,
+        "kinetics400",
+        ["a/0wR5jVB-WPk_000001_000011.mp4", "b/0wR5jVB-WPk_000020_000030.mp4"],
+    )
     with pytest.raises(
-        ConfigError, match=r"val\.txt: line 3: 0wR5jVB-WPk\.mp4 means both a/0wR5jVB-WPk_000001_000011\.mp4 and b/0wR5"
+        ConfigError,
+        match=r"val\.txt: line 3: 0wR5jVB-WPk\.mp4 means both a/0wR5jVB-WPk_000001_000011\.mp4 and b/0wR5",
     ):
         index.find("0wR5jVB-WPk.mp4", where="val.txt: line 3")
 
@@ -151,7 +190,15 @@ def test_two_keys_that_differ_in_case_are_not_mixed_up(tmp_path: Path) -> None:
         index.find("CLIP.avi", where="list")
 
 
-HMDB_CLASSES = ["kick ball", "kick", "sword", "draw sword", "sword exercise", "climb", "climb stairs"]
+HMDB_CLASSES = [
+    "kick ball",
+    "kick",
+    "sword",
+    "draw sword",
+    "sword exercise",
+    "climb",
+    "climb stairs",
+]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +214,9 @@ HMDB_CLASSES = ["kick ball", "kick", "sword", "draw sword", "sword exercise", "c
         ("kick_is_not_last.avi", None),
     ],
 )
-def test_the_class_of_an_hmdb_name_is_its_last_whole_token(name: str, class_name: str | None) -> None:
+def test_the_class_of_an_hmdb_name_is_its_last_whole_token(
+    name: str, class_name: str | None
+) -> None:
     finder = ClassFinder(Source("hmdb51", Path("/nowhere"), [], None), HMDB_CLASSES)
     assert finder.class_of(name.removesuffix(".avi"), None) == class_name
 

@@ -29,7 +29,10 @@ PLAN = ManifestPlan(
     source_sha256="1" * 64,
     classes_sha256="2" * 64,
     expected=7,
-    rows=[PlannedRow(key, label) for key, label in (("e", 1), ("a", 0), ("b", 1), ("c", 0), ("d", 0), ("z", 1))],
+    rows=[
+        PlannedRow(key, label)
+        for key, label in (("e", 1), ("a", 0), ("b", 1), ("c", 0), ("d", 0), ("z", 1))
+    ],
     missing=["gone.avi"],
 )
 VERDICTS = {"a": "ok", "b": "short", "c": "damaged", "d": "undecodable", "e": "ok"}
@@ -60,7 +63,9 @@ def sample(key: str, verdict: str) -> dict[str, Any]:
 
 
 def samples() -> pa.Table:
-    return pa.Table.from_pylist([sample(key, verdict) for key, verdict in VERDICTS.items()], schema=SAMPLES_SCHEMA)
+    return pa.Table.from_pylist(
+        [sample(key, verdict) for key, verdict in VERDICTS.items()], schema=SAMPLES_SCHEMA
+    )
 
 
 def plan_of(*manifests: ManifestPlan) -> ProtocolPlan:
@@ -68,7 +73,9 @@ def plan_of(*manifests: ManifestPlan) -> ProtocolPlan:
 
 
 def test_stored_samples_are_rows_in_the_order_of_the_list(tmp_path: Path) -> None:
-    (report,) = write_manifests(plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
+    (report,) = write_manifests(
+        plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
+    )
     table = pq.read_table(tmp_path / "manifests/few_shot/train_k2.parquet")
     assert table.schema.equals(MANIFEST_SCHEMA)
     assert table["key"].to_pylist() == ["e", "a", "b", "c"]
@@ -81,38 +88,53 @@ def test_stored_samples_are_rows_in_the_order_of_the_list(tmp_path: Path) -> Non
             name: value for name, value in row.items() if name not in ("label", "class_name")
         }
     info = manifest_info(table, where="")
-    assert (info.dataset, info.pool_id, info.path, info.shot) == ("hmdb51", "p", "few_shot/train_k2", 2)
+    assert (info.dataset, info.pool_id, info.path, info.shot) == (
+        "hmdb51",
+        "p",
+        "few_shot/train_k2",
+        2,
+    )
     assert report == report_manifest(info, table["label"].to_pylist())
 
 
 def test_the_counts_add_up_and_what_is_not_stored_is_missing(tmp_path: Path) -> None:
-    (info,) = write_manifests(plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
+    (info,) = write_manifests(
+        plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
+    )
     assert (info.expected, info.found, info.short, info.damaged, info.missing) == (7, 4, 1, 1, 3)
     assert info.classes.samples == {"golf": 2, "kick ball": 2}
 
 
 def test_the_fingerprint_is_of_path_classes_and_rows(tmp_path: Path) -> None:
-    (info,) = write_manifests(plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
+    (info,) = write_manifests(
+        plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
+    )
     rows = [("e", 1, "e" * 64), ("a", 0, "a" * 64), ("b", 1, "b" * 64), ("c", 0, "c" * 64)]
     assert info.fingerprint == fingerprint("few_shot/train_k2", ["golf", "kick ball"], rows)
 
 
 def test_a_list_with_nothing_found_is_a_manifest_of_no_rows(tmp_path: Path) -> None:
     nothing = replace(PLAN, rows=[], expected=1)
-    (info,) = write_manifests(plan_of(nothing), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p")
+    (info,) = write_manifests(
+        plan_of(nothing), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
+    )
     table = pq.read_table(tmp_path / "manifests/few_shot/train_k2.parquet")
     assert (table.num_rows, info.found, info.missing) == (0, 0, 1)
     assert table.schema.equals(MANIFEST_SCHEMA)
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (2, 4)])
-def test_equal_input_gives_equal_bytes_however_the_table_is_chunked(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+def test_equal_input_gives_equal_bytes_however_the_table_is_chunked(
+    tmp_path: Path, cuts: tuple[int, ...]
+) -> None:
     edges = [0, *cuts, len(VERDICTS)]
     whole = samples()
     chunked = pa.concat_tables([whole.slice(a, b - a) for a, b in pairwise(edges)])
     other = replace(PLAN, name="val")
     for name, table in (("a", whole), ("b", chunked)):
-        write_manifests(plan_of(PLAN, other), table, open_store(tmp_path / name), dataset="hmdb51", pool_id="p")
+        write_manifests(
+            plan_of(PLAN, other), table, open_store(tmp_path / name), dataset="hmdb51", pool_id="p"
+        )
     for file in ("train_k2", "val"):
         path = f"manifests/few_shot/{file}.parquet"
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()

@@ -1,4 +1,5 @@
-"""`--expect-sources`: a file that is not the one that was good gets a verdict that says so, whatever decoding sees."""
+"""`--expect-sources`: a file that is not the one that was good gets a verdict that says so,
+whatever decoding sees."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def write_csv(path: Path, videos: Path, *, wrong: str) -> Path:
         (ExpectedSource(None, "cd" * 32), "sha256 is not the one"),
     ],
 )
-def test_only_another_size_or_hash_differs(expected: ExpectedSource | None, words: str | None) -> None:
+def test_only_another_size_or_hash_differs(
+    expected: ExpectedSource | None, words: str | None
+) -> None:
     found = differs(ROW, expected)
     assert (found is None) == (words is None)
     assert words is None or words in (found or "")
@@ -62,15 +65,24 @@ def test_ok_becomes_damaged_and_other_verdicts_only_get_the_reason() -> None:
     other = ExpectedSource(8, None)
     assert mark(ROW, other)["verdict"] == "damaged"
     short = mark({**ROW, "verdict": "short", "reason": "cut"}, other)
-    assert (short["verdict"], short["reason"]) == ("short", "cut; the file has 7 bytes, --expect-sources states 8")
+    assert (short["verdict"], short["reason"]) == (
+        "short",
+        "cut; the file has 7 bytes, --expect-sources states 8",
+    )
     assert is_settled(short, other)
     assert mark(ROW, ExpectedSource(7, DIGEST)) == ROW
 
 
 def test_a_csv_may_have_a_header_and_empty_fields(tmp_path: Path) -> None:
     for head in ("key,size,sha256\n", "", "\ufeffkey,size,sha256\r\n"):
-        (tmp_path / "x.csv").write_text(f'{head}a,7,{DIGEST.upper()}\n"b, c",,{DIGEST}\nd,9,\n', encoding="utf-8")
-        wanted = {"a": ExpectedSource(7, DIGEST), "b, c": ExpectedSource(None, DIGEST), "d": ExpectedSource(9, None)}
+        (tmp_path / "x.csv").write_text(
+            f'{head}a,7,{DIGEST.upper()}\n"b, c",,{DIGEST}\nd,9,\n', encoding="utf-8"
+        )
+        wanted = {
+            "a": ExpectedSource(7, DIGEST),
+            "b, c": ExpectedSource(None, DIGEST),
+            "d": ExpectedSource(9, None),
+        }
         assert read_expected(tmp_path / "x.csv") == wanted
 
 
@@ -92,7 +104,9 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path, data: bytes, word
         read_expected(tmp_path / "absent.csv")
 
 
-def test_a_build_marks_what_differs_and_counts_what_is_not_named(videos: Path, tmp_path: Path) -> None:
+def test_a_build_marks_what_differs_and_counts_what_is_not_named(
+    videos: Path, tmp_path: Path
+) -> None:
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/1")
     report = build(videos, tmp_path / "pool", expect_sources=expected)
     assert report.expected_sources == SourceCheck(num_compared=3, num_different=1, num_not_named=1)
@@ -107,7 +121,9 @@ def test_a_build_marks_what_differs_and_counts_what_is_not_named(videos: Path, t
 
 def test_another_pool_of_the_same_files_is_a_list_that_agrees(videos: Path, tmp_path: Path) -> None:
     build(videos, tmp_path / "first")
-    report = build(videos, tmp_path / "second", expect_sources=tmp_path / "first" / "samples.parquet")
+    report = build(
+        videos, tmp_path / "second", expect_sources=tmp_path / "first" / "samples.parquet"
+    )
     assert report.expected_sources == SourceCheck(4, 0, 0)
     assert report.failed == []
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
@@ -117,7 +133,9 @@ def test_a_pool_that_stands_is_only_marked_with_retry_failed(videos: Path, tmp_p
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/1")
     build(videos, tmp_path / "fresh", expect_sources=expected)
     build(videos, tmp_path / "pool")
-    with pytest.raises(ConfigError, match=r"1.avi: is ok in the pool and not the file that .*good.csv states"):
+    with pytest.raises(
+        ConfigError, match=r"1.avi: is ok in the pool and not the file that .*good.csv states"
+    ):
         build(videos, tmp_path / "pool", expect_sources=expected)
     build(videos, tmp_path / "pool", expect_sources=expected, retry_failed=True)
     assert digests(tmp_path / "pool") == digests(tmp_path / "fresh")
@@ -125,7 +143,9 @@ def test_a_pool_that_stands_is_only_marked_with_retry_failed(videos: Path, tmp_p
     assert {verdict for verdict, _ in verdicts(tmp_path / "pool").values()} == {"ok"}
 
 
-def test_an_interrupted_build_goes_on_with_the_list_as_if_it_had_begun_with_it(videos: Path, tmp_path: Path) -> None:
+def test_an_interrupted_build_goes_on_with_the_list_as_if_it_had_begun_with_it(
+    videos: Path, tmp_path: Path
+) -> None:
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/1")
     build(videos, tmp_path / "fresh", expect_sources=expected)
     build_interrupted(videos, tmp_path / "pool", at=3)
@@ -138,7 +158,11 @@ def test_the_command_prints_the_count(videos: Path, tmp_path: Path) -> None:
     done = run_script(*arguments(videos, tmp_path / "pool", "--expect-sources", str(expected)))
     assert done.returncode == 0, done.stderr
     assert "sources: 3 compared with --expect-sources, 1 differ, 1 not named there" in done.stdout
-    asked = run_script(*arguments(videos, tmp_path / "pool", "--expect-sources", str(expected), "--json", "--strict"))
+    asked = run_script(
+        *arguments(
+            videos, tmp_path / "pool", "--expect-sources", str(expected), "--json", "--strict"
+        )
+    )
     assert asked.returncode == 1
     check = json.loads(asked.stdout)["expected_sources"]
     assert check == {"num_compared": 3, "num_different": 1, "num_not_named": 1}

@@ -29,8 +29,18 @@ HMDB = {
     "class_list.txt": "kick\nkick_ball\n",
 }
 SSV2_VALIDATION = [
-    {"id": "74225", "label": "spinning cube", "template": "Spinning [something] so it stops", "placeholders": ["cube"]},
-    {"id": "2", "label": "closing drawer", "template": "Closing [something]", "placeholders": ["drawer"]},
+    {
+        "id": "74225",
+        "label": "spinning cube",
+        "template": "Spinning [something] so it stops",
+        "placeholders": ["cube"],
+    },
+    {
+        "id": "2",
+        "label": "closing drawer",
+        "template": "Closing [something]",
+        "placeholders": ["drawer"],
+    },
 ]
 SSV2 = {
     "something-something-v2-labels.json": json.dumps(
@@ -42,10 +52,15 @@ KINETICS_HEADER = "label,youtube_id,time_start,time_end,split,is_cc\n"
 
 
 def lists_of(annotations: Annotations) -> dict[tuple[int, str], list[tuple[str, str]]]:
-    return {(rows.number, rows.split): list(zip(rows.names, rows.classes, strict=True)) for rows in annotations.lists}
+    return {
+        (rows.number, rows.split): list(zip(rows.names, rows.classes, strict=True))
+        for rows in annotations.lists
+    }
 
 
-def test_ucf_classes_come_from_the_folder_of_a_line_since_file_names_differ_in_case(tmp_path: Path) -> None:
+def test_ucf_classes_come_from_the_folder_of_a_line_since_file_names_differ_in_case(
+    tmp_path: Path,
+) -> None:
     annotations = read_ucf101(write_tree(tmp_path, UCF))
     assert annotations.classes == ["Archery", "HandstandPushups"]
     assert annotations.official_class("v_HandStandPushups_g01_c01") == "HandstandPushups"
@@ -53,12 +68,17 @@ def test_ucf_classes_come_from_the_folder_of_a_line_since_file_names_differ_in_c
         ("Archery/v_Archery_g01_c01.avi", "Archery"),
         ("HandstandPushups/v_HandStandPushups_g01_c01.avi", "HandstandPushups"),
     ]
-    assert [rows.source for rows in annotations.lists] == ["official testlist01.txt", "official trainlist01.txt"]
+    assert [rows.source for rows in annotations.lists] == [
+        "official testlist01.txt",
+        "official trainlist01.txt",
+    ]
 
 
 def test_a_ucf_line_without_a_known_class_folder_names_file_and_line(tmp_path: Path) -> None:
     write_tree(tmp_path, UCF | {"trainlist02.txt": "Archery/a.avi 1\nv_Archery_g01_c01.avi 1\n"})
-    with pytest.raises(ConfigError, match=r"trainlist02\.txt: line 2: 'v_Archery_g01_c01\.avi' is not `Class/file"):
+    with pytest.raises(
+        ConfigError, match=r"trainlist02\.txt: line 2: 'v_Archery_g01_c01\.avi' is not `Class/file"
+    ):
         read_ucf101(tmp_path)
 
 
@@ -85,13 +105,19 @@ def test_hmdb_flags_give_the_splits_and_zero_belongs_to_none(tmp_path: Path) -> 
 
 def test_an_unknown_hmdb_flag_names_file_and_line(tmp_path: Path) -> None:
     write_tree(tmp_path, {"kick_test_split1.txt": "a.avi 1 \nb.avi 3 \n"})
-    with pytest.raises(ConfigError, match=r"kick_test_split1\.txt: line 2: 'b\.avi 3 ' is not `file\.avi flag`"):
+    with pytest.raises(
+        ConfigError, match=r"kick_test_split1\.txt: line 2: 'b\.avi 3 ' is not `file\.avi flag`"
+    ):
         read_hmdb51(tmp_path)
 
 
 def test_ssv2_templates_lose_their_brackets_and_ids_give_the_order(tmp_path: Path) -> None:
     annotations = read_ssv2(write_tree(tmp_path, SSV2))
-    assert annotations.classes == ["Closing something", "Spinning something so it stops", "Opening something"]
+    assert annotations.classes == [
+        "Closing something",
+        "Spinning something so it stops",
+        "Opening something",
+    ]
     assert lists_of(annotations) == {
         (1, "val"): [("74225", "Spinning something so it stops"), ("2", "Closing something")]
     }
@@ -101,20 +127,31 @@ def test_a_single_ssv2_json_of_any_name_is_a_validation_list(tmp_path: Path) -> 
     write_tree(tmp_path, {"mine.json": json.dumps(SSV2_VALIDATION), "other.json": "{}"})
     annotations = read_ssv2(tmp_path)
     assert annotations.classes == ["Closing something", "Spinning something so it stops"]
-    assert [(rows.split, rows.source) for rows in annotations.lists] == [("val", "official mine.json")]
+    assert [(rows.split, rows.source) for rows in annotations.lists] == [
+        ("val", "official mine.json")
+    ]
 
 
 def test_two_ssv2_lists_without_official_names_are_refused(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"a.json": json.dumps(SSV2_VALIDATION), "b.json": json.dumps(SSV2_VALIDATION)})
-    with pytest.raises(ConfigError, match=r"holds a\.json and b\.json, both lists of videos; name them"):
+    write_tree(
+        tmp_path, {"a.json": json.dumps(SSV2_VALIDATION), "b.json": json.dumps(SSV2_VALIDATION)}
+    )
+    with pytest.raises(
+        ConfigError, match=r"holds a\.json and b\.json, both lists of videos; name them"
+    ):
         read_ssv2(tmp_path)
 
 
 def test_an_ssv2_template_outside_the_labels_is_refused(tmp_path: Path) -> None:
     write_tree(
-        tmp_path, SSV2 | {"something-something-v2-train.json": '[{"id": "1", "template": "Eating [something]"}]'}
+        tmp_path,
+        SSV2
+        | {"something-something-v2-train.json": '[{"id": "1", "template": "Eating [something]"}]'},
     )
-    with pytest.raises(ConfigError, match=r"v2-train\.json: the template 'Eating something' is not in .*labels\.json"):
+    with pytest.raises(
+        ConfigError,
+        match=r"v2-train\.json: the template 'Eating something' is not in .*labels\.json",
+    ):
         read_ssv2(tmp_path)
 
 
@@ -132,7 +169,10 @@ def test_a_damaged_ssv2_file_is_named(tmp_path: Path, files: dict[str, str], mes
 
 
 def test_kinetics_rows_get_the_six_digit_file_name(tmp_path: Path) -> None:
-    text = KINETICS_HEADER + '"playing ""x"", loudly",-a_b-c_d-e_,417,427,val,0\nyoga,c1O_FxuKCI0,0.0,10.0,val,0\n'
+    text = (
+        KINETICS_HEADER
+        + '"playing ""x"", loudly",-a_b-c_d-e_,417,427,val,0\nyoga,c1O_FxuKCI0,0.0,10.0,val,0\n'
+    )
     annotations = read_kinetics(write_tree(tmp_path, {"kinetics-400_val.csv": text}), "kinetics400")
     assert annotations.lists[0].names == ["-a_b-c_d-e__000417_000427", "c1O_FxuKCI0_000000_000010"]
     assert annotations.classes == ['playing "x", loudly', "yoga"]
@@ -149,7 +189,10 @@ def test_a_youtube_id_with_two_classes_is_told_only_by_its_times(tmp_path: Path)
 
 
 def test_the_csv_of_another_kinetics_release_is_left_out(tmp_path: Path) -> None:
-    files = {f"kinetics-{n}_val.csv": KINETICS_HEADER + f"class {n},c1O_FxuKCI0,0,10,val,0\n" for n in (400, 600)}
+    files = {
+        f"kinetics-{n}_val.csv": KINETICS_HEADER + f"class {n},c1O_FxuKCI0,0,10,val,0\n"
+        for n in (400, 600)
+    }
     write_tree(tmp_path, files)
     assert read_kinetics(tmp_path, "kinetics600").classes == ["class 600"]
     assert read_kinetics(tmp_path, "kinetics400").classes == ["class 400"]
@@ -163,7 +206,10 @@ def test_a_row_without_times_keeps_the_bare_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"val.csv": "label,id\n"}, r"val\.csv: has no column youtube_id; expected label,youtube_id,time_start"),
+        (
+            {"val.csv": "label,id\n"},
+            r"val\.csv: has no column youtube_id; expected label,youtube_id,time_start",
+        ),
         ({"val.csv": KINETICS_HEADER}, r"val\.csv: holds no row with a label"),
         (
             {
@@ -181,7 +227,9 @@ def test_a_row_without_times_keeps_the_bare_id(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_unusable_kinetics_csv_is_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_an_unusable_kinetics_csv_is_named(
+    tmp_path: Path, files: dict[str, str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         read_kinetics(write_tree(tmp_path, files), "kinetics400")
 
@@ -195,7 +243,8 @@ def test_annotations_are_found_up_to_two_levels_below(tmp_path: Path, below: str
 def test_annotations_three_levels_below_are_not_found(tmp_path: Path) -> None:
     write_tree(tmp_path / "a/b/c", UCF)
     with pytest.raises(
-        ConfigError, match=r"no annotation file there or up to two levels below; expected classInd\.txt"
+        ConfigError,
+        match=r"no annotation file there or up to two levels below; expected classInd\.txt",
     ):
         read_ucf101(tmp_path)
 
@@ -207,22 +256,33 @@ def test_the_shallowest_annotation_files_win(tmp_path: Path) -> None:
 
 
 def test_one_annotation_file_in_two_folders_is_refused(tmp_path: Path) -> None:
-    write_tree(tmp_path, {f"{folder}/{name}": text for folder in "ab" for name, text in HMDB.items()})
-    with pytest.raises(ConfigError, match=r"holds both .*/a/.* and .*/b/.*; give --annotations the folder of one"):
+    write_tree(
+        tmp_path, {f"{folder}/{name}": text for folder in "ab" for name, text in HMDB.items()}
+    )
+    with pytest.raises(
+        ConfigError, match=r"holds both .*/a/.* and .*/b/.*; give --annotations the folder of one"
+    ):
         read_hmdb51(tmp_path)
 
 
 @pytest.mark.parametrize("dataset", ["ucf101", "hmdb51", "ssv2", "kinetics400", "kinetics600"])
-def test_a_folder_without_annotations_says_what_it_should_hold(tmp_path: Path, dataset: str) -> None:
+def test_a_folder_without_annotations_says_what_it_should_hold(
+    tmp_path: Path, dataset: str
+) -> None:
     write_videos(tmp_path / "videos", ["a.avi"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty: no annotation file there .*expected .*; give .*--annotations DIR"):
+    with pytest.raises(
+        ConfigError,
+        match=r"empty: no annotation file there .*expected .*; give .*--annotations DIR",
+    ):
         open_source(dataset, tmp_path / "videos", tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"nowhere: no such folder; give --annotations"):
         open_source(dataset, tmp_path / "videos", tmp_path / "nowhere")
 
 
-def test_the_official_class_comes_before_the_folder_and_its_spelling_is_kept(tmp_path: Path) -> None:
+def test_the_official_class_comes_before_the_folder_and_its_spelling_is_kept(
+    tmp_path: Path,
+) -> None:
     write_tree(tmp_path / "lists", UCF)
     write_videos(
         tmp_path / "videos",
@@ -237,7 +297,10 @@ def test_the_official_class_comes_before_the_folder_and_its_spelling_is_kept(tmp
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"val.csv": ("\ufeff" + KINETICS_HEADER + "yoga,c1O_FxuKCI0,0,10,val,0\n").encode()})
+    write_tree(
+        tmp_path,
+        {"val.csv": ("\ufeff" + KINETICS_HEADER + "yoga,c1O_FxuKCI0,0,10,val,0\n").encode()},
+    )
     assert read_kinetics(tmp_path, "kinetics400").classes == ["yoga"]
 
 

@@ -20,15 +20,25 @@ from tests.shared_data import shared_data
 def test_all_video_extensions_are_found_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
     names = ["a/1.avi", "a/2.MP4", "b/c/3.webm", "4.mkv", "5.mov", "6.m4v", "d/7.mpg"]
     write_videos(tmp_path, [*names, "a/notes.txt", "a/8.avi.part", "9", "a/.mp4"])
-    assert sorted(video.relative_path for video in open_source("ucf101", tmp_path, None).videos) == sorted(names)
+    assert sorted(
+        video.relative_path for video in open_source("ucf101", tmp_path, None).videos
+    ) == sorted(names)
 
 
 def test_videos_are_sorted_by_the_bytes_of_their_keys(tmp_path: Path) -> None:
     write_videos(tmp_path, ["z/-a.avi", "a/é.avi", "m/Z.avi", "m/a.avi", "m/(.avi"])
-    assert [video.key for video in open_source("hmdb51", tmp_path, None).videos] == ["(", "-a", "Z", "a", "é"]
+    assert [video.key for video in open_source("hmdb51", tmp_path, None).videos] == [
+        "(",
+        "-a",
+        "Z",
+        "a",
+        "é",
+    ]
 
 
-def test_a_video_knows_its_absolute_path_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_knows_its_absolute_path_and_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_tree(tmp_path / "videos", {"Archery/v_Archery_g01_c01.avi": b"12345"})
     monkeypatch.chdir(tmp_path)
     video = open_source("ucf101", Path("videos"), None).videos[0]
@@ -42,7 +52,10 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/one.avi").symlink_to(tmp_path / "elsewhere/one.avi")
     (tmp_path / "videos/more").symlink_to(tmp_path / "elsewhere/more")
-    assert [video.key for video in open_source("ssv2", tmp_path / "videos", None).videos] == ["one", "two"]
+    assert [video.key for video in open_source("ssv2", tmp_path / "videos", None).videos] == [
+        "one",
+        "two",
+    ]
 
 
 def test_a_link_to_a_folder_above_itself_ends_the_walk(tmp_path: Path) -> None:
@@ -56,12 +69,20 @@ def test_a_broken_link_and_one_to_itself_are_videos_that_cannot_be_read(tmp_path
     (tmp_path / "two.avi").symlink_to(tmp_path / "gone.avi")
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
     videos = open_source("ssv2", tmp_path, None).videos
-    assert [(video.key, video.num_bytes) for video in videos] == [("loop", 0), ("one", 10), ("two", 0)]
+    assert [(video.key, video.num_bytes) for video in videos] == [
+        ("loop", 0),
+        ("one", 10),
+        ("two", 0),
+    ]
 
 
 def test_class_folders_that_lists_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
     write_videos(tmp_path, ["C/a.avi", "C++/b.avi", "C#/c.avi"])
-    assert {video.class_name for video in open_source("folder", tmp_path, None).videos} == {"C", "C++", "C#"}
+    assert {video.class_name for video in open_source("folder", tmp_path, None).videos} == {
+        "C",
+        "C++",
+        "C#",
+    }
     write_videos(tmp_path, ["up_down/d.avi", "up-down/e.avi"])
     with pytest.raises(ConfigError, match=r"'up-down' and 'up_down' differ only in case, spaces"):
         open_source("folder", tmp_path, None)
@@ -69,7 +90,9 @@ def test_class_folders_that_lists_could_not_tell_apart_are_refused(tmp_path: Pat
 
 def test_two_files_of_one_key_are_refused_and_both_named(tmp_path: Path) -> None:
     write_videos(tmp_path, ["a/clip.avi", "b/clip.mp4"])
-    with pytest.raises(ConfigError, match=r"a/clip\.avi and b/clip\.mp4 have one key, clip; remove"):
+    with pytest.raises(
+        ConfigError, match=r"a/clip\.avi and b/clip\.mp4 have one key, clip; remove"
+    ):
         open_source("ucf101", tmp_path, None)
 
 
@@ -83,7 +106,10 @@ def test_in_a_folder_data_set_the_same_file_name_may_repeat(tmp_path: Path) -> N
 
 
 def test_a_missing_folder_is_named_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: no such folder; put the ssv2 videos there or give --videos DIR"):
+    with pytest.raises(
+        ConfigError,
+        match=r"nowhere: no such folder; put the ssv2 videos there or give --videos DIR",
+    ):
         open_source("ssv2", tmp_path / "nowhere", None)
 
 
@@ -100,13 +126,17 @@ def test_a_file_given_as_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_data_set_names_its_nearest_neighbour(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--dataset ucf-101: no such data set; did you mean ucf101\?"):
+    with pytest.raises(
+        ConfigError, match=r"--dataset ucf-101: no such data set; did you mean ucf101\?"
+    ):
         open_source("ucf-101", tmp_path, None)
 
 
 def test_a_folder_data_set_may_bring_its_own_split(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", ["run/a 1.mp4", "run/b.mp4", "jump/c.webm"])
-    write_tree(tmp_path / "lists", {"train.txt": "run/a 1.mp4\r\njump/c.webm\n", "val.txt": "run/b.mp4"})
+    write_tree(
+        tmp_path / "lists", {"train.txt": "run/a 1.mp4\r\njump/c.webm\n", "val.txt": "run/b.mp4"}
+    )
     annotations = open_source("folder", tmp_path / "videos", tmp_path / "lists").annotations
     assert annotations is not None
     assert annotations.classes == ["jump", "run"]
@@ -114,19 +144,25 @@ def test_a_folder_data_set_may_bring_its_own_split(tmp_path: Path) -> None:
         "train": ["run/a 1.mp4", "jump/c.webm"],
         "val": ["run/b.mp4"],
     }
-    plan = by_path(plan_protocols(open_source("folder", tmp_path / "videos", tmp_path / "lists"), []))
+    plan = by_path(
+        plan_protocols(open_source("folder", tmp_path / "videos", tmp_path / "lists"), [])
+    )
     assert [row.key for row in plan["few_shot/val"].rows] == ["run/b"]
 
 
 def test_a_line_of_an_own_split_without_a_class_folder_is_named(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", ["run/a.mp4"])
     write_tree(tmp_path / "lists", {"train.txt": "run/a.mp4\na.mp4\n"})
-    with pytest.raises(ConfigError, match=r"train\.txt: line 2: 'a\.mp4' is not `class/video\.mp4`"):
+    with pytest.raises(
+        ConfigError, match=r"train\.txt: line 2: 'a\.mp4' is not `class/video\.mp4`"
+    ):
         open_source("folder", tmp_path / "videos", tmp_path / "lists")
 
 
 def test_an_annotation_folder_without_a_split_names_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no annotation file there .* expected train\.txt and val\.txt"):
+    with pytest.raises(
+        ConfigError, match=r"no annotation file there .* expected train\.txt and val\.txt"
+    ):
         open_source("demo", tmp_path, tmp_path)
 
 
@@ -148,7 +184,14 @@ def test_a_key_is_the_name_with_only_four_things_encoded(dataset: str, name: str
     assert video_key(dataset, name) == key
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="/"), min_size=1), min_size=2, max_size=2, unique=True))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="/"), min_size=1),
+        min_size=2,
+        max_size=2,
+        unique=True,
+    )
+)
 def test_different_names_have_different_keys(names: list[str]) -> None:
     first, second = (video_key("ssv2", f"{name}.avi") for name in names)
     assert first != second
@@ -160,7 +203,11 @@ def test_a_name_that_is_not_utf8_is_storable_text(tmp_path: Path) -> None:
     Path(os.fsdecode(folder)).mkdir()
     Path(os.fsdecode(folder + b"/cl\xffip.avi")).write_bytes(b"x")
     video = open_source("folder", tmp_path, None).videos[0]
-    assert (video.key, video.relative_path, video.class_name) == ("caf%E9/cl%FFip", "caf%E9/cl%FFip.avi", "caf%E9")
+    assert (video.key, video.relative_path, video.class_name) == (
+        "caf%E9/cl%FFip",
+        "caf%E9/cl%FFip.avi",
+        "caf%E9",
+    )
     assert video.path.read_bytes() == b"x"
 
 
@@ -194,10 +241,14 @@ def test_a_youtube_id_is_read_from_the_right(key: str, video_id: str | None) -> 
 
 
 def test_class_names_are_compared_without_case_spaces_underscores_and_hyphens() -> None:
-    assert fold_name("Putting something on a_surface") == fold_name("putting something on-a surface")
+    assert fold_name("Putting something on a_surface") == fold_name(
+        "putting something on-a surface"
+    )
     assert fold_name("C++") != fold_name("C#")
     assert fold_name("HandStandPushups") == fold_name("Handstand Pushups")
-    assert fold_name("passing American football (in game)") != fold_name("passing american football (not in game)")
+    assert fold_name("passing American football (in game)") != fold_name(
+        "passing american football (not in game)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,14 +263,19 @@ def test_class_names_are_compared_without_case_spaces_underscores_and_hyphens() 
         ("ID.mp4", None),
     ],
 )
-def test_the_class_folder_of_kinetics_is_never_a_split_folder(tmp_path: Path, name: str, class_name: str) -> None:
+def test_the_class_folder_of_kinetics_is_never_a_split_folder(
+    tmp_path: Path, name: str, class_name: str
+) -> None:
     write_videos(tmp_path, [name])
     assert open_source("kinetics400", tmp_path, None).videos[0].class_name == class_name
 
 
 def test_in_a_folder_data_set_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_videos(tmp_path, ["train/a.mp4", "b.mp4"])
-    assert [video.class_name for video in open_source("folder", tmp_path, None).videos] == [None, "train"]
+    assert [video.class_name for video in open_source("folder", tmp_path, None).videos] == [
+        None,
+        "train",
+    ]
 
 
 def test_ssv2_has_no_class_folders(tmp_path: Path) -> None:
@@ -229,7 +285,11 @@ def test_ssv2_has_no_class_folders(tmp_path: Path) -> None:
 
 def test_the_sample_clips_are_found_in_their_own_layouts() -> None:
     clips = shared_data() / "clips"
-    sizes = {name: len(open_source(name, clips / name, None).videos) for name in DATASETS if (clips / name).is_dir()}
+    sizes = {
+        name: len(open_source(name, clips / name, None).videos)
+        for name in DATASETS
+        if (clips / name).is_dir()
+    }
     assert sizes == {"ucf101": 49, "hmdb51": 7, "kinetics400": 10, "ssv2": 5}
     hmdb = {video.class_name for video in open_source("hmdb51", clips / "hmdb51", None).videos}
     assert hmdb == {"shoot_bow", "golf", "swing_baseball", "wave", "cartwheel", "climb"}

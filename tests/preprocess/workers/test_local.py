@@ -25,7 +25,9 @@ def said_to_have(num_bytes: int, path: Path) -> SourceVideo:
     return SourceVideo(path.stem, path, path.name, num_bytes, None)
 
 
-@pytest.mark.parametrize(("megabytes", "seconds"), [(0, 120.0), (1, 120.0), (100, 120.0), (150, 180.0), (505, 606.0)])
+@pytest.mark.parametrize(
+    ("megabytes", "seconds"), [(0, 120.0), (1, 120.0), (100, 120.0), (150, 180.0), (505, 606.0)]
+)
 def test_the_limit_grows_with_files_of_more_than_100_mb(megabytes: int, seconds: float) -> None:
     assert limit_seconds(said_to_have(megabytes * 1_000_000, Path("a.avi")), 120.0) == seconds
 
@@ -69,7 +71,9 @@ def kill_starting_workers(number: int) -> threading.Thread:
     return thread
 
 
-def test_a_worker_that_is_killed_while_it_starts_is_replaced_and_its_video_not_blamed(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_while_it_starts_is_replaced_and_its_video_not_blamed(
+    tmp_path: Path,
+) -> None:
     """As a cluster does with a node that goes."""
     path = make_video(tmp_path / "a.avi")
     killer = kill_starting_workers(3)
@@ -79,7 +83,9 @@ def test_a_worker_that_is_killed_while_it_starts_is_replaced_and_its_video_not_b
     assert answer.row["verdict"] == "ok"
 
 
-def test_workers_that_are_killed_one_after_the_other_as_they_start_end_the_build(tmp_path: Path) -> None:
+def test_workers_that_are_killed_one_after_the_other_as_they_start_end_the_build(
+    tmp_path: Path,
+) -> None:
     """As the kernel does without memory: no video is to blame."""
     path = make_video(tmp_path / "a.avi")
     killer = kill_starting_workers(4)

@@ -1,4 +1,5 @@
-"""`--engine ray` on a real cluster of two nodes on this machine: the same bytes whatever is lost on the way.
+"""`--engine ray` on a real cluster of two nodes on this machine: the same bytes whatever is lost on
+the way.
 
 A node is a raylet process, its Ray processes are the raylet's children, and the decoders theirs."""
 
@@ -27,7 +28,16 @@ from preprocess.workers.child import DecodeOptions
 from preprocess.workers.ray_engine import RayPool
 from shards.errors import ConfigError
 from shards.format.schema import Encoding
-from tests.preprocess.builds import ENCODING, ROOT, arguments, build, digests, run_killed, run_python, run_script
+from tests.preprocess.builds import (
+    ENCODING,
+    ROOT,
+    arguments,
+    build,
+    digests,
+    run_killed,
+    run_python,
+    run_script,
+)
 from tests.preprocess.tiny_videos import make_video
 
 ray_cluster = pytest.importorskip("ray.cluster_utils", reason="needs Ray: pip install -e '.[ray]'")
@@ -51,7 +61,9 @@ def cluster_of_one_node(**environment: str) -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         for name, value in environment.items():
             patch.setenv(name, value, prepend=os.pathsep if name == "PYTHONPATH" else None)
-        cluster = ray_cluster.Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+        cluster = ray_cluster.Cluster(
+            initialize_head=True, head_node_args={**_NODE, "include_dashboard": False}
+        )
     try:
         yield cluster
     finally:
@@ -71,12 +83,20 @@ def third_node(cluster: Any) -> Iterator[Any]:
 
 
 def build_on(cluster: Any, videos: Path, out: Path) -> None:
-    values = {"dataset": "folder", "videos": videos, "out": str(out), "engine": "ray", "ray_address": cluster.address}
+    values = {
+        "dataset": "folder",
+        "videos": videos,
+        "out": str(out),
+        "engine": "ray",
+        "ray_address": cluster.address,
+    }
     run_build(make_build_settings(values, ENCODING))
 
 
 def pool_of(cluster: Any, *, timeout_seconds: float = 60.0) -> RayPool:
-    return RayPool(DecodeOptions(Encoding(), timeout_seconds), address=cluster.address, num_tasks=None)
+    return RayPool(
+        DecodeOptions(Encoding(), timeout_seconds), address=cluster.address, num_tasks=None
+    )
 
 
 def source_video(path: Path) -> SourceVideo:
@@ -106,7 +126,9 @@ def test_tasks_whose_process_or_node_is_lost_are_done_again(
             os.kill(parent(held[1]), signal.SIGKILL)
             cluster.remove_node(third, allow_graceful=False)
             for decoder in held[1:]:
-                wait_until(lambda decoder=decoder: parent(decoder) in (0, 1))  # before, its death would be an answer
+                wait_until(
+                    lambda decoder=decoder: parent(decoder) in (0, 1)
+                )  # before, its death would be an answer
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(decoder, signal.SIGKILL)
 
@@ -146,19 +168,27 @@ def test_a_video_that_no_node_has_the_memory_for_is_undecodable(tmp_path: Path) 
     os.mkfifo(tmp_path / "a.avi")  # stays until Ray's memory monitor comes
     with cluster_of_one_node(RAY_memory_usage_threshold="0.001") as full, pool_of(full) as pool:
         (answer,) = pool.decode([source_video(tmp_path / "a.avi")])
-    assert answer.row["reason"] == "the decoder process died (its node ran out of memory), tried twice"
+    assert (
+        answer.row["reason"] == "the decoder process died (its node ran out of memory), tried twice"
+    )
 
 
 def test_a_build_that_is_terminated_while_it_waits_leaves_no_decoder_and_goes_on_with_the_local_engine(
     cluster: Any, videos: Path, reference: Path, tmp_path: Path
 ) -> None:
     more = ["--engine", "ray", "--ray-address", cluster.address]
-    command = [sys.executable, str(ROOT / "preprocess/build_shards.py"), *arguments(videos, tmp_path / "pool", *more)]
+    command = [
+        sys.executable,
+        str(ROOT / "preprocess/build_shards.py"),
+        *arguments(videos, tmp_path / "pool", *more),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with Trap(cluster.list_all_nodes(), lambda held: process.send_signal(signal.SIGTERM)):
         stdout, stderr = process.communicate(timeout=_PATIENCE_SECONDS)
     assert (process.returncode, stdout) == (143, "")
-    assert stderr.splitlines()[1:] == ["terminated; run the same command again, it goes on where it stopped"]
+    assert stderr.splitlines()[1:] == [
+        "terminated; run the same command again, it goes on where it stopped"
+    ]
     wait_until(lambda: not any(decoders_of(node) for node in cluster.list_all_nodes()))
     build(videos, tmp_path / "pool")
     assert digests(tmp_path / "pool") == digests(reference)
@@ -169,8 +199,12 @@ def test_a_killed_build_takes_its_own_cluster_along_and_goes_on_with_the_local_e
 ) -> None:
     mark = str(uuid.uuid4())
     monkeypatch.setenv("BMPT_TEST", mark)
-    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray writes a token for a cluster that it starts
-    killed = run_killed(arguments(videos, tmp_path / "pool", "--engine", "ray"), signal=signal.SIGKILL, at=6)
+    monkeypatch.setenv(
+        "HOME", str(tmp_path)
+    )  # where Ray writes a token for a cluster that it starts
+    killed = run_killed(
+        arguments(videos, tmp_path / "pool", "--engine", "ray"), signal=signal.SIGKILL, at=6
+    )
     monkeypatch.delenv("BMPT_TEST")
     assert killed.returncode == -signal.SIGKILL
     wait_until(lambda: not [pid for pid in pids() if is_left(pid, mark.encode())])
@@ -184,7 +218,8 @@ def test_a_node_that_does_not_see_the_videos_ends_the_build_instead_of_blaming_t
     monkeypatch.chdir(videos.parent)
     here = Path("/proc/self/cwd") / videos.name  # another folder for each process
     with pytest.raises(
-        ConfigError, match=r"b!!! \[2\]\.mp4|_a \(1\)#&;\.avi: node .* cannot see this file \(.*No such file"
+        ConfigError,
+        match=r"b!!! \[2\]\.mp4|_a \(1\)#&;\.avi: node .* cannot see this file \(.*No such file",
     ):
         build_on(cluster, here, tmp_path / "pool")
 
@@ -193,7 +228,11 @@ def test_a_node_that_does_not_see_the_videos_ends_the_build_instead_of_blaming_t
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("simplejpeg-0.1.dist-info/METADATA", "Name: simplejpeg\nVersion: 0.1\n", r"simplejpeg is 0\.1 on node \S+ \("),
+        (
+            "simplejpeg-0.1.dist-info/METADATA",
+            "Name: simplejpeg\nVersion: 0.1\n",
+            r"simplejpeg is 0\.1 on node \S+ \(",
+        ),
         (
             "av.py",
             "raise ImportError('av is broken here')",
@@ -215,9 +254,7 @@ def test_a_node_with_other_libraries_ends_the_build(
 
 
 def test_without_ray_the_cure_is_one_line(videos: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None; from preprocess.build_shards import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = "import sys; sys.modules['ray'] = None; from preprocess.build_shards import main; sys.exit(main(sys.argv[1:]))"
     done = run_python("-c", code, *arguments(videos, tmp_path / "pool", "--engine", "ray"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
@@ -236,7 +273,10 @@ def test_an_address_where_no_cluster_answers_is_one_line(
             taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         reason = "no answer within 2 s" if listens else "Connection refused"
-        with pytest.raises(ConfigError, match=rf"--ray-address {address}: no Ray cluster can be joined .*\({reason}\)"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"--ray-address {address}: no Ray cluster can be joined .*\({reason}\)",
+        ):
             build(videos, tmp_path / "pool", engine="ray", ray_address=address)
 
 
@@ -247,10 +287,11 @@ def release(pids: list[int]) -> None:
 
 
 class Trap:
-    """Stops the first decoder of each node as it is born, before it has imported anything, until all nodes have one.
+    """Stops the first decoder of each node as it is born, before it has imported anything, until
+    all nodes have one.
 
-    So each node holds a video, however fast the others are; then calls `spring` with the processes in the order of
-    the nodes, by default to let them go."""
+    So each node holds a video, however fast the others are; then calls `spring` with the processes
+    in the order of the nodes, by default to let them go."""
 
     def __init__(self, nodes: list[Any], spring: Callable[[list[int]], None] = release) -> None:
         self.nodes = nodes
@@ -262,7 +303,11 @@ class Trap:
     def catch(self) -> None:
         caught: dict[int, int] = {}
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while len(caught) < len(self.nodes) and time.monotonic() < deadline and not self.ended.wait(0.01):
+        while (
+            len(caught) < len(self.nodes)
+            and time.monotonic() < deadline
+            and not self.ended.wait(0.01)
+        ):
             for number, node in enumerate(self.nodes):
                 for pid in decoders_of(node)[:1] if number not in caught else ():
                     os.kill(pid, signal.SIGSTOP)
@@ -287,7 +332,10 @@ def test_a_cluster_with_a_token_is_joined_with_it_and_says_so_without(
     videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="ray") as folder:  # tmp_path is too long for Ray
+    with (
+        socket.socket() as free,
+        tempfile.TemporaryDirectory(prefix="ray") as folder,
+    ):  # tmp_path is too long for Ray
         free.bind(("127.0.0.1", 0))
         options = [
             f"--port={free.getsockname()[1]}",
@@ -296,8 +344,18 @@ def test_a_cluster_with_a_token_is_joined_with_it_and_says_so_without(
             "--include-dashboard=false",
         ]
         free.close()
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
-        head = subprocess.Popen(command, env={**os.environ, **token}, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            *options,
+        ]
+        head = subprocess.Popen(
+            command, env={**os.environ, **token}, stdout=subprocess.PIPE, text=True
+        )
         assert head.stdout is not None
         try:
             said = next(line for line in head.stdout if "ray start --address=" in line)
@@ -310,19 +368,24 @@ def test_a_cluster_with_a_token_is_joined_with_it_and_says_so_without(
             head.terminate()
             head.communicate()
     assert refused.returncode == 2
-    assert "it asks for its token, which Ray sends if RAY_AUTH_MODE is set to token" in refused.stderr
+    assert (
+        "it asks for its token, which Ray sends if RAY_AUTH_MODE is set to token" in refused.stderr
+    )
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "pool") == digests(reference)
 
 
 @pytest.mark.parametrize("address", ["ray://host:10001", "host", "local"])
 def test_an_address_of_another_kind_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=rf"ray_address: expected auto or host:port, .* got '{address}'"):
+    with pytest.raises(
+        ConfigError, match=rf"ray_address: expected auto or host:port, .* got '{address}'"
+    ):
         make_build_settings({"dataset": "folder", "engine": "ray", "ray_address": address})
 
 
 def is_left(pid: int, mark: bytes) -> bool:
-    """Whether a process is of a marked build; Ray's two agents, which end about a minute later, are not counted."""
+    """Whether a process is of a marked build; Ray's two agents, which end about a minute later, are
+    not counted."""
     return mark in read(pid, "environ") and b"agent" not in read(pid, "cmdline").lower()
 
 

@@ -32,7 +32,9 @@ def content(name: str, size: int) -> bytes:
 def held_bytes(folder: Path) -> int:
     sizes = {}
     for path in folder.glob("pieces/*/*"):
-        with contextlib.suppress(FileNotFoundError):  # it has just been written, and has its own name now
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # it has just been written, and has its own name now
             name = path.stem.rpartition(".")[0] if path.suffix == ".part" else path.name
             sizes[path.parent / name] = path.stat().st_size
     return sum(sizes.values())
@@ -126,7 +128,9 @@ def test_it_may_be_deleted_while_others_read_and_write(tmp_path: Path) -> None:
     try:
         with ThreadPoolExecutor(4) as readers:
             names = [f"piece {number % 20}" for number in range(400)]
-            found = readers.map(lambda name: read(Cache(folder, max_bytes=500), name, 100, []), names)
+            found = readers.map(
+                lambda name: read(Cache(folder, max_bytes=500), name, 100, []), names
+            )
             for name, blocks in zip(names, found, strict=True):
                 assert blocks == [content(name, 100)[:3], content(name, 100)[-2:]]
     finally:
@@ -160,7 +164,8 @@ def test_eight_processes_that_ask_for_a_piece_make_one_request(tmp_path: Path) -
     names = [f"piece {number}" for number in range(10)]
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_read_all, args=(tmp_path / "cache", tmp_path / "log", names)) for _ in range(8)
+        context.Process(target=_read_all, args=(tmp_path / "cache", tmp_path / "log", names))
+        for _ in range(8)
     ]
     for process in processes:
         process.start()
@@ -184,7 +189,9 @@ for number in itertools.count():
 def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_stays(tmp_path: Path) -> None:
     for attempt in range(4):
         process = subprocess.Popen(
-            [sys.executable, "-c", _WRITES_FOR_EVER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-c", _WRITES_FOR_EVER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         for _ in range(5 + attempt):
@@ -193,7 +200,9 @@ def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_stays(tmp_path: Pat
         process.wait()
         assert held_bytes(tmp_path) <= 3_000_000
     (tmp_path / "pieces" / "ab").mkdir(exist_ok=True)
-    (tmp_path / "pieces" / "ab" / "0.part").write_bytes(bytes(1000))  # what a kill in the write leaves
+    (tmp_path / "pieces" / "ab" / "0.part").write_bytes(
+        bytes(1000)
+    )  # what a kill in the write leaves
     cache = Cache(tmp_path, max_bytes=3_000_000)
     for number in range(10):
         read(cache, f"after {number}", 400_000, [])
@@ -201,7 +210,9 @@ def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_stays(tmp_path: Pat
     assert list(tmp_path.glob("pieces/*/*.part")) == []
 
 
-def test_a_disk_without_room_costs_the_cache_and_not_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_without_room_costs_the_cache_and_not_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_bytes(b"")
     cache = Cache(tmp_path / "file" / "below", max_bytes=500)
     for _ in range(2):
@@ -223,11 +234,22 @@ for name, size in [("small", 500), ("large", 2000), ("large", 2000), ("small", 5
 
 
 def test_a_write_that_the_system_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk: both refuse a piece in the middle of storing it."""
+    """A limit on the size of files stands for a full disk: both refuse a piece in the middle of
+    storing it."""
     done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_ROOM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _WITHOUT_ROOM, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.splitlines() == ["True False", "True False", "True False", "True True", "True False"]
+    assert done.stdout.splitlines() == [
+        "True False",
+        "True False",
+        "True False",
+        "True True",
+        "True False",
+    ]
     assert done.stderr.count("the cache cannot be written (File too large)") == 1
     assert held_bytes(tmp_path) == 1000
     assert list(tmp_path.glob("pieces/*/*.part")) == []
@@ -289,10 +311,14 @@ def test_a_piece_that_is_kept_is_another_one_than_the_same_that_passes(tmp_path:
     assert held_bytes(tmp_path) == 200
 
 
-def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_is_not_kept(tmp_path: Path) -> None:
+def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_is_not_kept(
+    tmp_path: Path,
+) -> None:
     cache = Cache(tmp_path, max_bytes=100)
 
-    def load() -> bytes:  # while this one is loaded and promised nothing, another one takes the room
+    def load() -> (
+        bytes
+    ):  # while this one is loaded and promised nothing, another one takes the room
         inner = Cache(tmp_path, max_bytes=100)
         held = inner._place("inner").with_name("inner.part")
         assert inner._promise(held, 80)

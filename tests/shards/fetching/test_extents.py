@@ -10,7 +10,13 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.fetching.extents import MAX_WASTE, RequestCost, group_bytes, plan_extents, plan_retention
+from shards.fetching.extents import (
+    MAX_WASTE,
+    RequestCost,
+    group_bytes,
+    plan_extents,
+    plan_retention,
+)
 from shards.fetching.frames import merge_ranges
 from shards.format.schema import ManifestInfo
 from shards.reader import Manifest
@@ -82,7 +88,9 @@ def test_the_content_of_an_extent_is_that_of_its_samples_alone() -> None:
     other = plan_extents(manifest_of([(2, 7, 3), (0, 5, 5), (0, 0, 5)]), RequestCost(1.0, 100))
     fewer = plan_extents(manifest_of([(0, 0, 5)]), RequestCost(1.0, 100))
     assert one.content[0] == other.content[0]
-    assert len({one.content[0].tobytes(), one.content[1].tobytes(), fewer.content[0].tobytes()}) == 3
+    assert (
+        len({one.content[0].tobytes(), one.content[1].tobytes(), fewer.content[0].tobytes()}) == 3
+    )
 
 
 @given(places=selections(), room=st.integers(0, 100_000), group=st.none() | st.integers(1, 4))
@@ -101,20 +109,29 @@ def test_what_a_cache_keeps_and_lets_pass_fits_into_it(
         assert retention.passing_bytes == 2 * group_bytes(extents, group)
     else:
         assert retention.passing_bytes == 0
-    assert all(kept + retention.passing_bytes + size > room for size in extents.sizes[~retention.kept])
-    again = plan_retention(plan_extents(manifest_of(places[::-1]), RequestCost(0.1, 20_000)), room, group_shards=group)
+    assert all(
+        kept + retention.passing_bytes + size > room for size in extents.sizes[~retention.kept]
+    )
+    again = plan_retention(
+        plan_extents(manifest_of(places[::-1]), RequestCost(0.1, 20_000)), room, group_shards=group
+    )
     assert np.array_equal(again.kept, retention.kept)  # the order of a list changes nothing
 
 
 def test_the_largest_group_is_that_of_the_largest_shards() -> None:
-    extents = plan_extents(manifest_of([(0, 0, 5), (0, 90, 5), (1, 0, 8), (2, 0, 20)]), RequestCost(0.0, 1.0))
+    extents = plan_extents(
+        manifest_of([(0, 0, 5), (0, 90, 5), (1, 0, 8), (2, 0, 20)]), RequestCost(0.0, 1.0)
+    )
     assert [group_bytes(extents, count) for count in (1, 2, 3, 9)] == [20, 30, 38, 38]
 
 
 @given(
-    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20), gap=st.integers(0, 60)
+    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20),
+    gap=st.integers(0, 60),
 )
-def test_ranges_are_joined_over_gaps_that_are_small_enough(sizes: list[tuple[int, int]], gap: int) -> None:
+def test_ranges_are_joined_over_gaps_that_are_small_enough(
+    sizes: list[tuple[int, int]], gap: int
+) -> None:
     places, end = [], 0
     for before, size in sizes:
         places.append((end + before, size))

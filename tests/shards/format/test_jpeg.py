@@ -16,7 +16,9 @@ def test_equal_planes_give_equal_bytes_whatever_lies_behind_them(size: tuple[int
     u, v = (np.random.default_rng(seed).integers(0, 256, half, np.uint8) for seed in (1, 2))
     found = set()
     for rubbish in (0, 77, 255):
-        wide = np.full((height + 3, width + 5), rubbish, np.uint8)  # a scaler's lines are padded like this
+        wide = np.full(
+            (height + 3, width + 5), rubbish, np.uint8
+        )  # a scaler's lines are padded like this
         wide[:height, :width] = y
         found.add(jpeg.encode_planes(wide[:height, :width], u, v, quality=90))
     found.add(jpeg.encode_planes(y, u, v, quality=90))

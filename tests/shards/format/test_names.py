@@ -8,9 +8,9 @@ from shards.format.names import fold_name, is_utf8, video_stem
 
 
 def test_spellings_of_a_class_fold_to_one_and_other_signs_stay() -> None:
-    assert {fold_name(name) for name in ("HandStandPushups", "Handstand Pushups", "handstand_push-ups")} == {
-        "handstandpushups"
-    }
+    assert {
+        fold_name(name) for name in ("HandStandPushups", "Handstand Pushups", "handstand_push-ups")
+    } == {"handstandpushups"}
     assert fold_name("C++") != fold_name("C#")
 
 
@@ -29,4 +29,9 @@ def test_the_stem_of_a_video_is_the_last_part_of_its_key_decoded(key: str, stem:
 
 
 def test_a_name_of_another_encoding_is_told_from_text() -> None:
-    assert [is_utf8(name) for name in ("café", "what?", "", "caf\udce9")] == [True, True, True, False]
+    assert [is_utf8(name) for name in ("café", "what?", "", "caf\udce9")] == [
+        True,
+        True,
+        True,
+        False,
+    ]

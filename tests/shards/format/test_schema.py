@@ -81,8 +81,14 @@ def test_a_card_reads_back_and_its_text_is_canonical() -> None:
     [
         ("{", r"x/pool.json: is not JSON .* build the pool again"),
         ("[]", "has format_version None, this code reads 1"),
-        ('{"format_version": 2, "news": true}', "has format_version 2, this code reads 1; .* check out the release"),
-        ('{"format_version": 1}', "field dataset: Field required; remove the folder and build the pool again"),
+        (
+            '{"format_version": 2, "news": true}',
+            "has format_version 2, this code reads 1; .* check out the release",
+        ),
+        (
+            '{"format_version": 1}',
+            "field dataset: Field required; remove the folder and build the pool again",
+        ),
     ],
 )
 def test_a_card_of_another_form_is_refused_with_the_cure(text: str, message: str) -> None:
@@ -110,7 +116,9 @@ def test_a_table_without_metadata_is_no_manifest() -> None:
 def test_a_manifest_of_another_version_is_refused() -> None:
     text = json.dumps({**INFO.model_dump(), "format_version": 9}).encode()
     table = pa.table({"key": ["a"]}).replace_schema_metadata({MANIFEST_METADATA_KEY: text})
-    with pytest.raises(FormatError, match=r"m.parquet: has format_version 9, .*build the pool again"):
+    with pytest.raises(
+        FormatError, match=r"m.parquet: has format_version 9, .*build the pool again"
+    ):
         manifest_info(table, where="m.parquet")
 
 
@@ -139,5 +147,7 @@ def test_the_hashes_of_a_written_pool_are_those_of_its_tables(pool: Pool) -> Non
     assert pool.card.pool_id == pool_id((row["key"], row["sha256"]) for row in rows)
     manifest = pool.manifest("few_shot/val")
     rows = manifest.table.to_pylist()
-    expected = fingerprint("few_shot/val", manifest.info.classes, ((r["key"], r["label"], r["sha256"]) for r in rows))
+    expected = fingerprint(
+        "few_shot/val", manifest.info.classes, ((r["key"], r["label"], r["sha256"]) for r in rows)
+    )
     assert manifest.info.fingerprint == expected

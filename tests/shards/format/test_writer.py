@@ -56,22 +56,30 @@ def test_the_same_arguments_give_the_same_bytes_and_offsets_that_hold() -> None:
     assert first is not None
     assert len(first.data) % 512 == 0
     assert hashlib.sha256(first.data).hexdigest() == first.sha256
-    for offset, size, crc in zip(first.frame_offset, first.frame_size, first.frame_crc32, strict=True):
+    for offset, size, crc in zip(
+        first.frame_offset, first.frame_size, first.frame_crc32, strict=True
+    ):
         assert zlib.crc32(first.data[offset : offset + size]) == crc
 
 
-def test_tarfile_reads_the_members_in_order_without_owner_or_time(whole: tuple[bytes, bytes, list]) -> None:
+def test_tarfile_reads_the_members_in_order_without_owner_or_time(
+    whole: tuple[bytes, bytes, list],
+) -> None:
     with tarfile.open(fileobj=io.BytesIO(whole[0])) as tar:
         members = tar.getmembers()
         facts = json.load(tar.extractfile("jump/clip 7.json"))
     stored = [key for key in KEYS if key != "empty"]
     suffixes = ("000.jpg", "001.jpg", "002.jpg", "json")
-    assert [member.name for member in members] == [f"{key}.{suffix}" for key in stored for suffix in suffixes]
+    assert [member.name for member in members] == [
+        f"{key}.{suffix}" for key in stored for suffix in suffixes
+    ]
     assert {(member.mtime, member.uname, member.gname, member.mode) for member in members} == {
         (0, "bmpt", "bmpt", 0o444)
     }
     assert facts == {"key": "jump/clip 7", "verdict": "ok"}
-    offsets = [row["offset"] + frame for row in whole[2] if row["shard"] for frame in row["frame_offset"]]
+    offsets = [
+        row["offset"] + frame for row in whole[2] if row["shard"] for frame in row["frame_offset"]
+    ]
     assert offsets == [member.offset_data for member in members if member.name.endswith(".jpg")]
 
 
@@ -90,7 +98,10 @@ def test_rows_say_where_the_samples_lie(whole: tuple[bytes, bytes, list]) -> Non
             assert row["shard"] is None
             continue
         assert row["shard"] == f"shards/{NAME}.tar"
-        assert hashlib.sha256(whole[0][row["offset"] : row["offset"] + row["size"]]).hexdigest() == row["sha256"]
+        assert (
+            hashlib.sha256(whole[0][row["offset"] : row["offset"] + row["size"]]).hexdigest()
+            == row["sha256"]
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +120,9 @@ def test_a_kill_at_any_byte_of_tar_and_journal_changes_nothing(
         assert write_rest(folder).path.read_bytes() == tar
 
 
-def test_a_finished_shard_is_not_written_again(tmp_path: Path, whole: tuple[bytes, bytes, list]) -> None:
+def test_a_finished_shard_is_not_written_again(
+    tmp_path: Path, whole: tuple[bytes, bytes, list]
+) -> None:
     folder = tmp_path / "shards"
     entry = write_rest(folder).finish()
     before = (folder / f"{NAME}.tar").stat().st_mtime_ns
@@ -133,11 +146,15 @@ def _small_files_only() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_small_files_only")
 def test_a_disk_that_is_full_is_a_storage_error_that_says_how_to_go_on(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"toy-000000\.tar: cannot be written: .*; make room and run"):
+    with pytest.raises(
+        StorageError, match=r"toy-000000\.tar: cannot be written: .*; make room and run"
+    ):
         write_rest(tmp_path / "shards")
 
 
-def test_after_a_full_disk_the_same_writer_call_goes_on(tmp_path: Path, whole: tuple[bytes, bytes, list]) -> None:
+def test_after_a_full_disk_the_same_writer_call_goes_on(
+    tmp_path: Path, whole: tuple[bytes, bytes, list]
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
     try:

@@ -34,7 +34,9 @@ def test_another_layout_is_said_and_is_no_difference_in_content(pool: Path, tmp_
     )
 
 
-def test_other_samples_classes_bytes_and_manifests_are_counted_and_named(pool: Path, tmp_path: Path) -> None:
+def test_other_samples_classes_bytes_and_manifests_are_counted_and_named(
+    pool: Path, tmp_path: Path
+) -> None:
     make_pool(tmp_path / "b", classes=3, seed=1)
     (tmp_path / "b" / "manifests" / "few_shot" / "train_k2.parquet").unlink()
     card = json.loads((tmp_path / "b" / "pool.json").read_text())
@@ -53,6 +55,8 @@ def test_other_samples_classes_bytes_and_manifests_are_counted_and_named(pool: P
     assert found.manifests["only_in_a"] == ["few_shot/train_k2"]
     assert "few_shot/val" in found.manifests["other_fingerprint"]
     text = diff_text(found)
-    assert "samples only in A: 3 (Class03/Class03_00, Class03/Class03_01, Class03/Class03_02)" in text
+    assert (
+        "samples only in A: 3 (Class03/Class03_00, Class03/Class03_01, Class03/Class03_02)" in text
+    )
     assert "samples with other bytes: 9 (Class00/Class00_00, " in text
     assert text.endswith("different in content, another pool_id")

@@ -29,7 +29,9 @@ def test_each_manifest_is_stated_with_its_counts_list_and_classes(pool: Path) ->
     train = found["few_shot/train_k2"]
     assert (train.expected, train.found, train.missing) == (8, 8, 0)
     names = ["Class00", "Class01", "Class02", "Class03"]
-    assert train.classes == ClassHistogram(4, minimum=2, median=2, maximum=2, samples=dict.fromkeys(names, 2))
+    assert train.classes == ClassHistogram(
+        4, minimum=2, median=2, maximum=2, samples=dict.fromkeys(names, 2)
+    )
     assert found["few_shot/val"].classes.samples == dict.fromkeys(names, 0)
     assert train.fingerprint == open_pool(pool).manifest("few_shot/train_k2").info.fingerprint
     text = report_text(report)
@@ -40,7 +42,10 @@ def test_each_manifest_is_stated_with_its_counts_list_and_classes(pool: Path) ->
 
 def test_a_contact_sheet_holds_every_frame_in_order(pool: Path, tmp_path: Path) -> None:
     out = tmp_path / "sheet.jpg"
-    assert write_contact_sheet(pool, "Class01/Class01_00", out) == f"{out}: 12 frames of Class01/Class01_00"
+    assert (
+        write_contact_sheet(pool, "Class01/Class01_00", out)
+        == f"{out}: 12 frames of Class01/Class01_00"
+    )
     opened = open_pool(pool)
     row = next(row for row in opened.samples().to_pylist() if row["key"] == "Class01/Class01_00")
     frames = read_frames(opened.store, row, range(12))
@@ -58,6 +63,8 @@ def test_a_contact_sheet_holds_every_frame_in_order(pool: Path, tmp_path: Path) 
         ("Class01/Class01_00", Path("a.png"), "the picture is a JPEG"),
     ],
 )
-def test_what_cannot_be_shown_is_an_error(pool: Path, key: str, out: Path | None, sentence: str) -> None:
+def test_what_cannot_be_shown_is_an_error(
+    pool: Path, key: str, out: Path | None, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
         write_contact_sheet(pool, key, out)

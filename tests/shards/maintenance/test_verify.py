@@ -59,14 +59,17 @@ def change_card(pool: Path, **values: Any) -> None:
 @pytest.mark.parametrize("level", ["quick", "full", "deep"])
 def test_a_sound_pool_has_no_finding(reference: Path, level: str) -> None:
     calls: list[tuple[int, int]] = []
-    found = verify_pool(reference, level=level, progress=lambda done, total: calls.append((done, total)))
+    found = verify_pool(
+        reference, level=level, progress=lambda done, total: calls.append((done, total))
+    )
     assert found.is_clean
     assert (found.num_shards, found.num_samples) == (3, 12)
     assert calls == [(0, 12), (5, 12), (10, 12), (12, 12)]
 
 
 def check_flips(pool: Path, seed: int, count: int) -> None:
-    """Flip single bits anywhere in a tar: each is found at level full, and the sample that holds it is named."""
+    """Flip single bits anywhere in a tar: each is found at level full, and the sample that holds it
+    is named."""
     rng = np.random.default_rng(seed)
     rows = open_pool(pool).samples().to_pylist()
     for entry in open_pool(pool).card.shards:
@@ -75,12 +78,15 @@ def check_flips(pool: Path, seed: int, count: int) -> None:
             hit = [
                 row["key"]
                 for row in rows
-                if row["shard"] == entry.name and row["offset"] <= bit // 8 < row["offset"] + row["size"]
+                if row["shard"] == entry.name
+                and row["offset"] <= bit // 8 < row["offset"] + row["size"]
             ]
             flip(path, bit)
             found = verify_pool(pool, level="full").findings
             flip(path, bit)
-            assert [(finding.file, finding.key) for finding in found] == [(entry.name, hit[0] if hit else None)], bit
+            assert [(finding.file, finding.key) for finding in found] == [
+                (entry.name, hit[0] if hit else None)
+            ], bit
     assert verify_pool(pool, level="full").is_clean
 
 
@@ -94,10 +100,16 @@ def test_thousands_of_flipped_bits_are_all_found(pool: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["samples.parquet", MANIFEST])
-def test_a_flipped_bit_of_a_table_is_found_unless_every_value_reads_as_before(pool: Path, file: str) -> None:
+def test_a_flipped_bit_of_a_table_is_found_unless_every_value_reads_as_before(
+    pool: Path, file: str
+) -> None:
     before = pq.read_table(pool / file)
     num_found = 0
-    for bit in np.random.default_rng(2).choice((pool / file).stat().st_size * 8, size=FLIPS, replace=False).tolist():
+    for bit in (
+        np.random.default_rng(2)
+        .choice((pool / file).stat().st_size * 8, size=FLIPS, replace=False)
+        .tolist()
+    ):
         flip(pool / file, bit)
         if file in verify_pool(pool, level="quick").damaged_files():
             num_found += 1
@@ -116,8 +128,12 @@ def test_bits_in_the_end_of_a_tar_and_in_a_header_are_found(pool: Path) -> None:
     assert verify_pool(pool, level="quick").is_clean
     flip(pool / name, size * 8 - 1)
     flip(pool / name, 8 * 3)  # in the name of the first member
-    assert [found.key for found in verify_pool(pool, level="quick").findings] == ["Class00/Class00_00"]
-    assert [found.key for found in verify_pool(pool, level="deep").findings] == ["Class00/Class00_00"] * 1
+    assert [found.key for found in verify_pool(pool, level="quick").findings] == [
+        "Class00/Class00_00"
+    ]
+    assert [found.key for found in verify_pool(pool, level="deep").findings] == [
+        "Class00/Class00_00"
+    ] * 1
 
 
 def test_a_cut_tar_names_the_samples_that_are_gone(pool: Path) -> None:
@@ -125,7 +141,9 @@ def test_a_cut_tar_names_the_samples_that_are_gone(pool: Path) -> None:
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:5000])
     found = verify_pool(pool, level="quick").findings
-    assert found[0] == Finding("shards/toy-000002.tar", None, f"holds 5000 bytes, pool.json states {size}")
+    assert found[0] == Finding(
+        "shards/toy-000002.tar", None, f"holds 5000 bytes, pool.json states {size}"
+    )
     assert [finding.key for finding in found[1:]] == ["Class03/Class03_01", "Class03/Class03_02"]
     assert verify_pool(pool, level="full").damaged_files() == ["shards/toy-000002.tar"]
     path.write_bytes(b"")
@@ -138,7 +156,9 @@ def test_missing_and_foreign_files_are_named(pool: Path) -> None:
     assert "no such file" in found["shards/toy-000001.tar"]
     assert found["shards/toy-000007.tar"] == "is not a file of this pool"
     (pool / "samples.parquet").unlink()
-    assert Finding("samples.parquet", None, "is not there") in verify_pool(pool, level="full").findings
+    assert (
+        Finding("samples.parquet", None, "is not there") in verify_pool(pool, level="full").findings
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +174,10 @@ def test_missing_and_foreign_files_are_named(pool: Path) -> None:
 def test_a_row_that_cannot_be_is_named(pool: Path, values: dict[str, Any], what: str) -> None:
     key = change_row(pool, "samples.parquet", 1, **values)
     found = verify_pool(pool, level="quick").findings
-    assert any(finding.file == "samples.parquet" and finding.key == key and what in finding.what for finding in found)
+    assert any(
+        finding.file == "samples.parquet" and finding.key == key and what in finding.what
+        for finding in found
+    )
 
 
 def test_a_wrong_place_and_a_wrong_crc_are_errors_of_the_table(pool: Path) -> None:
@@ -171,7 +194,9 @@ def test_deep_finds_frames_of_another_size_than_recorded(pool: Path) -> None:
     key = change_row(pool, "samples.parquet", 0, stored_width=63)
     assert verify_pool(pool, level="full").is_clean
     found = verify_pool(pool, level="deep").findings
-    assert found[0] == Finding("shards/toy-000000.tar", key, "frame 0 is 64x48 px, recorded are 63x48")
+    assert found[0] == Finding(
+        "shards/toy-000000.tar", key, "frame 0 is 64x48 px, recorded are 63x48"
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,24 +206,37 @@ def test_deep_finds_frames_of_another_size_than_recorded(pool: Path) -> None:
         ({"verdict": "short"}, "is not as samples.parquet has it"),
     ],
 )
-def test_a_manifest_that_disagrees_with_the_samples_is_named(pool: Path, values: dict[str, Any], what: str) -> None:
+def test_a_manifest_that_disagrees_with_the_samples_is_named(
+    pool: Path, values: dict[str, Any], what: str
+) -> None:
     key = change_row(pool, MANIFEST, 0, **values)
     found = verify_pool(pool, level="quick").findings
     assert {finding.file for finding in found} == {MANIFEST}
     assert Finding(MANIFEST, key, what) in found
-    assert any("is " in finding.what and ", expected " in finding.what for finding in found), "counts or fingerprint"
+    assert any("is " in finding.what and ", expected " in finding.what for finding in found), (
+        "counts or fingerprint"
+    )
 
 
 def test_a_card_that_disagrees_with_the_samples_is_named(pool: Path) -> None:
     card = open_pool(pool).card
     change_card(pool, pool_id="0" * 64, counts={**card.counts, "ok": 11})
-    whats = [finding.what for finding in verify_pool(pool, level="quick").findings if finding.file == "pool.json"]
+    whats = [
+        finding.what
+        for finding in verify_pool(pool, level="quick").findings
+        if finding.file == "pool.json"
+    ]
     assert whats == [
         f"pool_id is {'0' * 64}, the samples give {card.pool_id}",
         "counts.ok is 11, samples.parquet gives 12",
     ]
     entries = [entry.model_dump() for entry in card.shards]
-    change_card(pool, pool_id=card.pool_id, counts=card.counts, shards=[{**entries[0], "sha256": "00"}, *entries[1:]])
+    change_card(
+        pool,
+        pool_id=card.pool_id,
+        counts=card.counts,
+        shards=[{**entries[0], "sha256": "00"}, *entries[1:]],
+    )
     found = verify_pool(pool, level="full").findings
     what = "sha256 of shards/toy-000000.tar is wrong, its samples are all right"
     assert found == [Finding("pool.json", None, what)]

@@ -1,4 +1,5 @@
-"""Which frames make a clip: the fixtures of the reference implementations and the lattice of the pool."""
+"""Which frames make a clip: the fixtures of the reference implementations and the lattice of the
+pool."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def lattice(num_frames: int, max_stored: int = 64) -> np.ndarray:
         (75, 16, [2, 7, 11, 16, 21, 25, 30, 35, 39, 44, 49, 53, 58, 63, 67, 72]),
     ],
 )
-def test_evaluation_takes_the_frames_of_the_reference(num_frames: int, num_segments: int, expected: list[int]) -> None:
+def test_evaluation_takes_the_frames_of_the_reference(
+    num_frames: int, num_segments: int, expected: list[int]
+) -> None:
     assert center_indices(num_frames, num_segments).tolist() == expected
     assert clip_positions(np.arange(num_frames), num_frames, num_segments).tolist() == expected
 
@@ -50,7 +53,12 @@ def test_a_wanted_frame_before_the_first_stored_one_gives_the_first() -> None:
     assert clip_positions([5, 9], 10, 2).tolist() == [0, 0]
 
 
-@given(num_frames=st.integers(1, 400), num_segments=st.integers(1, 40), sampling=SAMPLINGS, seed=st.integers(0, 99))
+@given(
+    num_frames=st.integers(1, 400),
+    num_segments=st.integers(1, 40),
+    sampling=SAMPLINGS,
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=200, deadline=None)
 def test_a_training_clip_has_one_stored_frame_of_each_segment(
     num_frames: int, num_segments: int, sampling: Sampling, seed: int
@@ -82,12 +90,19 @@ def test_every_stored_frame_of_a_segment_is_drawn_equally_often() -> None:
 
 
 def test_even_segments_cover_the_video_and_vifi_leaves_out_the_tail() -> None:
-    assert [bound.tolist() for bound in segment_bounds(11, 4, sampling="even")] == [[0, 3, 6, 9], [3, 6, 9, 11]]
-    assert [bound.tolist() for bound in segment_bounds(11, 4, sampling="vifi")] == [[0, 2, 4, 6], [2, 4, 6, 8]]
+    assert [bound.tolist() for bound in segment_bounds(11, 4, sampling="even")] == [
+        [0, 3, 6, 9],
+        [3, 6, 9, 11],
+    ]
+    assert [bound.tolist() for bound in segment_bounds(11, 4, sampling="vifi")] == [
+        [0, 2, 4, 6],
+        [2, 4, 6, 8],
+    ]
 
 
 def test_a_segment_without_a_stored_frame_takes_the_nearest() -> None:
-    # segments [0, 4), [4, 8), [8, 12); the middle one lost its frames to damage, 3 is as near to 5.5 as 8
+    # segments [0, 4), [4, 8), [8, 12); the middle one lost its frames to damage, 3 is as near to
+    # 5.5 as 8
     positions = clip_positions([0, 1, 2, 3, 8, 9, 10, 11], 12, 3, rng=np.random.default_rng(0))
     assert positions[1] == 3
 
@@ -106,7 +121,11 @@ def test_vifi_takes_a_short_video_as_the_reference_does() -> None:
     assert positions.tolist() == [0, 0, 1, 1, 2, 2, 2, 0]
 
 
-@pytest.mark.parametrize(("stored", "num_frames", "num_segments"), [([], 0, 8), ([], 4, 8), ([0], 1, 0)])
-def test_no_frame_or_no_segment_is_an_error(stored: list[int], num_frames: int, num_segments: int) -> None:
+@pytest.mark.parametrize(
+    ("stored", "num_frames", "num_segments"), [([], 0, 8), ([], 4, 8), ([0], 1, 0)]
+)
+def test_no_frame_or_no_segment_is_an_error(
+    stored: list[int], num_frames: int, num_segments: int
+) -> None:
     with pytest.raises(ValueError, match="no clip of"):
         clip_positions(stored, num_frames, num_segments)

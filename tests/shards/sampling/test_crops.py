@@ -12,18 +12,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.format.jpeg import decode, encode_rgb
-from shards.sampling.crops import Crop, CropKind, center_crop, choose_crop, largest_shrink, multi_scale_crop, resized
+from shards.sampling.crops import (
+    Crop,
+    CropKind,
+    center_crop,
+    choose_crop,
+    largest_shrink,
+    multi_scale_crop,
+    resized,
+)
 from tests.pools import smooth_frames
 
 SIDES = st.integers(1, 500)
 
 
 @given(
-    kind=st.sampled_from(get_args(CropKind)), height=SIDES, width=SIDES, seed=st.integers(0, 50), train=st.booleans()
+    kind=st.sampled_from(get_args(CropKind)),
+    height=SIDES,
+    width=SIDES,
+    seed=st.integers(0, 50),
+    train=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_a_crop_lies_within_the_frame(kind: CropKind, height: int, width: int, seed: int, train: bool) -> None:
-    crop = choose_crop(kind, height, width, flip=True, rng=np.random.default_rng(seed) if train else None)
+def test_a_crop_lies_within_the_frame(
+    kind: CropKind, height: int, width: int, seed: int, train: bool
+) -> None:
+    crop = choose_crop(
+        kind, height, width, flip=True, rng=np.random.default_rng(seed) if train else None
+    )
     assert crop.height >= 1
     assert crop.width >= 1
     assert 0 <= crop.top <= height - crop.height
@@ -42,7 +58,13 @@ def test_a_training_crop_has_one_of_10_shapes_at_5_places() -> None:
     assert {side for shape in shapes for side in shape} == {256, 224, 192, 168}
     assert len(shapes) == 10
     places = {(crop.top, crop.left) for crop in crops if (crop.height, crop.width) == (224, 192)}
-    assert places == {(0, 0), (0, 148), (32, 0), (32, 148), (16, 74)}  # 4 or 2 quarters of 256 - 224 and 341 - 192
+    assert places == {
+        (0, 0),
+        (0, 148),
+        (32, 0),
+        (32, 148),
+        (16, 74),
+    }  # 4 or 2 quarters of 256 - 224 and 341 - 192
 
 
 def test_evaluation_takes_the_centre_or_the_whole_frame_and_never_flips() -> None:
@@ -67,11 +89,18 @@ def test_a_crop_of_the_wanted_size_keeps_every_pixel(flip: bool) -> None:
     assert np.array_equal(clip_TCHW.numpy(), expected[..., ::-1] if flip else expected)
 
 
-@pytest.mark.parametrize("crop", [Crop(0, 0, 48, 64), Crop(3, 4, 20, 24), Crop(1, 2, 45, 33, flip=True)])
+@pytest.mark.parametrize(
+    "crop", [Crop(0, 0, 48, 64), Crop(3, 4, 20, 24), Crop(1, 2, 45, 33, flip=True)]
+)
 def test_resizing_is_within_one_level_of_float_arithmetic(crop: Crop) -> None:
     images = smooth_frames(np.random.default_rng(1), num_frames=2, height=48, width=64)
     clip_TCHW = resized(images, crop, size_px=32)
-    cut = np.stack([image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width] for image in images])
+    cut = np.stack(
+        [
+            image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+            for image in images
+        ]
+    )
     frames_TCHW = torch.from_numpy(cut).permute(0, 3, 1, 2).float()
     expected = F.interpolate(frames_TCHW, (32, 32), mode="bilinear", antialias=True)
     expected = expected.flip(-1) if crop.flip else expected
@@ -79,8 +108,12 @@ def test_resizing_is_within_one_level_of_float_arithmetic(crop: Crop) -> None:
     assert (clip_TCHW.float() - expected).abs().max() <= 1.01
 
 
-@pytest.mark.parametrize(("side", "shrink"), [(31, 1), (63, 1), (64, 2), (127, 2), (128, 4), (256, 8), (2000, 8)])
-def test_a_crop_is_decoded_small_only_as_long_as_it_need_not_be_enlarged(side: int, shrink: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "shrink"), [(31, 1), (63, 1), (64, 2), (127, 2), (128, 4), (256, 8), (2000, 8)]
+)
+def test_a_crop_is_decoded_small_only_as_long_as_it_need_not_be_enlarged(
+    side: int, shrink: int
+) -> None:
     crop = Crop(10, 21, side, side + 1, flip=True)
     assert largest_shrink(crop, 32) == shrink
     small = crop.shrunk(shrink)
@@ -91,7 +124,9 @@ def test_a_crop_is_decoded_small_only_as_long_as_it_need_not_be_enlarged(side: i
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize(("height", "width"), [(64, 48), (65, 47), (9, 100)])
-def test_a_crop_decoded_small_lies_inside_the_small_frame(shrink: int, height: int, width: int) -> None:
+def test_a_crop_decoded_small_lies_inside_the_small_frame(
+    shrink: int, height: int, width: int
+) -> None:
     block = encode_rgb(np.zeros((height, width, 3), np.uint8), quality=90)
     image = decode(block, where="", shrink=shrink)
     assert image.shape == (-(-height // shrink), -(-width // shrink), 3)

@@ -30,7 +30,9 @@ def test_a_position_gives_the_same_sample_alone_and_among_others(
 ) -> None:
     positions = data.draw(st.lists(st.integers(0, num_samples - 1), min_size=1, max_size=8))
     together = permute(positions, num_samples, seed=seed, epoch=3)
-    assert [int(permute(position, num_samples, seed=seed, epoch=3)) for position in positions] == together.tolist()
+    assert [
+        int(permute(position, num_samples, seed=seed, epoch=3)) for position in positions
+    ] == together.tolist()
     assert ((together >= 0) & (together < num_samples)).all()
 
 
@@ -42,7 +44,9 @@ def test_the_order_of_version_1_never_changes() -> None:
 
 def test_seed_and_epoch_each_change_the_order() -> None:
     orders = {
-        tuple(permute(np.arange(50), 50, seed=seed, epoch=epoch).tolist()) for seed in range(3) for epoch in range(3)
+        tuple(permute(np.arange(50), 50, seed=seed, epoch=epoch).tolist())
+        for seed in range(3)
+        for epoch in range(3)
     }
     assert len(orders) == 9
 
@@ -53,7 +57,9 @@ def test_every_sample_is_as_often_first_as_any_other() -> None:
 
 
 def test_every_order_of_four_samples_is_as_frequent_as_any_other() -> None:
-    orders = Counter(tuple(permute(np.arange(4), 4, seed=1, epoch=epoch).tolist()) for epoch in range(24 * 50))
+    orders = Counter(
+        tuple(permute(np.arange(4), 4, seed=1, epoch=epoch).tolist()) for epoch in range(24 * 50)
+    )
     assert len(orders) == 24
     assert _is_uniform(np.array(list(orders.values())))
 
@@ -79,7 +85,11 @@ def column(shards: list[int]) -> pa.ChunkedArray:
     return pa.chunked_array([[f"shards/toy-{shard:06d}.tar" for shard in shards]])
 
 
-@given(shards=st.lists(st.integers(0, 20), min_size=1, max_size=300), group_shards=st.integers(1, 25), seed=SEEDS)
+@given(
+    shards=st.lists(st.integers(0, 20), min_size=1, max_size=300),
+    group_shards=st.integers(1, 25),
+    seed=SEEDS,
+)
 @settings(max_examples=60, deadline=None)
 def test_a_grouped_epoch_visits_every_sample_once_and_each_group_of_shards_in_one_go(
     shards: list[int], group_shards: int, seed: int
@@ -93,7 +103,9 @@ def test_a_grouped_epoch_visits_every_sample_once_and_each_group_of_shards_in_on
         if shard not in groups[-1] and len(groups[-1]) == group_shards:
             groups.append(set())
         groups[-1].add(shard)
-    assert sum(len(group) for group in groups) == len(set(shards))  # no shard comes back in a later group
+    assert sum(len(group) for group in groups) == len(
+        set(shards)
+    )  # no shard comes back in a later group
 
 
 @given(shards=st.lists(st.integers(0, 6), min_size=2, max_size=80), seed=SEEDS, data=st.data())

@@ -1,4 +1,5 @@
-"""The order of the stream is a pure function; here it is taken apart and put together in every topology."""
+"""The order of the stream is a pure function; here it is taken apart and put together in every
+topology."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def stream_of_rank(
     return [next(workers[number % num_workers]) for number in range(num_batches)]
 
 
-def global_order(order: Order, *, steps: int, world_size: int, accumulation: int, **options: int) -> list[int]:
+def global_order(
+    order: Order, *, steps: int, world_size: int, accumulation: int, **options: int
+) -> list[int]:
     """The samples of `steps` optimiser steps, rank slices one after the other."""
     ranks = [
         stream_of_rank(
@@ -65,11 +68,15 @@ def orders(draw: st.DrawFn, *, num_samples: int) -> Order:
         return Order(num_samples, seed=seed)
     shards = draw(st.lists(st.integers(0, 9), min_size=num_samples, max_size=num_samples))
     return GroupedOrder(
-        pa.chunked_array([[str(shard) for shard in shards]]), seed=seed, group_shards=draw(st.integers(1, 12))
+        pa.chunked_array([[str(shard) for shard in shards]]),
+        seed=seed,
+        group_shards=draw(st.integers(1, 12)),
     )
 
 
-@given(batch_size=st.integers(1, 200), world_size=st.integers(1, 20), accumulation=st.integers(1, 8))
+@given(
+    batch_size=st.integers(1, 200), world_size=st.integers(1, 20), accumulation=st.integers(1, 8)
+)
 def test_slices_of_ranks_and_micro_batches_make_up_the_batch(
     batch_size: int, world_size: int, accumulation: int
 ) -> None:
@@ -101,11 +108,15 @@ def topologies(draw: st.DrawFn, *, batch_size: int) -> dict[str, int]:
 
 @given(batch_size=st.integers(1, 12), extra=st.integers(0, 40), data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_the_order_is_the_same_in_every_topology(batch_size: int, extra: int, data: st.DataObject) -> None:
+def test_the_order_is_the_same_in_every_topology(
+    batch_size: int, extra: int, data: st.DataObject
+) -> None:
     num_samples = batch_size + extra
     steps = num_samples // batch_size
     order = data.draw(orders(num_samples=num_samples))
-    found = global_order(order, steps=steps, epoch=2, position=0, **data.draw(topologies(batch_size=batch_size)))
+    found = global_order(
+        order, steps=steps, epoch=2, position=0, **data.draw(topologies(batch_size=batch_size))
+    )
     assert found == order.rows(np.arange(steps * batch_size), 2).tolist()
     assert len(set(found)) == len(found)
 
@@ -144,7 +155,9 @@ def test_going_on_with_another_batch_size_takes_the_exact_next_sample() -> None:
 
 def test_steps_are_numbered_within_the_epoch_also_after_a_resume() -> None:
     plans = islice(
-        train_plan(Order(10, seed=0), epoch=4, position=3, batch_size=3, accumulation=1, place=Place()),
+        train_plan(
+            Order(10, seed=0), epoch=4, position=3, batch_size=3, accumulation=1, place=Place()
+        ),
         4,
     )
     assert [(plan.epoch, plan.step) for plan in plans] == [(4, 1), (4, 2), (5, 0), (5, 1)]
@@ -164,7 +177,9 @@ def test_an_evaluation_visits_each_sample_once_in_the_same_blocks_at_any_world_s
     for rank in range(world_size):
         for worker in range(num_workers):
             for plan in eval_plan(
-                num_samples, block_size=block_size, place=Place(rank, world_size, worker, num_workers)
+                num_samples,
+                block_size=block_size,
+                place=Place(rank, world_size, worker, num_workers),
             ):
                 assert plan.step % world_size == rank
                 found[plan.step] = plan.rows.tolist()

@@ -1,4 +1,5 @@
-"""A pool is read through every face: unsigned S3, Google's and the web's from a real server, Azure's up to its door."""
+"""A pool is read through every face: unsigned S3, Google's and the web's from a real server,
+Azure's up to its door."""
 
 from __future__ import annotations
 
@@ -75,13 +76,17 @@ def test_batches_are_those_of_a_folder(
     remote = open_pool(FACES[face].format(endpoint=public.endpoint))
     reading = ReadSettings(cache=tmp_path / "cache" if cached else None)
     assert_same(list(train_loader(remote, reading)), list(train_loader(pool)))
-    scored = build_eval_loader(remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading)
+    scored = build_eval_loader(
+        remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading
+    )
     assert [clips.failures for clips in scored] == [[None] * 5, [None] * 5, [None] * 2]
     assert pickle.loads(pickle.dumps(remote)).samples() == pool.samples()
 
 
 @pytest.mark.parametrize("face", ["s3", "gs"])
-def test_a_pool_in_a_bucket_is_verified_reported_and_compared(root: Path, public: ObjectServer, face: str) -> None:
+def test_a_pool_in_a_bucket_is_verified_reported_and_compared(
+    root: Path, public: ObjectServer, face: str
+) -> None:
     address = FACES[face].format(endpoint=public.endpoint)
     assert verify_pool(address).is_clean
     assert report_pool(address).counts == report_pool(root).counts
@@ -96,7 +101,9 @@ def test_a_file_that_is_missing_or_cut_short_is_named(public: ObjectServer, face
     size = store.size("pool.json")
     with pytest.raises(StorageError, match=r"pool/none.json: no such file; is the pool complete\?"):
         store.read_ranges("none.json", [0], [1])
-    with pytest.raises(StorageError, match=rf"pool/pool.json: holds {size} bytes, expected {size + 5} or more"):
+    with pytest.raises(
+        StorageError, match=rf"pool/pool.json: holds {size} bytes, expected {size + 5} or more"
+    ):
         store.read_ranges("pool.json", [0, size], [1, 5])
     with pytest.raises(StorageError, match=r"pool/pool.json: ends before the \d+ bytes"):
         list(store.read_pieces("pool.json", [size + 1]))
@@ -105,7 +112,9 @@ def test_a_file_that_is_missing_or_cut_short_is_named(public: ObjectServer, face
 
 def test_a_web_server_lists_nothing_and_takes_nothing(public: ObjectServer, tmp_path: Path) -> None:
     address = FACES["http"].format(endpoint=public.endpoint)
-    with pytest.raises(StorageError, match=r"a%20pool/shards: cannot be listed on a web server; .* need a copy"):
+    with pytest.raises(
+        StorageError, match=r"a%20pool/shards: cannot be listed on a web server; .* need a copy"
+    ):
         verify_pool(address)
     store = open_store(address)
     (tmp_path / "x").write_bytes(b"1")
@@ -114,7 +123,9 @@ def test_a_web_server_lists_nothing_and_takes_nothing(public: ObjectServer, tmp_
         lambda: store.delete("x"),
         lambda: store.adopt("x", tmp_path / "x"),
     ):
-        with pytest.raises(StorageError, match=r"a%20pool/x: cannot be .*: a web server is only read from"):
+        with pytest.raises(
+            StorageError, match=r"a%20pool/x: cannot be .*: a web server is only read from"
+        ):
             attempt()
     assert (tmp_path / "x").exists()
 
@@ -122,7 +133,8 @@ def test_a_web_server_lists_nothing_and_takes_nothing(public: ObjectServer, tmp_
 def test_a_web_server_without_byte_ranges_is_refused_by_its_first_frame(web: str) -> None:
     remote = open_pool(web)
     with pytest.raises(
-        StorageError, match=rf"{web}/shards/.*: the web server ignores byte ranges; serve the pool from"
+        StorageError,
+        match=rf"{web}/shards/.*: the web server ignores byte ranges; serve the pool from",
     ):
         remote.store.read_ranges(remote.card.shards[0].name, [0], [10])
 
@@ -131,7 +143,9 @@ def test_a_web_server_without_byte_ranges_is_refused_by_its_first_frame(web: str
 def test_what_is_not_public_is_refused_in_one_line(s3: ObjectServer, face: str) -> None:
     s3.client(s3.make_bucket("private"), "a pool").put("pool.json", b"{}")
     address = FACES[face].format(endpoint=s3.endpoint).replace("/public/", "/private/")
-    with pytest.raises(StorageError, match=r"/private/.*: cannot be read: access was refused; (check|a web)") as caught:
+    with pytest.raises(
+        StorageError, match=r"/private/.*: cannot be read: access was refused; (check|a web)"
+    ) as caught:
         open_pool(address)
     assert "\n" not in str(caught.value)
 
@@ -141,10 +155,14 @@ def test_a_wrong_token_of_google_is_refused_in_one_line_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "planted-secret")
     with run_fault_proxy(s3.endpoint) as proxy:
-        proxy.decide = lambda number, method, path: Fault(status=401)  # as Google does; SeaweedFS knows no tokens
+        proxy.decide = lambda number, method, path: Fault(
+            status=401
+        )  # as Google does; SeaweedFS knows no tokens
         store = open_store(f"gs://private/pool?endpoint={proxy.endpoint}")
         for attempt in (lambda: store.exists("x"), lambda: store.put("x", b"1")):
-            with pytest.raises(StorageError, match=r"access was refused.*GOOGLE_APPLICATION_CREDENTIALS") as caught:
+            with pytest.raises(
+                StorageError, match=r"access was refused.*GOOGLE_APPLICATION_CREDENTIALS"
+            ) as caught:
                 attempt()
             assert "planted" not in str(caught.value)
             assert "\n" not in str(caught.value)
@@ -154,16 +172,20 @@ def test_a_wrong_token_of_google_is_refused_in_one_line_and_not_repeated(
 def test_azure_needs_an_account_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(
-        StorageError, match=r"^az://box/pool/x: cannot be read: the address names no account; check the"
+        StorageError,
+        match=r"^az://box/pool/x: cannot be read: the address names no account; check the",
     ):
         open_store("az://box/pool").exists("x")
 
 
-@pytest.mark.parametrize("address", ["az://box/a pool", "abfs://box@account.dfs.core.windows.net/a pool"])
+@pytest.mark.parametrize(
+    "address", ["az://box/a pool", "abfs://box@account.dfs.core.windows.net/a pool"]
+)
 def test_azure_is_asked_in_its_own_way_and_its_signature_never_shows(
     s3: ObjectServer, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    """What comes back is no Azure's answer; that an Azure server takes it was tried by hand with Azurite."""
+    """What comes back is no Azure's answer; that an Azure server takes it was tried by hand with
+    Azurite."""
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=2024-01-01&sig=planted-secret")
     if address.startswith("az"):
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
@@ -176,5 +198,10 @@ def test_azure_is_asked_in_its_own_way_and_its_signature_never_shows(
         ) as caught:
             store.read("x")
     assert proxy.requests == [("GET", "/account/box/a%20pool/x?sv=2024-01-01&sig=planted-secret")]
-    for shown in (str(caught.value), repr(store), repr(vars(store)), pickle.dumps(store).decode("latin-1")):
+    for shown in (
+        str(caught.value),
+        repr(store),
+        repr(vars(store)),
+        pickle.dumps(store).decode("latin-1"),
+    ):
         assert "planted" not in shown

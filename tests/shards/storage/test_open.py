@@ -45,12 +45,18 @@ def test_a_file_address_and_a_path_lead_to_the_same_place(tmp_path: Path) -> Non
     assert open_store(str(folder)).uri("x") == str(folder / "x")
 
 
-@given(ranges=st.lists(st.tuples(st.integers(0, len(DATA) - 1), st.integers(1, 300)), min_size=1, max_size=9))
+@given(
+    ranges=st.lists(
+        st.tuples(st.integers(0, len(DATA) - 1), st.integers(1, 300)), min_size=1, max_size=9
+    )
+)
 @settings(max_examples=50, deadline=None)
 def test_ranges_come_in_the_order_asked_for(store: Store, ranges: list[tuple[int, int]]) -> None:
     cut = [(start, min(size, len(DATA) - start)) for start, size in ranges]
     starts, sizes = zip(*cut, strict=True)
-    assert store.read_ranges("shards/a.tar", starts, sizes) == [DATA[start : start + size] for start, size in cut]
+    assert store.read_ranges("shards/a.tar", starts, sizes) == [
+        DATA[start : start + size] for start, size in cut
+    ]
 
 
 def test_a_range_over_the_end_says_that_the_file_is_cut_short(store: Store) -> None:
@@ -61,7 +67,9 @@ def test_a_range_over_the_end_says_that_the_file_is_cut_short(store: Store) -> N
 
 
 def test_a_missing_object_is_named_with_its_full_address(store: Store) -> None:
-    with pytest.raises(StorageError, match=r"shards/b.tar: no such file; is the pool complete\?") as caught:
+    with pytest.raises(
+        StorageError, match=r"shards/b.tar: no such file; is the pool complete\?"
+    ) as caught:
         store.read_ranges("shards/b.tar", [0], [1])
     assert str(caught.value).startswith(store.uri(""))
     with pytest.raises(StorageError, match=r"nothing.json: no such file; is this the right pool\?"):
@@ -77,14 +85,17 @@ def test_a_store_that_was_used_can_be_sent_to_another_process(store: Store) -> N
 
 def test_a_folder_in_the_way_of_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(StorageError, match=r"file/below: cannot be written: .*Not a directory") as caught:
+    with pytest.raises(
+        StorageError, match=r"file/below: cannot be written: .*Not a directory"
+    ) as caught:
         open_store(tmp_path).put("file/below", b"1")
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"^ftp://host/x: ftp:// is not supported; give a folder or one of s3, gs, az"
+        ConfigError,
+        match=r"^ftp://host/x: ftp:// is not supported; give a folder or one of s3, gs, az",
     ):
         open_store("ftp://host/x")
     with pytest.raises(ConfigError, match=r"^s3://: names no bucket; give s3://bucket/prefix"):
@@ -94,16 +105,46 @@ def test_an_unknown_scheme_is_refused() -> None:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("s3://bucket/pool?regoin=x", r"^s3://bucket/pool: unknown key regoin; did you mean region\?"),
-        ("s3://bucket/pool?path_style=maybe", r"^s3://bucket/pool: path_style: Input should be a valid boolean"),
-        ("s3://bucket?timeout_seconds=0", r"^s3://bucket: timeout_seconds: Input should be greater than 0, got '0'"),
-        ("s3://bucket?timeout_seconds=nan", r"^s3://bucket: timeout_seconds: Input should be .*, got 'nan'"),
-        ("s3://bucket?timeout_seconds=inf", r"^s3://bucket: timeout_seconds: Input should be .* 3600, got 'inf'"),
-        ("s3://bucket?retry_seconds=inf", r"^s3://bucket: retry_seconds: Input should be .* 300, got 'inf'"),
-        ("s3://bucket?retry_seconds=301", r"^s3://bucket: retry_seconds: Input should be .* 300, got '301'"),
-        ("s3://buc ket/pool", r"^'s3://buc ket/pool': no bucket and no host has a name with a space; give s3://"),
-        ("http://ho\nst/pool", r"^'http://ho\\nst/pool': no bucket and no host has a name with a space"),
-        ("gs://bucket?endpoint=host:80", r"^gs://bucket: endpoint: String should match pattern .*, got 'host:80'"),
+        (
+            "s3://bucket/pool?regoin=x",
+            r"^s3://bucket/pool: unknown key regoin; did you mean region\?",
+        ),
+        (
+            "s3://bucket/pool?path_style=maybe",
+            r"^s3://bucket/pool: path_style: Input should be a valid boolean",
+        ),
+        (
+            "s3://bucket?timeout_seconds=0",
+            r"^s3://bucket: timeout_seconds: Input should be greater than 0, got '0'",
+        ),
+        (
+            "s3://bucket?timeout_seconds=nan",
+            r"^s3://bucket: timeout_seconds: Input should be .*, got 'nan'",
+        ),
+        (
+            "s3://bucket?timeout_seconds=inf",
+            r"^s3://bucket: timeout_seconds: Input should be .* 3600, got 'inf'",
+        ),
+        (
+            "s3://bucket?retry_seconds=inf",
+            r"^s3://bucket: retry_seconds: Input should be .* 300, got 'inf'",
+        ),
+        (
+            "s3://bucket?retry_seconds=301",
+            r"^s3://bucket: retry_seconds: Input should be .* 300, got '301'",
+        ),
+        (
+            "s3://buc ket/pool",
+            r"^'s3://buc ket/pool': no bucket and no host has a name with a space; give s3://",
+        ),
+        (
+            "http://ho\nst/pool",
+            r"^'http://ho\\nst/pool': no bucket and no host has a name with a space",
+        ),
+        (
+            "gs://bucket?endpoint=host:80",
+            r"^gs://bucket: endpoint: String should match pattern .*, got 'host:80'",
+        ),
         ("gs://bucket?region=x", r"^gs://bucket: unknown key region"),
         ("https://host/pool?anonymous=true", r"^https://host/pool: unknown key anonymous"),
     ],
@@ -161,4 +202,6 @@ def test_what_only_looks_a_little_like_credentials_is_an_address(address: str) -
 
 
 def test_the_options_of_an_address_are_not_shown() -> None:
-    assert open_store("s3://bucket/me@lab?endpoint=http://host:80").uri("x") == "s3://bucket/me@lab/x"
+    assert (
+        open_store("s3://bucket/me@lab?endpoint=http://host:80").uri("x") == "s3://bucket/me@lab/x"
+    )

@@ -38,13 +38,18 @@ def test_what_is_put_is_read_listed_and_removed(store: Store) -> None:
     assert store.names("nothing/") == []
 
 
-def test_a_file_is_taken_in_whole_and_read_in_pieces_and_ranges(store: Store, tmp_path: Path) -> None:
+def test_a_file_is_taken_in_whole_and_read_in_pieces_and_ranges(
+    store: Store, tmp_path: Path
+) -> None:
     (tmp_path / "a.tar").write_bytes(DATA)
     store.adopt("shards/a.tar", tmp_path / "a.tar")
     assert not (tmp_path / "a.tar").exists()
     assert store.sha256("shards/a.tar") == hashlib.sha256(DATA).hexdigest()
     sizes = [1, 12_000_000, 0, 7_999_000]
-    assert b"".join(bytes(piece) for piece in store.read_pieces("shards/a.tar", sizes)) == DATA[: sum(sizes)]
+    assert (
+        b"".join(bytes(piece) for piece in store.read_pieces("shards/a.tar", sizes))
+        == DATA[: sum(sizes)]
+    )
     assert store.read_ranges("shards/a.tar", [19_999_990, 5], [10, 7]) == [DATA[-10:], DATA[5:12]]
     with pytest.raises(StorageError, match=r"s3://storage/.*a.tar: ends before the 20000001 bytes"):
         list(store.read_pieces("shards/a.tar", [20_000_000, 1]))
@@ -117,7 +122,9 @@ def test_a_public_bucket_is_read_without_a_signature_and_nothing_else_is(
     assert public.read("x") == b"1"
     assert public.sizes("") == {"x": 1}
     assert set(proxy.signatures) == {""}
-    with pytest.raises(StorageError, match=r"cannot be written: access was refused \(AccessDenied\)"):
+    with pytest.raises(
+        StorageError, match=r"cannot be written: access was refused \(AccessDenied\)"
+    ):
         public.put("y", b"1")
     with pytest.raises(StorageError, match=r"cannot be read: access was refused"):
         open_store(f"s3://storage/pool?{options}").exists("x")
@@ -158,15 +165,22 @@ def test_a_profile_that_needs_a_sign_in_is_one_line(
     (tmp_path / "config").write_text("[default]\nsso_session = work\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(
-        StorageError, match=r"^s3://storage/pool/x: cannot be read: AWS profile default: has sso_session"
+        StorageError,
+        match=r"^s3://storage/pool/x: cannot be read: AWS profile default: has sso_session",
     ):
         open_store("s3://storage/pool").exists("x")
     assert not open_store(f"s3://{PUBLIC}/nothing?anonymous=true").exists("x")  # needs no keys
 
 
-@pytest.mark.parametrize("half_written", ["", "[default]\naws_access_key_id = writer", "aws_secret"])
+@pytest.mark.parametrize(
+    "half_written", ["", "[default]\naws_access_key_id = writer", "aws_secret"]
+)
 def test_a_profile_that_is_just_being_written_costs_no_request(
-    s3: ObjectServer, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, half_written: str
+    s3: ObjectServer,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    half_written: str,
 ) -> None:
     """Between the first answer and the client for the time after it."""
     write_profile(tmp_path, "default", region="us-east-1", endpoint=s3.endpoint)
@@ -191,7 +205,12 @@ def test_a_profile_that_is_just_being_written_costs_no_request(
     ],
 )
 def test_what_the_server_refuses_is_one_line_at_once(
-    s3: ObjectServer, store: Store, monkeypatch: pytest.MonkeyPatch, key: tuple[str, str], bucket: str, words: str
+    s3: ObjectServer,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    key: tuple[str, str],
+    bucket: str,
+    words: str,
 ) -> None:
     for name, value in s3.environment(key).items():
         monkeypatch.setenv(name, value)
@@ -213,12 +232,18 @@ def test_a_bucket_that_is_not_there_is_no_empty_pool(s3: ObjectServer) -> None:
         other.names("shards/")
 
 
-def test_no_credentials_at_all_is_one_line(s3: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_credentials_at_all_is_one_line(
+    s3: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # where a machine would be asked for its role
-    with pytest.raises(StorageError, match=r"cannot be read: no credentials were found; check .*AWS_PROFILE") as caught:
+    monkeypatch.setenv(
+        "AWS_METADATA_ENDPOINT", "http://127.0.0.1:9"
+    )  # where a machine would be asked for its role
+    with pytest.raises(
+        StorageError, match=r"cannot be read: no credentials were found; check .*AWS_PROFILE"
+    ) as caught:
         open_store("s3://storage/pool?retry_seconds=1").exists("x")
     assert "\n" not in str(caught.value)
 
@@ -229,16 +254,24 @@ def test_a_server_that_never_answered_is_one_line_within_seconds(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     started = time.monotonic()
-    with pytest.raises(StorageError, match=r"^s3://bucket/x: cannot be read: no answer; check the address") as caught:
+    with pytest.raises(
+        StorageError, match=r"^s3://bucket/x: cannot be read: no answer; check the address"
+    ) as caught:
         open_store(f"s3://bucket{options}").exists("x")
-    assert time.monotonic() - started < 60  # not the four minutes for which a known server is waited for
+    assert (
+        time.monotonic() - started < 60
+    )  # not the four minutes for which a known server is waited for
     assert "\n" not in str(caught.value)
 
 
-def write_profile(home: Path, name: str, *, region: str, endpoint: str, key: tuple[str, str] = WRITER) -> None:
+def write_profile(
+    home: Path, name: str, *, region: str, endpoint: str, key: tuple[str, str] = WRITER
+) -> None:
     """The two files of `~/.aws`, by default with the keys of one who may write."""
     (home / ".aws").mkdir()
     section = name if name == "default" else f"profile {name}"
-    (home / ".aws" / "config").write_text(f"[{section}]\nregion = {region}\nendpoint_url = {endpoint}\n")
+    (home / ".aws" / "config").write_text(
+        f"[{section}]\nregion = {region}\nendpoint_url = {endpoint}\n"
+    )
     keys = f"aws_access_key_id = {key[0]}\naws_secret_access_key = {key[1]}\n"
     (home / ".aws" / "credentials").write_text(f"[{name}]\n{keys}")

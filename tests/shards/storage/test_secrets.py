@@ -1,4 +1,5 @@
-"""A planted secret is in nothing that a run shows, sends to a worker or keeps, wherever the keys come from."""
+"""A planted secret is in nothing that a run shows, sends to a worker or keeps, wherever the keys
+come from."""
 
 from __future__ import annotations
 
@@ -19,12 +20,19 @@ from tests.object_store import READER, WRITER, ObjectServer
 from tests.shards.storage.test_s3 import write_profile
 
 MANIFEST = "base_to_novel/val_novel"
-SECRETS = ("planted", WRITER[1], READER[1])  # the keys of the server begin so, the wrong ones below too
+SECRETS = (
+    "planted",
+    WRITER[1],
+    READER[1],
+)  # the keys of the server begin so, the wrong ones below too
 
 
 @pytest.fixture(params=["environment", "profile"])
 def give_keys(
-    request: pytest.FixtureRequest, s3: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    request: pytest.FixtureRequest,
+    s3: ObjectServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> Callable[..., None]:
     """Put keys and an endpoint where the parameter says."""
 
@@ -68,12 +76,16 @@ def test_what_was_used_shows_and_carries_no_secret(
     reading = ReadSettings(cache=tmp_path / "cache")
     reader = make_reader(remote.store, manifest, reading)
     clip = ClipSettings(frames=2, size_px=16)
-    loader = build_eval_loader(remote, manifest, clip, block_size=12, num_workers=0, reading=reading)
+    loader = build_eval_loader(
+        remote, manifest, clip, block_size=12, num_workers=0, reading=reading
+    )
     (clips,) = loader
     assert clips.failures == [None] * 12
     for value in (remote, remote.store, reader, loader, clips):
         assert not any(secret in shown(value) for secret in SECRETS)
-    assert all(repr(remote.store) in shown(value) for value in (remote, reader, loader))  # it looks deep enough
+    assert all(
+        repr(remote.store) in shown(value) for value in (remote, reader, loader)
+    )  # it looks deep enough
     for value in (remote, remote.store, reader):
         sent = pickle.dumps(value)
         assert not any(secret.encode() in sent for secret in SECRETS)
@@ -135,21 +147,47 @@ def complaint(address: str) -> str:
 @pytest.mark.parametrize(
     "endpoint",
     [
-        *("http://key:planted@127.0.0.1:9", "http://key:pa/planted@127.0.0.1:9", "http://planted@127.0.0.1:9"),
-        *("http://key%3Aplanted%40127.0.0.1:9", "http://key%3Aplanted", "http://127.0.0.1:9/planted%40x"),
-        *("http://planted:99999", "http://1.2.3.999", "http://[::planted]", "http://", "http:///planted", "planted:9"),
+        *(
+            "http://key:planted@127.0.0.1:9",
+            "http://key:pa/planted@127.0.0.1:9",
+            "http://planted@127.0.0.1:9",
+        ),
+        *(
+            "http://key%3Aplanted%40127.0.0.1:9",
+            "http://key%3Aplanted",
+            "http://127.0.0.1:9/planted%40x",
+        ),
+        *(
+            "http://planted:99999",
+            "http://1.2.3.999",
+            "http://[::planted]",
+            "http://",
+            "http:///planted",
+            "planted:9",
+        ),
         *("http://127.0.0.1:9 x", "http://127.0.0.1:9?planted", "http://é", "ftp://planted"),
     ],
 )
 @pytest.mark.parametrize(
     ("address", "variable"),
     [
-        *[("s3://b/p", name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "profile")],
-        *[("gs://b/p?anonymous=true", "GOOGLE_BASE_URL"), ("az://b/p?anonymous=true", "AZURE_STORAGE_ENDPOINT")],
+        *[
+            ("s3://b/p", name)
+            for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "profile")
+        ],
+        *[
+            ("gs://b/p?anonymous=true", "GOOGLE_BASE_URL"),
+            ("az://b/p?anonymous=true", "AZURE_STORAGE_ENDPOINT"),
+        ],
     ],
 )
 def test_an_endpoint_that_cannot_be_used_is_refused_and_not_repeated(
-    s3: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, variable: str, endpoint: str
+    s3: ObjectServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    address: str,
+    variable: str,
+    endpoint: str,
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
@@ -160,12 +198,16 @@ def test_an_endpoint_that_cannot_be_used_is_refused_and_not_repeated(
         monkeypatch.setenv(variable, endpoint)
     said = complaint(address)
     where = "endpoint_url of the AWS profile" if variable == "profile" else variable
-    assert f"/p/x: cannot be read: {where}: is not http(s)://host:port without credentials; correct it" in said
+    assert (
+        f"/p/x: cannot be read: {where}: is not http(s)://host:port without credentials; correct it"
+        in said
+    )
     assert "planted" not in said
 
 
 @pytest.mark.parametrize(
-    "address", ["http://host:99999/p", "http://1.2.3.999/p", "http://key%253Aplanted/p", "https://[::x]/p"]
+    "address",
+    ["http://host:99999/p", "http://1.2.3.999/p", "http://key%253Aplanted/p", "https://[::x]/p"],
 )
 def test_a_web_address_that_is_none_is_one_line(address: str) -> None:
     assert "the address names no host:port" in complaint(address)
@@ -195,15 +237,25 @@ def test_a_setting_that_cannot_be_used_is_named_and_a_secret_not_repeated(
         assert variable in said
 
 
-def test_a_google_file_that_is_no_key_is_not_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_google_file_that_is_no_key_is_not_quoted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "key.json").write_text('{"type": "planted"}')
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     said = complaint("gs://b/p")
-    assert "is not the JSON that Google gives; check the credentials (GOOGLE_APPLICATION_CREDENTIALS, " in said
+    assert (
+        "is not the JSON that Google gives; check the credentials (GOOGLE_APPLICATION_CREDENTIALS, "
+        in said
+    )
     assert "planted" not in said
 
 
 def test_what_stands_before_the_host_of_an_address_in_an_error_is_left_out() -> None:
-    error = GenericError("Generic S3 error: Error performing GET http://key:pa/planted@host/x in 1 ms - HTTP error")
+    error = GenericError(
+        "Generic S3 error: Error performing GET http://key:pa/planted@host/x in 1 ms - HTTP error"
+    )
     said = str(open_store("http://host/p")._failed("x", "read", error))
-    assert said == "http://host/p/x: cannot be read: Error performing GET http://host/x in 1 ms - HTTP error"
+    assert (
+        said
+        == "http://host/p/x: cannot be read: Error performing GET http://host/x in 1 ms - HTTP error"
+    )

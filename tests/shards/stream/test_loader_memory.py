@@ -20,11 +20,16 @@ def descendants_of(pid: int) -> set[int]:
     return set(children).union(*map(descendants_of, children))
 
 
-def stream(pool: Pool, clip: ClipSettings, *, batch_size: int) -> tuple[Iterator[MicroBatch], set[int]]:
-    """Endless batches of two workers, the first one taken, and the processes that have come with it."""
+def stream(
+    pool: Pool, clip: ClipSettings, *, batch_size: int
+) -> tuple[Iterator[MicroBatch], set[int]]:
+    """Endless batches of two workers, the first one taken, and the processes that have come with
+    it."""
     before = descendants_of(os.getpid())
     manifest = pool.manifest("base_to_novel/val_novel")
-    loader = build_train_loader(pool, manifest, clip, batch_size=batch_size, accumulation=1, num_workers=2, seed=0)
+    loader = build_train_loader(
+        pool, manifest, clip, batch_size=batch_size, accumulation=1, num_workers=2, seed=0
+    )
 
     def endless() -> Iterator[MicroBatch]:
         while True:

@@ -22,7 +22,9 @@ SHARDS = Path(__file__).parents[3] / "shards"
 
 
 def test_no_module_of_shards_imports_torch_or_webdataset() -> None:
-    modules = ", ".join(f"shards.{path.stem}" for path in sorted(SHARDS.glob("*.py")) if path.stem != "__init__")
+    modules = ", ".join(
+        f"shards.{path.stem}" for path in sorted(SHARDS.glob("*.py")) if path.stem != "__init__"
+    )
     code = f"import sys, {modules}; print(sorted({{'torch', 'webdataset'}} & set(sys.modules)))"
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SHARDS.parent
@@ -31,7 +33,9 @@ def test_no_module_of_shards_imports_torch_or_webdataset() -> None:
 
 
 def test_a_state_is_small_and_survives_json(pool: Pool) -> None:
-    state = StreamState(fingerprint=pool.manifest("few_shot/val").info.fingerprint, seed=2**63, epoch=10**6)
+    state = StreamState(
+        fingerprint=pool.manifest("few_shot/val").info.fingerprint, seed=2**63, epoch=10**6
+    )
     text = state.model_dump_json()
     assert len(text) < 1000
     assert StreamState.model_validate_json(text) == state
@@ -63,7 +67,10 @@ def test_a_state_before_the_first_sample_cannot_be_made() -> None:
 
 def test_the_randomness_of_a_sample_depends_on_seed_epoch_and_key_alone() -> None:
     draws = {
-        float(sample_rng(seed, epoch, key).random()) for seed in (0, 1) for epoch in (0, 1) for key in ("a", "b", "1/a")
+        float(sample_rng(seed, epoch, key).random())
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for key in ("a", "b", "1/a")
     }
     assert len(draws) == 12
     assert sample_rng(5, 6, "a").random() == sample_rng(5, 6, "a").random()
@@ -76,7 +83,9 @@ def test_a_plan_without_a_loader_worker_makes_everything_itself(pool: Pool) -> N
         seen.append(place)
         return list(eval_plan(4, block_size=3, place=place))
 
-    stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)
+    stage = PlanStage(
+        pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None
+    )
     assert [item.index for item in stage()] == [0, 1, 2, 3]
     assert seen == [Place(rank=0, world_size=1, worker=0, num_workers=1)]
 
@@ -87,9 +96,13 @@ def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
     def plan(*, place: Place) -> list[MicroPlan]:
         return list(eval_plan(4, block_size=3, place=place))
 
-    stage = PlanStage(pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None)
+    stage = PlanStage(
+        pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None
+    )
     buffers = BatchBuffers(producers=1, places=2, batch_bytes=3 * stage.clip.clip_bytes)
-    pipeline = make_pipeline(stage, make_reader(pool.store, stage.manifest, ReadSettings()), buffers, in_flight=0)
+    pipeline = make_pipeline(
+        stage, make_reader(pool.store, stage.manifest, ReadSettings()), buffers, in_flight=0
+    )
     assert isinstance(pipeline, DataPipeline)
     batches = [packed.unpack(stage.clip, buffers) for packed in pipeline]
     assert [batch.clips.positions_B.tolist() for batch in batches] == [[0, 1, 2], [3]]

@@ -15,7 +15,13 @@ import torch
 
 from shards.errors import StorageError
 from shards.fetching.frames import ReadSettings, ReadStats, make_reader
-from shards.loader import ClipSettings, MicroBatch, TrainLoader, build_eval_loader, build_train_loader
+from shards.loader import (
+    ClipSettings,
+    MicroBatch,
+    TrainLoader,
+    build_eval_loader,
+    build_train_loader,
+)
 from shards.reader import Pool, open_pool
 from shards.storage.open import LocalStore
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
@@ -40,7 +46,9 @@ def proxy(s3: ObjectServer, remote: Pool, monkeypatch: pytest.MonkeyPatch) -> It
         yield proxy
 
 
-def train_loader(pool: Pool, reading: ReadSettings | None = None, num_workers: int = 0) -> TrainLoader:
+def train_loader(
+    pool: Pool, reading: ReadSettings | None = None, num_workers: int = 0
+) -> TrainLoader:
     return build_train_loader(
         pool,
         pool.manifest(TRAIN),
@@ -69,8 +77,12 @@ def total(batches: list[MicroBatch]) -> ReadStats:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_are_those_of_a_folder(pool: Pool, remote: Pool, tmp_path: Path, cached: bool) -> None:
-    loader = train_loader(remote, ReadSettings(cache=tmp_path / "cache" if cached else None, requests_in_flight=5))
+def test_batches_are_those_of_a_folder(
+    pool: Pool, remote: Pool, tmp_path: Path, cached: bool
+) -> None:
+    loader = train_loader(
+        remote, ReadSettings(cache=tmp_path / "cache" if cached else None, requests_in_flight=5)
+    )
     local = train_loader(pool)
     for epoch in range(2):
         batches = list(loader)
@@ -97,15 +109,24 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_of_two_workers_are_those_of_a_folder(pool: Pool, remote: Pool, tmp_path: Path, cached: bool) -> None:
-    """In a process of its own: workers have the environment that was set when the first one was started."""
+def test_batches_of_two_workers_are_those_of_a_folder(
+    pool: Pool, remote: Pool, tmp_path: Path, cached: bool
+) -> None:
+    """In a process of its own: workers have the environment that was set when the first one was
+    started."""
     arguments = [str(pool.store.uri("")), str(tmp_path / "cache") if cached else ""]
     done = subprocess.run(
-        [sys.executable, "-c", _WITH_WORKERS, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _WITH_WORKERS, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     first, second = map(int, done.stdout.split())
-    if cached:  # a worker that is ahead may ask for a piece in the second epoch before another one does in the first
+    # a worker that is ahead may ask for a piece in the second epoch before another one does in the
+    # first
+    if cached:
         reader = make_reader(remote.store, remote.manifest(TRAIN), ReadSettings(cache=tmp_path))
         assert reader.extents is not None
         assert first + second == len(reader.extents)
@@ -113,7 +134,9 @@ def test_batches_of_two_workers_are_those_of_a_folder(pool: Pool, remote: Pool, 
         assert (first, second) == (12, 12)
 
 
-def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(remote: Pool, tmp_path: Path) -> None:
+def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(
+    remote: Pool, tmp_path: Path
+) -> None:
     manifest = remote.manifest(TRAIN)
     reader = make_reader(remote.store, manifest, ReadSettings(cache=tmp_path / "cache"))
     assert reader.extents is not None
@@ -136,13 +159,17 @@ def test_only_the_frames_of_a_step_are_fetched_where_that_is_cheaper(remote: Poo
 def test_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) -> None:
     reading = ReadSettings(cache=tmp_path / "cache")
     list(train_loader(remote, reading))
-    loader = build_eval_loader(remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading)
+    loader = build_eval_loader(
+        remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading
+    )
     assert [len(clips.keys) for clips in loader] == [5, 5, 2]
     shutil.rmtree(tmp_path / "cache")
     assert [clips.failures for clips in loader] == [[None] * 5, [None] * 5, [None] * 2]
 
 
-def test_a_piece_that_the_disk_has_changed_is_fetched_again(pool: Pool, remote: Pool, tmp_path: Path) -> None:
+def test_a_piece_that_the_disk_has_changed_is_fetched_again(
+    pool: Pool, remote: Pool, tmp_path: Path
+) -> None:
     reading = ReadSettings(cache=tmp_path / "cache")
     list(train_loader(remote, reading))
     for path in (tmp_path / "cache").glob("pieces/*/*"):
@@ -166,7 +193,9 @@ FAULTS = {
 def test_what_passes_costs_time_and_no_sample(
     pool: Pool, remote: Pool, proxy: FaultProxy, tmp_path: Path, name: str, cached: bool
 ) -> None:
-    proxy.decide = lambda number, method, path: FAULTS[name] if method == "GET" and number % 3 == 0 else None
+    proxy.decide = lambda number, method, path: (
+        FAULTS[name] if method == "GET" and number % 3 == 0 else None
+    )
     other = open_pool("s3://stream/pool?timeout_seconds=1")
     reading = ReadSettings(cache=tmp_path / "cache" if cached else None)
     started = time.monotonic()
@@ -176,7 +205,9 @@ def test_what_passes_costs_time_and_no_sample(
 
 @pytest.mark.parametrize("seconds", [4, pytest.param(90, marks=pytest.mark.long)])
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(body_share=0.5)])
-def test_an_outage_is_waited_for(pool: Pool, remote: Pool, proxy: FaultProxy, fault: Fault, seconds: int) -> None:
+def test_an_outage_is_waited_for(
+    pool: Pool, remote: Pool, proxy: FaultProxy, fault: Fault, seconds: int
+) -> None:
     other = open_pool("s3://stream/pool")
     loader = train_loader(other)
     end = time.monotonic() + seconds
@@ -193,9 +224,13 @@ def test_an_object_that_always_stalls_is_an_empty_place_with_its_name(
     loader = train_loader(other, ReadSettings(cache=tmp_path / "cache" if cached else None))
     victim = other.manifest(TRAIN).row(0)["shard"]
     proxy.decide = lambda number, method, path: (
-        Fault(body_share=0.5, stall_seconds=600) if method == "GET" and path.endswith(victim) else None
+        Fault(body_share=0.5, stall_seconds=600)
+        if method == "GET" and path.endswith(victim)
+        else None
     )
-    failures = [failure for batch in loader for failure in batch.clips.failures if failure is not None]
+    failures = [
+        failure for batch in loader for failure in batch.clips.failures if failure is not None
+    ]
     assert failures
     assert all(
         failure.startswith(f"s3://stream/pool/{victim}: cannot be read: its bytes stop half-way")
@@ -213,7 +248,9 @@ def test_a_body_that_is_too_short_is_an_empty_place_and_never_a_wrong_sample(
     proxy.decide = lambda number, method, path: (
         Fault(body_share=0.7, is_short=True) if method == "GET" and path.endswith(victim) else None
     )
-    failures = [failure for batch in loader for failure in batch.clips.failures if failure is not None]
+    failures = [
+        failure for batch in loader for failure in batch.clips.failures if failure is not None
+    ]
     assert failures
     assert all(f"s3://stream/pool/{victim}: holds " in failure for failure in failures)
 
@@ -226,17 +263,23 @@ def test_an_object_that_changes_under_the_reader_is_never_taken_for_the_old_one(
     for name in [entry["path"] for batch in client.list("shards") for entry in batch]:
         client.put(name, bytes(reversed(bytes(client.get(name).bytes()))))
     with pytest.raises(
-        StorageError, match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*CRC"
+        StorageError,
+        match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*CRC",
     ):
         list(loader)
     assert list((tmp_path / "cache").glob("pieces/*/*")) == []
 
 
-def test_a_server_that_goes_away_ends_the_run_with_its_name(remote: Pool, proxy: FaultProxy) -> None:
+def test_a_server_that_goes_away_ends_the_run_with_its_name(
+    remote: Pool, proxy: FaultProxy
+) -> None:
     other = open_pool("s3://stream/pool")
     loader = train_loader(other)
     proxy.decide = lambda number, method, path: Fault(status=404) if "/shards/" in path else None
-    with pytest.raises(StorageError, match=r"samples in a row could not be read; the last: s3://stream/pool/shards/"):
+    with pytest.raises(
+        StorageError,
+        match=r"samples in a row could not be read; the last: s3://stream/pool/shards/",
+    ):
         list(loader)
 
 
@@ -272,11 +315,15 @@ def test_a_profile_that_cannot_be_read_is_an_empty_place_and_ends_the_run_as_any
         list(loader)
 
 
-def test_a_stream_that_is_closed_does_not_wait_for_requests_that_run(proxy: FaultProxy, remote: Pool) -> None:
+def test_a_stream_that_is_closed_does_not_wait_for_requests_that_run(
+    proxy: FaultProxy, remote: Pool
+) -> None:
     """Ctrl-C and a run that has failed, in an outage."""
     loader = train_loader(remote, ReadSettings(requests_in_flight=2))
     asked = len(proxy.requests)
-    proxy.decide = lambda number, method, path: Fault(delay_seconds=60.0) if number > asked + 5 else None
+    proxy.decide = lambda number, method, path: (
+        Fault(delay_seconds=60.0) if number > asked + 5 else None
+    )
     batches = iter(loader)
     next(batches)  # of 4 samples; two more are on their way
     begun = time.monotonic()

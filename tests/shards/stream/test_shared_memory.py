@@ -1,4 +1,5 @@
-"""Memory that loader processes share: what is written here is read there, and a place is free once it is let go of."""
+"""Memory that loader processes share: what is written here is read there, and a place is free once
+it is let go of."""
 
 from __future__ import annotations
 

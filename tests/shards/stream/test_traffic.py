@@ -1,4 +1,5 @@
-"""What is planned is what is asked for, with no cache, one that is too small, and one that holds everything."""
+"""What is planned is what is asked for, with no cache, one that is too small, and one that holds
+everything."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ NOTHING = 0.0
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     """48 samples of 8 frames in 24 shards."""
-    return make_pool(tmp_path_factory.mktemp("pool"), samples_per_class=12, frames=8, samples_per_shard=2)
+    return make_pool(
+        tmp_path_factory.mktemp("pool"), samples_per_class=12, frames=8, samples_per_shard=2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,8 @@ def plan_of(
 def train(
     pool: Pool, reading: ReadSettings, order: OrderKind, *, group_shards: int = 2, batch_size: int
 ) -> tuple[int, int]:
-    """Read two epochs; returns the bytes and requests that it took. The cap holds after every batch."""
+    """Read two epochs; returns the bytes and requests that it took. The cap holds after every
+    batch."""
     loader = build_train_loader(
         pool,
         pool.manifest(TRAIN),
@@ -106,7 +110,13 @@ def train(
     return stats.bytes, stats.requests
 
 
-CAPS = {"no cache": None, "a cap of 0": 0.0, "less than a sample": 0.01, "half": 0.5, "more than enough": 1.5}
+CAPS = {
+    "no cache": None,
+    "a cap of 0": 0.0,
+    "less than a sample": 0.01,
+    "half": 0.5,
+    "more than enough": 1.5,
+}
 
 
 @pytest.mark.parametrize("latency", [NOTHING, TWO_SAMPLES])
@@ -126,7 +136,9 @@ def test_two_epochs_ask_for_what_was_planned(
         cache=None if share is None else tmp_path / "cache",
         cache_bytes=int(needed_bytes(remote) * (share or 0)),
         latency_seconds=latency,
-        requests_in_flight=1 if order == "grouped" else 16,  # 4 times as many are asked ahead: a group here, no more
+        requests_in_flight=1
+        if order == "grouped"
+        else 16,  # 4 times as many are asked ahead: a group here, no more
     )
     plan = plan_of(remote, reading, order, group_shards=group_shards, batch_size=7)
     asked = train(remote, reading, order, group_shards=group_shards, batch_size=7)
@@ -137,7 +149,9 @@ def test_two_epochs_ask_for_what_was_planned(
 def test_groups_pass_through_half_a_cache_and_each_sample_is_fetched_once_an_epoch(
     remote: Pool, tmp_path: Path
 ) -> None:
-    reading = ReadSettings(cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=TWO_SAMPLES)
+    reading = ReadSettings(
+        cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=TWO_SAMPLES
+    )
     alone = plan_of(remote, reading, "global", epochs=10)
     plan = plan_of(remote, reading, "grouped", epochs=10)
     assert 0 < plan.kept_bytes < alone.kept_bytes < reading.cache_bytes
@@ -147,9 +161,14 @@ def test_groups_pass_through_half_a_cache_and_each_sample_is_fetched_once_an_epo
 
 
 @pytest.mark.parametrize("order", ["global", "grouped"])
-def test_what_other_runs_left_in_the_cache_changes_nothing(remote: Pool, tmp_path: Path, order: OrderKind) -> None:
+def test_what_other_runs_left_in_the_cache_changes_nothing(
+    remote: Pool, tmp_path: Path, order: OrderKind
+) -> None:
     reading = ReadSettings(
-        cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=TWO_SAMPLES, requests_in_flight=1
+        cache=tmp_path,
+        cache_bytes=needed_bytes(remote) // 2,
+        latency_seconds=TWO_SAMPLES,
+        requests_in_flight=1,
     )
     other = remote.manifest("base_to_novel/val_base")  # none of the samples of TRAIN
     list(build_eval_loader(remote, other, CLIP, block_size=5, num_workers=0, reading=reading))
@@ -164,13 +183,18 @@ def test_scoring_again_asks_for_what_was_not_kept(
 ) -> None:
     remote = open_pool(uploaded)
     reading = ReadSettings(
-        cache=tmp_path, cache_bytes=int(share * needed_bytes(remote)), latency_seconds=TWO_SAMPLES, requests_in_flight=1
+        cache=tmp_path,
+        cache_bytes=int(share * needed_bytes(remote)),
+        latency_seconds=TWO_SAMPLES,
+        requests_in_flight=1,
     )
     plan = plan_scoring(remote.store, remote.manifest(TRAIN), CLIP, reading)
     asked = []
     for _ in range(2):
         before = shard_requests(proxy)
-        loader = build_eval_loader(remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading)
+        loader = build_eval_loader(
+            remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading
+        )
         assert sum(len(clips.keys) for clips in loader) == plan.clips == 24
         asked.append(shard_requests(proxy) - before)
     assert asked[0] == plan.all_requests
@@ -215,7 +239,10 @@ class TestAdvice:
         assert f"data.cache=DIR would keep {plan.needed_bytes:,} bytes and ask once" in plan.advice
         assert "data.cache" not in plan_of(remote, ReadSettings(), epochs=1).advice
         scoring = plan_scoring(remote.store, remote.manifest(TRAIN), CLIP, ReadSettings())
-        assert (scoring.advised_order, scoring.advice) == (None, "no cache: scoring again asks again")
+        assert (scoring.advised_order, scoring.advice) == (
+            None,
+            "no cache: scoring again asks again",
+        )
 
     def test_a_cache_that_holds_all(self, remote: Pool, tmp_path: Path) -> None:
         plan = plan_of(remote, ReadSettings(cache=tmp_path), "grouped")
@@ -232,7 +259,9 @@ class TestAdvice:
         assert "read clip by clip, since two groups of shards do not fit" in plan_text(plan)
 
     def test_groups_where_a_request_costs_much(self, remote: Pool, tmp_path: Path) -> None:
-        reading = ReadSettings(cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=0.01)
+        reading = ReadSettings(
+            cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=0.01
+        )
         for order in ("global", "grouped"):
             plan = plan_of(remote, reading, order, group_shards=1, epochs=10)
             assert plan.advised_order == "grouped"
@@ -240,7 +269,9 @@ class TestAdvice:
         assert "the others pass through" in plan_text(plan)
 
     def test_clips_one_by_one_where_bytes_cost_much(self, remote: Pool, tmp_path: Path) -> None:
-        reading = ReadSettings(cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=NOTHING)
+        reading = ReadSettings(
+            cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=NOTHING
+        )
         plan = plan_of(remote, reading, "global", group_shards=1, epochs=10)
         assert plan.advised_order == "global"
         assert "the frames of a clip cost less than the whole sample" in plan.advice

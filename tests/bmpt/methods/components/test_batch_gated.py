@@ -27,9 +27,14 @@ def gated(clip: Path, **changes: int) -> tuple[Method, ClassTexts]:
 
 def texts_of(method: Method, *negatives: str, num_sentences: int = 1) -> ClassTexts:
     sentences = tuple(
-        tuple(f"a person {'slowly ' * p}going to {name}" for p in range(num_sentences)) for name in CLASSES
+        tuple(f"a person {'slowly ' * p}going to {name}" for p in range(num_sentences))
+        for name in CLASSES
     )
-    other = ClassSentences(CLASSES, tuple((text,) * num_sentences for text in negatives)) if negatives else None
+    other = (
+        ClassSentences(CLASSES, tuple((text,) * num_sentences for text in negatives))
+        if negatives
+        else None
+    )
     return method.prepare_classes(ClassSentences(CLASSES, sentences), other)
 
 
@@ -40,7 +45,9 @@ def encode(
     return method.encode_together(frames, texts, torch.tensor(weights or [1.0] * len(frames)))
 
 
-def test_a_layer_moves_the_second_halves_by_the_mean_over_frames_and_the_largest_over_classes() -> None:
+def test_a_layer_moves_the_second_halves_by_the_mean_over_frames_and_the_largest_over_classes() -> (
+    None
+):
     torch.manual_seed(0)
     layer = BatchGatedLayer(6, 4, 5).eval()
     vision_NPE, text_KPE = random_frames(3, 4, 6), random_frames(2, 4, 4, seed=1)
@@ -50,10 +57,14 @@ def test_a_layer_moves_the_second_halves_by_the_mean_over_frames_and_the_largest
     largest_HE = torch.maximum(text_KPE[0, :2], text_KPE[1, :2])
     for row in range(3):
         torch.testing.assert_close(vision[row, :2], vision_NPE[row, :2])
-        torch.testing.assert_close(vision[row, 2:], vision_NPE[row, 2:] + share * layer.text_to_vision(largest_HE))
+        torch.testing.assert_close(
+            vision[row, 2:], vision_NPE[row, 2:] + share * layer.text_to_vision(largest_HE)
+        )
     for row in range(2):
         torch.testing.assert_close(text[row, :2], text_KPE[row, :2])
-        torch.testing.assert_close(text[row, 2:], text_KPE[row, 2:] + share * layer.vision_to_text(mean_HE))
+        torch.testing.assert_close(
+            text[row, 2:], text_KPE[row, 2:] + share * layer.vision_to_text(mean_HE)
+        )
     assert round(share, 6) == 0.549834
     assert "gate" not in dict(layer.named_parameters())
 
@@ -63,14 +74,18 @@ def test_its_gradients_are_those_of_finite_differences(vision: int, text: int) -
     layer = drawn(BatchGatedLayer(3, 2, 2), 0).eval()
     inputs = (random_frames(2, vision, 3), random_frames(2, text, 2, seed=1))
 
-    def run(layer: BatchGatedLayer, vision_NPE: torch.Tensor, text_KPE: torch.Tensor) -> torch.Tensor:
+    def run(
+        layer: BatchGatedLayer, vision_NPE: torch.Tensor, text_KPE: torch.Tensor
+    ) -> torch.Tensor:
         outputs = layer(vision_NPE, text_KPE, torch.ones(2).double())
         return torch.cat([output.flatten() for output in outputs])
 
     assert_gradients(layer, run, *inputs)
 
 
-def test_below_the_prompts_depth_class_features_do_not_depend_on_the_clips_and_beyond_they_do(clip: Path) -> None:
+def test_below_the_prompts_depth_class_features_do_not_depend_on_the_clips_and_beyond_they_do(
+    clip: Path,
+) -> None:
     one, other = random_frames(2, 1, 4, 3, 32, 32), random_frames(2, 1, 4, 3, 32, 32, seed=1)
     for depth, depends in ((ALL_BLOCKS, False), (TWO_BLOCKS, True)):
         method, texts = gated(clip, **depth)
@@ -83,7 +98,9 @@ def test_clip_features_do_not_depend_on_the_classes(clip: Path, depth: dict[str,
     """Text prompts stand before the caption in a causal tower."""
     method, texts = gated(clip, **depth)
     frames = random_frames(2, 1, 4, 3, 32, 32)
-    of_all, of_one = (encode(method, some, frames)[0][COSINE] for some in (texts, texts.rows(slice(1, 2))))
+    of_all, of_one = (
+        encode(method, some, frames)[0][COSINE] for some in (texts, texts.rows(slice(1, 2)))
+    )
     torch.testing.assert_close(of_all, of_one)
 
 
@@ -118,7 +135,11 @@ def test_an_empty_place_and_negatives_move_nothing(clip: Path) -> None:
 @torch.no_grad()
 def test_scores_of_several_sentences_are_of_the_mean_class_features(clip: Path) -> None:
     method, _ = gated(clip, **TWO_BLOCKS)
-    texts, frames, ones = texts_of(method, num_sentences=2), random_frames(2, 1, 4, 3, 32, 32), torch.ones(2)
+    texts, frames, ones = (
+        texts_of(method, num_sentences=2),
+        random_frames(2, 1, 4, 3, 32, 32),
+        torch.ones(2),
+    )
     each = [method.encode_together(frames, texts, ones, index) for index in range(2)]
     classes_KD = F.normalize(each[0][1][COSINE] + each[1][1][COSINE], dim=-1)
     expected = method.clip.logit_scale.exp() * each[0][0][COSINE][:, 0] @ classes_KD.T

@@ -1,4 +1,5 @@
-"""Brownian distance covariance against the numbers of the specification and against loops over its formulas."""
+"""Brownian distance covariance against the numbers of the specification and against loops over its
+formulas."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_the_weighted_covariance_of_the_specifications_example_is_its_numbers() 
 def test_the_loops_that_ours_are_held_against_give_the_specifications_numbers_too() -> None:
     weighed = naive.weighed(CHANNELS.T, CHANNELS.T[0])
     assert naive.distance_covariance(CHANNELS.T).tolist() == pytest.approx(COVARIANCE, abs=1e-6)
-    assert naive.distance_covariance(weighed).tolist() == pytest.approx(WEIGHTED_COVARIANCE, abs=1e-6)
+    assert naive.distance_covariance(weighed).tolist() == pytest.approx(
+        WEIGHTED_COVARIANCE, abs=1e-6
+    )
 
 
 @given(
@@ -52,7 +55,9 @@ def test_the_loops_that_ours_are_held_against_give_the_specifications_numbers_to
     size=st.sampled_from([1e-3, 1.0, 30.0]),
     seed=st.integers(0, 10**6),
 )
-def test_the_covariance_equals_a_loop(sets: int, tokens: int, width: int, size: float, seed: int) -> None:
+def test_the_covariance_equals_a_loop(
+    sets: int, tokens: int, width: int, size: float, seed: int
+) -> None:
     values = size * random_frames(sets, tokens, width, seed=seed).double()
     expected = torch.stack([naive.distance_covariance(tokens_Md) for tokens_Md in values])
     torch.testing.assert_close(distance_covariance(values), expected, rtol=1e-8, atol=1e-9)
@@ -75,7 +80,9 @@ def test_the_video_branch_equals_a_loop(
     with torch.no_grad():
         features_BF = heads.video_features(tokens_BTSD)
         logits_BK = heads.classifier_logits(features_BF)
-        expected = torch.stack([naive.video_covariance(heads.state_dict(), tokens_TSD) for tokens_TSD in tokens_BTSD])
+        expected = torch.stack(
+            [naive.video_covariance(heads.state_dict(), tokens_TSD) for tokens_TSD in tokens_BTSD]
+        )
         of_classes = naive.linear(heads.state_dict(), "vision_bdc_head", expected)
     torch.testing.assert_close(features_BF, expected, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(logits_BK, of_classes, rtol=1e-8, atol=1e-9)
@@ -88,14 +95,18 @@ def test_the_video_branch_equals_a_loop(
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-def test_the_text_branch_equals_a_loop(context: int, width: int, reduced: int, seed: int, data: st.DataObject) -> None:
+def test_the_text_branch_equals_a_loop(
+    context: int, width: int, reduced: int, seed: int, data: st.DataObject
+) -> None:
     heads = heads_of(width, 2, reduced, seed=seed)
     eots = data.draw(st.lists(st.integers(0, context - 1), min_size=1, max_size=3))
     tokens_KSD = random_frames(len(eots), context, width, seed=seed + 1).double()
     with torch.no_grad():
         ours = heads.text_features(tokens_KSD, ids_with_eot(*eots, context=context))
         pairs = zip(tokens_KSD, eots, strict=True)
-        expected = torch.stack([naive.text_covariance(heads.state_dict(), tokens_SD, eot) for tokens_SD, eot in pairs])
+        expected = torch.stack(
+            [naive.text_covariance(heads.state_dict(), tokens_SD, eot) for tokens_SD, eot in pairs]
+        )
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-9)
 
 
@@ -125,19 +136,26 @@ def test_tokens_after_eot_count_in_the_text_branch() -> None:
     changed[0, 3] *= -1
     ids_KS = ids_with_eot(1, context=4)
     with torch.no_grad():
-        assert (heads.text_features(changed, ids_KS) - heads.text_features(tokens_KSD, ids_KS)).abs().max() > 1e-4
+        assert (
+            heads.text_features(changed, ids_KS) - heads.text_features(tokens_KSD, ids_KS)
+        ).abs().max() > 1e-4
 
 
 def test_covariance_logits_are_scaled_cosines() -> None:
     heads = heads_of(8, 3, 2)
-    video_BF, text_KF = torch.tensor([[3.0, 0, 4], [0, 2, 0]]).double(), torch.tensor([[0.0, 0, 7], [1, 1, 0]]).double()
+    video_BF, text_KF = (
+        torch.tensor([[3.0, 0, 4], [0, 2, 0]]).double(),
+        torch.tensor([[0.0, 0, 7], [1, 1, 0]]).double(),
+    )
     cosines = torch.tensor([[0.8, 3 / 50**0.5], [0.0, 0.5**0.5]], dtype=torch.float64)
     torch.testing.assert_close(heads.covariance_logits(video_BF, text_KF), 100 * cosines)
     torch.testing.assert_close(heads.eval().covariance_logits(video_BF, text_KF), 20 * cosines)
 
 
 @pytest.mark.parametrize(("floors_scale", "expected"), [(False, 99.9 / 5), (True, 19.0)])
-def test_outside_training_the_scale_is_divided_and_floored_on_demand_alone(floors_scale: bool, expected: float) -> None:
+def test_outside_training_the_scale_is_divided_and_floored_on_demand_alone(
+    floors_scale: bool, expected: float
+) -> None:
     heads = BdcHeads(8, 3, reduced_width=4, floors_scale=floors_scale).double()
     with torch.no_grad():
         heads.logits_scale_vision.fill_(math.log(99.9))
@@ -155,7 +173,9 @@ def test_dropout_acts_before_the_classifier_in_training_alone() -> None:
     torch.manual_seed(0)
     dropped = [heads.train().classifier_logits(feature_BF) for _ in range(2)]
     assert not torch.equal(*dropped)
-    assert torch.equal(heads.eval().classifier_logits(feature_BF), heads.classifier_logits(feature_BF))
+    assert torch.equal(
+        heads.eval().classifier_logits(feature_BF), heads.classifier_logits(feature_BF)
+    )
 
 
 def test_a_vit_b_16s_heads_have_the_published_sizes() -> None:
@@ -165,7 +185,10 @@ def test_a_vit_b_16s_heads_have_the_published_sizes() -> None:
     assert {name for name, _ in heads.named_parameters() if "head" not in name} == {
         "logits_scale_vision",
         *(f"{tower}_norm.{kind}" for tower in ("vision", "text") for kind in ("weight", "bias")),
-        *(f"{name}.weight" for name in ("vision_reduce", "text_reduce", "vision_q_proj", "vision_k_proj")),
+        *(
+            f"{name}.weight"
+            for name in ("vision_reduce", "text_reduce", "vision_q_proj", "vision_k_proj")
+        ),
     }
 
 
@@ -184,7 +207,10 @@ def test_under_autocast_the_heads_compute_in_float32(dtype: torch.dtype) -> None
     with torch.autocast("cpu", dtype=dtype):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits(), plain, strict=True))
     sum(part.sum() for part in plain).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in heads.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in heads.parameters()
+    )
 
 
 def test_equal_channels_and_silent_tokens_have_a_finite_gradient() -> None:
@@ -210,7 +236,9 @@ def test_the_gradients_of_the_heads_equal_finite_differences(trains: bool) -> No
     def run(heads: BdcHeads, tokens_BTSD: torch.Tensor, tokens_KSD: torch.Tensor) -> torch.Tensor:
         video_BF = heads.video_features(tokens_BTSD)
         text_KF = heads.text_features(tokens_KSD, ids_KS)
-        return torch.cat([heads.classifier_logits(video_BF), heads.covariance_logits(video_BF, text_KF)], dim=1)
+        return torch.cat(
+            [heads.classifier_logits(video_BF), heads.covariance_logits(video_BF, text_KF)], dim=1
+        )
 
     heads = heads_of(5, 3, 4).train(trains)
     assert_gradients(heads, run, random_frames(2, 3, 4, 5), random_frames(2, 4, 5, seed=1))

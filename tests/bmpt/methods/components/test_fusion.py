@@ -20,7 +20,10 @@ def test_each_sentence_counts_the_same_however_long_its_feature() -> None:
 
 
 def sum_of_units(vectors_PF: torch.Tensor) -> torch.Tensor:
-    total = sum((vector / vector.square().sum().sqrt() for vector in vectors_PF), torch.zeros(vectors_PF.shape[1]))
+    total = sum(
+        (vector / vector.square().sum().sqrt() for vector in vectors_PF),
+        torch.zeros(vectors_PF.shape[1]),
+    )
     return total / total.square().sum().sqrt()
 
 
@@ -53,7 +56,8 @@ def test_one_confident_view_does_not_outvote_the_others() -> None:
 def test_half_precision_logits_are_fused_in_float32() -> None:
     logits = random_frames(2, 1, 4).bfloat16()
     assert torch.equal(
-        fuse_probabilities(logits, coefficients=[0.5]), fuse_probabilities(logits.float(), coefficients=[0.5])
+        fuse_probabilities(logits, coefficients=[0.5]),
+        fuse_probabilities(logits.float(), coefficients=[0.5]),
     )
 
 
@@ -67,4 +71,6 @@ def test_gradients_equal_finite_differences(sentences: int) -> None:
     features = random_frames(sentences, 2, 4).double().requires_grad_()
     assert torch.autograd.gradcheck(mean_over_sentences, features)
     logits = [random_frames(2, 2, 3, seed=seed).double().requires_grad_() for seed in (1, 2)]
-    assert torch.autograd.gradcheck(lambda *both: fuse_probabilities(*both, coefficients=(0.7, 0.3)), logits)
+    assert torch.autograd.gradcheck(
+        lambda *both: fuse_probabilities(*both, coefficients=(0.7, 0.3)), logits
+    )

@@ -22,7 +22,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[Step]]:
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_two_ranks_give_the_loss_and_the_gradients_of_one_process(two_ranks: list[list[Step]], case: int) -> None:
+def test_two_ranks_give_the_loss_and_the_gradients_of_one_process(
+    two_ranks: list[list[Step]], case: int
+) -> None:
     counts, dual = CASES[case]
     alone = step((len(LABELS),), 0, dual=dual)
     ours = two_ranks[case]
@@ -55,7 +57,11 @@ def test_half_precision_rows_become_float32_and_labels_stay() -> None:
 
 
 def test_each_rank_stands_after_those_before_it() -> None:
-    assert [RowGather((2, 0, 3), rank).own for rank in range(3)] == [slice(0, 2), slice(2, 2), slice(2, 5)]
+    assert [RowGather((2, 0, 3), rank).own for rank in range(3)] == [
+        slice(0, 2),
+        slice(2, 2),
+        slice(2, 5),
+    ]
 
 
 def test_another_number_of_rows_than_announced_is_refused() -> None:

@@ -53,7 +53,10 @@ def test_a_batch_of_empty_places_has_loss_0_with_a_gradient_path() -> None:
 def test_the_parts_of_a_batch_sum_to_the_whole() -> None:
     logits, weights = random_frames(3, 5), torch.tensor([1.0, 0.0, 1.0])
     whole = cross_entropy_sum(logits, LABELS, weights)
-    parts = [cross_entropy_sum(logits[i : i + 1], LABELS[i : i + 1], weights[i : i + 1]) for i in range(3)]
+    parts = [
+        cross_entropy_sum(logits[i : i + 1], LABELS[i : i + 1], weights[i : i + 1])
+        for i in range(3)
+    ]
     torch.testing.assert_close(whole, torch.stack(parts).sum())
 
 
@@ -93,7 +96,9 @@ def test_the_cross_entropy_with_smoothing_equals_a_loop(
     logits_BK = spread * random_frames(clips, classes, seed=seed).double()
     labels = [(seed + clip) % classes for clip in range(clips)]
     weights = [float((seed + clip) % 3 > 0) for clip in range(clips)]
-    ours = cross_entropy_sum(logits_BK, torch.tensor(labels), torch.tensor(weights).double(), label_smoothing=smoothing)
+    ours = cross_entropy_sum(
+        logits_BK, torch.tensor(labels), torch.tensor(weights).double(), label_smoothing=smoothing
+    )
     expected = 0.0
     for row, label, weight in zip(logits_BK, labels, weights, strict=True):
         expected += weight * naive.cross_entropy(row, label, smoothing=smoothing).item()
@@ -117,13 +122,17 @@ def test_the_matching_loss_equals_a_loop_over_the_valid_clips_alone(
     ours = matching_sum(logits_NN, torch.tensor(labels), torch.tensor(valid).double(), dual=dual)
     kept = [index for index in range(size) if valid[index]]
     alone = [labels[index] for index in kept]
-    expected = naive.matching(logits_NN[kept][:, kept], alone, dual=dual).sum().item() if kept else 0.0
+    expected = (
+        naive.matching(logits_NN[kept][:, kept], alone, dual=dual).sum().item() if kept else 0.0
+    )
     assert ours.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("dual", [False, True])
 @pytest.mark.parametrize("bounds", [(0, 2, 5), (0, 0, 1, 5), (0, 1, 2, 3, 4, 5)])
-def test_the_parts_of_the_ranks_sum_to_the_whole_in_value_and_gradient(bounds: tuple[int, ...], dual: bool) -> None:
+def test_the_parts_of_the_ranks_sum_to_the_whole_in_value_and_gradient(
+    bounds: tuple[int, ...], dual: bool
+) -> None:
     logits_NN = 5 * random_frames(5, 5).double()
     labels_N, weights_N = torch.tensor([0, 1, 0, 2, 1]), torch.tensor([1.0, 1, 0, 1, 1]).double()
 
@@ -154,7 +163,9 @@ def test_an_empty_place_is_neither_a_row_nor_a_column() -> None:
 
 
 @pytest.mark.parametrize("dual", [False, True])
-def test_a_batch_without_a_valid_clip_has_a_matching_loss_of_0_with_a_gradient_path(dual: bool) -> None:
+def test_a_batch_without_a_valid_clip_has_a_matching_loss_of_0_with_a_gradient_path(
+    dual: bool,
+) -> None:
     logits_NN = random_frames(3, 3).requires_grad_()
     loss = matching_sum(logits_NN, torch.tensor([0, 1, 0]), torch.zeros(3), dual=dual)
     loss.backward()
@@ -175,18 +186,26 @@ def test_the_gradient_of_the_matching_loss_equals_finite_differences(dual: bool)
     labels_N, weights_N = torch.tensor([0, 1, 0, 2]), torch.tensor([1.0, 1, 1, 0]).double()
     logits_NN = 3 * random_frames(4, 4).double()
     assert torch.autograd.gradcheck(
-        lambda logits: matching_sum(logits, labels_N, weights_N, dual=dual), logits_NN.requires_grad_()
+        lambda logits: matching_sum(logits, labels_N, weights_N, dual=dual),
+        logits_NN.requires_grad_(),
     )
 
 
 @given(
-    clips=st.integers(1, 4), classes=st.integers(1, 5), margin=st.sampled_from([0.0, 0.1, 0.7]), seed=st.integers(0, 99)
+    clips=st.integers(1, 4),
+    classes=st.integers(1, 5),
+    margin=st.sampled_from([0.0, 0.1, 0.7]),
+    seed=st.integers(0, 99),
 )
-def test_the_negative_margin_equals_a_loop(clips: int, classes: int, margin: float, seed: int) -> None:
+def test_the_negative_margin_equals_a_loop(
+    clips: int, classes: int, margin: float, seed: int
+) -> None:
     logits, negatives = random_frames(2, clips, classes, seed=seed).double()
     labels = [(seed + clip) % classes for clip in range(clips)]
     weights = [float((seed + clip) % 3 > 0) for clip in range(clips)]
-    ours = negative_margin_sum(logits, negatives, torch.tensor(labels), torch.tensor(weights).double(), margin=margin)
+    ours = negative_margin_sum(
+        logits, negatives, torch.tensor(labels), torch.tensor(weights).double(), margin=margin
+    )
     expected = 0.0
     for row, other, label, weight in zip(logits, negatives, labels, weights, strict=True):
         expected += weight * naive.negative_margin(row, other, label, margin=margin).item()
@@ -212,23 +231,39 @@ def test_the_gradient_of_the_negative_margin_equals_finite_differences() -> None
     assert torch.autograd.gradcheck(run, logits)
 
 
-@given(clips=st.integers(1, 3), classes=st.integers(1, 4), width=st.integers(1, 5), seed=st.integers(0, 10**6))
-def test_knowledge_logits_are_scaled_cosines(clips: int, classes: int, width: int, seed: int) -> None:
+@given(
+    clips=st.integers(1, 3),
+    classes=st.integers(1, 4),
+    width=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+)
+def test_knowledge_logits_are_scaled_cosines(
+    clips: int, classes: int, width: int, seed: int
+) -> None:
     knowledge_BD = 5 * random_frames(clips, width, seed=seed).double()
     classes_KD = random_frames(classes, width, seed=seed + 1).double()
     ours = knowledge_logits(knowledge_BD, classes_KD, torch.tensor(20.0))
     for clip, vector in enumerate(knowledge_BD.tolist()):
         for name, other in enumerate(classes_KD.tolist()):
-            expected = 20 * sum(a * b for a, b in zip(vector, other, strict=True)) / math.hypot(*vector)
-            assert ours[clip, name].item() == pytest.approx(expected / math.hypot(*other), rel=1e-9, abs=1e-9)
+            expected = (
+                20 * sum(a * b for a, b in zip(vector, other, strict=True)) / math.hypot(*vector)
+            )
+            assert ours[clip, name].item() == pytest.approx(
+                expected / math.hypot(*other), rel=1e-9, abs=1e-9
+            )
 
 
 def test_the_knowledge_loss_moves_the_class_texts_towards_the_knowledge_of_their_clips() -> None:
-    knowledge_BD, classes_KD = random_frames(3, 8).double(), random_frames(5, 8, seed=1).double().requires_grad_()
+    knowledge_BD, classes_KD = (
+        random_frames(3, 8).double(),
+        random_frames(5, 8, seed=1).double().requires_grad_(),
+    )
     scale = torch.tensor(20.0).double().requires_grad_()
 
     def loss(classes_KD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return cross_entropy_sum(knowledge_logits(knowledge_BD, classes_KD, scale), LABELS, torch.ones(3).double())
+        return cross_entropy_sum(
+            knowledge_logits(knowledge_BD, classes_KD, scale), LABELS, torch.ones(3).double()
+        )
 
     assert torch.autograd.gradcheck(loss, (classes_KD, scale))
     gradient = torch.autograd.grad(loss(classes_KD, scale), classes_KD)[0]

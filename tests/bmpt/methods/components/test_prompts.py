@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from bmpt.methods.components.prompts import PROMPT_STD, Exchange, ExchangeLayer, QuickGELU, new_prompts
+from bmpt.methods.components.prompts import (
+    PROMPT_STD,
+    Exchange,
+    ExchangeLayer,
+    QuickGELU,
+    new_prompts,
+)
 from shards.errors import ConfigError
 from tests.bmpt.tiny import method_on, random_frames
 
@@ -22,11 +28,17 @@ def open_gates(module: nn.Module, value: float = 1.0) -> None:
                 parameter.fill_(value)
 
 
-def layer_and_tokens(vision_tokens: int, text_tokens: int) -> tuple[ExchangeLayer, torch.Tensor, torch.Tensor]:
+def layer_and_tokens(
+    vision_tokens: int, text_tokens: int
+) -> tuple[ExchangeLayer, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     layer = ExchangeLayer(VISION, TEXT, HIDDEN)
     open_gates(layer)
-    return layer, random_frames(vision_tokens, VISION, seed=1), random_frames(text_tokens, TEXT, seed=2)
+    return (
+        layer,
+        random_frames(vision_tokens, VISION, seed=1),
+        random_frames(text_tokens, TEXT, seed=2),
+    )
 
 
 def count(module: nn.Module) -> int:
@@ -69,8 +81,12 @@ def test_the_gates_start_at_0_and_have_a_gradient() -> None:
 def test_halves_of_equal_size_move_each_other_token_by_token() -> None:
     layer, vision, text = layer_and_tokens(4, 4)
     new_vision, new_text = layer(vision, text)
-    torch.testing.assert_close(new_text, torch.cat([text[:2], text[2:] + layer.vision_to_text(vision[:2])]))
-    torch.testing.assert_close(new_vision, torch.cat([vision[:2], vision[2:] + layer.text_to_vision(text[:2])]))
+    torch.testing.assert_close(
+        new_text, torch.cat([text[:2], text[2:] + layer.vision_to_text(vision[:2])])
+    )
+    torch.testing.assert_close(
+        new_vision, torch.cat([vision[:2], vision[2:] + layer.text_to_vision(text[:2])])
+    )
 
 
 def test_halves_of_different_size_use_the_mean_over_tokens() -> None:
@@ -85,8 +101,12 @@ def test_halves_of_different_size_use_the_mean_over_tokens() -> None:
 def test_an_odd_number_of_tokens_gives_the_smaller_half_and_uses_the_mean() -> None:
     layer, vision, text = layer_and_tokens(5, 5)
     new_vision, new_text = layer(vision, text)
-    torch.testing.assert_close(new_text[2:], text[2:] + layer.vision_to_text(vision[:2].mean(dim=0)))
-    torch.testing.assert_close(new_vision[2:], vision[2:] + layer.text_to_vision(text[:2].mean(dim=0)))
+    torch.testing.assert_close(
+        new_text[2:], text[2:] + layer.vision_to_text(vision[:2].mean(dim=0))
+    )
+    torch.testing.assert_close(
+        new_vision[2:], vision[2:] + layer.text_to_vision(text[:2].mean(dim=0))
+    )
     assert torch.equal(new_vision[:2], vision[:2])
 
 
@@ -95,7 +115,9 @@ def test_each_direction_chooses_token_by_token_or_the_mean_on_its_own() -> None:
     layer, vision, text = layer_and_tokens(5, 4)
     new_vision, new_text = layer(vision, text)
     torch.testing.assert_close(new_text[2:], text[2:] + layer.vision_to_text(vision[:2]))
-    torch.testing.assert_close(new_vision[2:], vision[2:] + layer.text_to_vision(text[:2].mean(dim=0)))
+    torch.testing.assert_close(
+        new_vision[2:], vision[2:] + layer.text_to_vision(text[:2].mean(dim=0))
+    )
 
 
 def test_a_gate_scales_what_its_own_direction_adds() -> None:
@@ -134,21 +156,38 @@ def test_the_gradient_of_a_layer_equals_finite_differences(tokens: tuple[int, in
     names = [name for name, _ in layer.named_parameters()]
 
     def run(vision: torch.Tensor, text: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        outputs = torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (vision, text))
+        outputs = torch.func.functional_call(
+            layer, dict(zip(names, values, strict=True)), (vision, text)
+        )
         return torch.cat([output.flatten() for output in outputs])
 
-    inputs = [vision.double(), text.double(), *(parameter.detach() for parameter in layer.parameters())]
-    assert torch.autograd.gradcheck(run, [value.requires_grad_() for value in inputs], fast_mode=True)
+    inputs = [
+        vision.double(),
+        text.double(),
+        *(parameter.detach() for parameter in layer.parameters()),
+    ]
+    assert torch.autograd.gradcheck(
+        run, [value.requires_grad_() for value in inputs], fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("name", ["bidirectional", "batch_gated"])
-@pytest.mark.parametrize(("vision", "text"), [((1, 4), (3, 4)), ((3, 4), (0, 4)), ((3, 1), (3, 4)), ((3, 4), (3, 1))])
+@pytest.mark.parametrize(
+    ("vision", "text"), [((1, 4), (3, 4)), ((3, 4), (0, 4)), ((3, 1), (3, 4)), ((3, 4), (3, 1))]
+)
 def test_an_exchange_of_nothing_is_refused_with_all_four_numbers(
     clip: Path, vision: tuple[int, int], text: tuple[int, int], name: str
 ) -> None:
     sentence = f"got depths {vision[0]} and {text[0]}, tokens {vision[1]} and {text[1]}"
-    sizes = {"vision_depth": vision[0], "vision_tokens": vision[1], "text_depth": text[0], "text_tokens": text[1]}
-    with pytest.raises(ConfigError, match=rf"method\.exchange={name} needs .*at least 2.*{sentence}"):
+    sizes = {
+        "vision_depth": vision[0],
+        "vision_tokens": vision[1],
+        "text_depth": text[0],
+        "text_tokens": text[1],
+    }
+    with pytest.raises(
+        ConfigError, match=rf"method\.exchange={name} needs .*at least 2.*{sentence}"
+    ):
         method_on(clip, exchange=name, **sizes)
 
 
