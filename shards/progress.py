@@ -131,6 +131,14 @@ def _line(name: str, done: int, total: int, note: str, rate: float) -> str:
     return ", ".join(parts)
 
 
-def ProgressBars(*, enabled: bool) -> Progress:  # noqa: N802
-    """Return a Progress or a NullProgress; remains until the last caller has changed."""
-    return Progress() if enabled else NullProgress()
+class ProgressBars(Progress):
+    """Show progress if `enabled`; remains until the last caller has changed."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        super().__init__()
+        self._enabled = enabled
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` items are complete."""
+        if self._enabled:
+            super().update(name, done, total, note)
