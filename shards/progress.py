@@ -138,6 +138,10 @@ class ProgressBars(Progress):
         super().__init__()
         self._enabled = enabled
 
+    def __enter__(self) -> ProgressBars:
+        super().__enter__()
+        return self
+
     def update(self, name: str, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` items are complete."""
         if self._enabled:
