@@ -61,28 +61,49 @@ def diff_pools(uri_a: str | Path, uri_b: str | Path) -> PoolDiff:
     """Compare two pools by their tables; no shard is read. Raises: FormatError if one is not a
     finished pool."""
     a, b = open_pool(uri_a), open_pool(uri_b)
-    rows_a, rows_b = _rows(a), _rows(b)
-    both = [key for key in rows_a if key in rows_b]
-    same_bytes = [key for key in both if rows_a[key]["sha256"] == rows_b[key]["sha256"]]
-    verdicts = [key for key in both if rows_a[key]["verdict"] != rows_b[key]["verdict"]]
-    place = ("shard", "offset")
+    keys, num_elsewhere = diff_samples(_rows(a), _rows(b))
     return PoolDiff(
         a=str(uri_a),
         b=str(uri_b),
         same_pool_id=a.card.pool_id == b.card.pool_id,
         fields=_other_fields(a, b),
-        keys={
-            **{name: _shown(found) for name, found in _only(rows_a, rows_b).items()},
-            "other_bytes": _shown([key for key in both if key not in set(same_bytes)]),
-            "other_verdict": _shown(verdicts),
-        },
+        keys={name: _shown(found) for name, found in keys.items()},
         classes=_only(dict.fromkeys(a.card.classes), dict.fromkeys(b.card.classes)),
         same_class_order=a.card.classes == b.card.classes,
         manifests=_manifests(a, b),
-        num_elsewhere=sum(
-            any(rows_a[key][name] != rows_b[key][name] for name in place) for key in same_bytes
-        ),
+        num_elsewhere=num_elsewhere,
     )
+
+
+def diff_samples(
+    rows_a: Mapping[str, dict[str, Any]], rows_b: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, list[str]], int]:
+    """Compare the rows of two sample tables by key, in time linear in the number of rows.
+
+    Args:
+        rows_a: rows of pool A by key, with `verdict`, `sha256`, `shard` and `offset`.
+        rows_b: rows of pool B, likewise.
+
+    Returns:
+        The differing keys as `PoolDiff.keys` groups them, and `PoolDiff.num_elsewhere`.
+    """
+    other_bytes, other_verdict = [], []
+    num_elsewhere = 0
+
+    for key, row_a in rows_a.items():
+        row_b = rows_b.get(key)
+        if row_b is None:
+            continue
+
+        if row_a["sha256"] != row_b["sha256"]:
+            other_bytes.append(key)
+        elif (row_a["shard"], row_a["offset"]) != (row_b["shard"], row_b["offset"]):
+            num_elsewhere += 1
+        if row_a["verdict"] != row_b["verdict"]:
+            other_verdict.append(key)
+
+    keys = {**_only(rows_a, rows_b), "other_bytes": other_bytes, "other_verdict": other_verdict}
+    return keys, num_elsewhere
 
 
 def diff_text(found: PoolDiff) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shards.maintenance.diff import diff_pools, diff_text
+from shards.maintenance.diff import diff_pools, diff_samples, diff_text
 from tests.pools import make_pool
 
 
@@ -60,3 +61,44 @@ def test_other_samples_classes_bytes_and_manifests_are_counted_and_named(
     )
     assert "samples with other bytes: 9 (Class00/Class00_00, " in text
     assert text.endswith("different in content, another pool_id")
+
+
+def test_diff_of_50000_rows_looks_up_each_key_a_few_times() -> None:
+    num_rows, lookups_per_row = 50_000, 20
+    budget = num_rows * lookups_per_row
+
+    class CountedKey(str):
+        """A key whose lookups in dicts and sets are counted; it raises beyond the budget."""
+
+        num_lookups = 0
+
+        def __hash__(self) -> int:
+            CountedKey.num_lookups += 1
+            if CountedKey.num_lookups > budget:
+                raise AssertionError(
+                    f"more than {lookups_per_row} lookups per row: diff is not linear"
+                )
+            return super().__hash__()
+
+    def row(index: int, *, sha256: str, shard: int = 0) -> dict[str, Any]:
+        verdict = "ok" if index % 100 else "damaged"
+        return {"verdict": verdict, "sha256": sha256, "shard": shard, "offset": 512 * index}
+
+    def key(index: int) -> str:
+        return CountedKey(f"Class/{index:06d}")
+
+    rows_a = {key(index): row(index, sha256=f"{index}") for index in range(num_rows)}
+    rows_b = {}
+    for index in range(10, num_rows + 20):
+        changed = "x" if index % 2 else ""
+        rows_b[key(index)] = row(index, sha256=f"{index}{changed}", shard=index % 4)
+    rows_b["Class/000100"]["verdict"] = "ok"
+
+    keys, num_elsewhere = diff_samples(rows_a, rows_b)
+    assert keys["only_in_a"] == [f"Class/{index:06d}" for index in range(10)]
+    assert keys["only_in_b"] == [f"Class/{index:06d}" for index in range(num_rows, num_rows + 20)]
+    assert keys["other_bytes"] == [f"Class/{index:06d}" for index in range(11, num_rows, 2)]
+    assert keys["other_verdict"] == ["Class/000100"]
+    # equal bytes: the even indices from 10 on; those not divisible by 4 are in another shard
+    assert num_elsewhere == len(range(10, num_rows, 4))
+    assert CountedKey.num_lookups > num_rows, "the lookups were not counted"
