@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 EXIT_FINDINGS, EXIT_MISTAKE, EXIT_SIGINT = 1, 2, 130
-_SECONDS_TO_SAY_IT, _SECONDS_A_RANK = 5.0, 1.0
+# the shortest time that a rank other than 0 waits before it prints its error; tests set another
+RANK_WAIT_VARIABLE = "BMPT_RANK_WAIT_SECONDS"
+_RANK_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 3600.0
+_EXTRA_WAIT_PER_RANK = 0.2  # of that time, for each lower rank on the node
 # the class of wrong options; typer carries its own copy of click and does not name it
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -76,14 +80,36 @@ def show_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _complain(sentence: str) -> None:
-    """One line on stderr, never through rich, which wraps at 80 columns.
+def seconds_before_error(environment: Mapping[str, str]) -> float:
+    """Return the seconds that a rank waits before it prints its error: 0 for rank 0, more for each
+    higher local rank.
 
-    Mistakes are mostly met by all ranks, and torchrun ends all as soon as one exits: the others
-    leave those before them on the node the time to say it, and then say with their number what
-    these may not have met."""
+    Most user errors occur on every rank, and torchrun ends all ranks when the first one exits.
+    Higher ranks therefore wait, so that the error is printed once.
+
+    Args:
+        environment: with RANK and LOCAL_RANK of torchrun, and RANK_WAIT_VARIABLE for another wait
+            than 5 s.
+    """
+    if environment.get("RANK", "0") == "0":
+        return 0.0
+
+    try:
+        wait = float(environment.get(RANK_WAIT_VARIABLE, ""))
+    except ValueError:
+        wait = _RANK_WAIT_SECONDS
+    # also for nan: an error about the variable would hide the one that is to be printed
+    if not 0 <= wait <= _LONGEST_WAIT_SECONDS:
+        wait = _RANK_WAIT_SECONDS
+    return wait * (1 + _EXTRA_WAIT_PER_RANK * int(environment.get("LOCAL_RANK", "0")))
+
+
+def _complain(sentence: str) -> None:
+    """Print an error as one line on stderr, a rank other than 0 later and with its number.
+
+    Not through rich, which wraps at 80 columns."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":
-        time.sleep(_SECONDS_TO_SAY_IT + _SECONDS_A_RANK * int(os.environ.get("LOCAL_RANK", "0")))
+        time.sleep(seconds_before_error(os.environ))
         sentence = f"rank {rank}: {sentence}"
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,9 +18,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from bmpt.config import TrainConfig
 from bmpt.run import RunOutcome, run_training
+from shards.cli import RANK_WAIT_VARIABLE
 from shards.reader import open_pool
 from tests.bmpt.tiny import ALONE, losses_of, metrics_of
 from tests.process_memory import children_of
@@ -40,6 +41,10 @@ def torchrun_command(ranks: int, *arguments: str, module: str = "bmpt") -> list[
 def torchrun(
     ranks: int, *arguments: str, module: str = "bmpt", timeout_seconds: float = TIMEOUT_SECONDS
 ) -> subprocess.CompletedProcess[str]:
+    """Run a module (`bmpt`) under torchrun and wait for its end.
+
+    Higher ranks wait so long before they print an error that torchrun ends them first, on a slow
+    machine too."""
     return subprocess.run(
         torchrun_command(ranks, *arguments, module=module),
         capture_output=True,
@@ -47,21 +52,24 @@ def torchrun(
         timeout=timeout_seconds,
         cwd=ROOT,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", RANK_WAIT_VARIABLE: str(TIMEOUT_SECONDS)},
     )
 
 
 def run_ranks(ranks: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    """How each rank ends by itself: as torchrun starts them, without torchrun, which ends all after
-    the first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Run the ranks as torchrun starts them, but let each end by itself; torchrun ends all after
+    the first.
+
+    The store through which they meet is held here, as torchrun holds it, so that its port cannot be
+    taken before rank 0 is there."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         **os.environ,
         "WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        RANK_WAIT_VARIABLE: "0.1",  # nothing ends the higher ranks here
     }
     processes = [
         subprocess.Popen(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bmpt.cli.app import app
-from shards.cli import run_app
+from shards.cli import RANK_WAIT_VARIABLE, run_app
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.tiny import VISION_WIDTH, random_frames, write_clip, write_config
 from tests.pools import make_pool
@@ -309,6 +309,7 @@ def test_a_rank_that_is_not_ended_with_the_first_says_its_mistake_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv(RANK_WAIT_VARIABLE, "0")
     assert run("train", "nowhere.yaml") == 2
     assert capsys.readouterr().err.startswith("error: rank 1: nowhere.yaml: no such config file; ")
 

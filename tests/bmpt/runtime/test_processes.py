@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from bmpt.config import TrainConfig, load_config
 from bmpt.run import run_evaluation, run_training
+from shards.cli import RANK_WAIT_VARIABLE
 from shards.errors import StorageError
 from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS, damage_a_sample, error_lines, run_ranks, torchrun
 from tests.bmpt.tiny import ALONE, losses_of, make_config, metrics_of, write_config
@@ -205,7 +206,9 @@ def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
     for rank in (1, 2):
         (folder / f"node{rank}").mkdir()
     path = write_config(folder, clip, Path("pool"), run="one-node-has-no-pool")
-    start = f'cd "{folder}/node$RANK" && exec "{sys.executable}" -m bmpt train "{path}"'
+    # rank 2 waits so long that torchrun ends it after rank 1, on a slow machine too
+    waits = f"case $RANK in 1) export {RANK_WAIT_VARIABLE}=0.5;; *) export {RANK_WAIT_VARIABLE}={TIMEOUT_SECONDS};; esac"
+    start = f'{waits}; cd "{folder}/node$RANK" && exec "{sys.executable}" -m bmpt train "{path}"'
     launcher = (
         sys.executable,
         "-m",
