@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from obstore.store import S3Store
@@ -25,6 +27,10 @@ PUBLIC = "public"  # the bucket that everyone may read and list
 DOMAIN = "s3.test"  # a request for the host <bucket>.s3.test asks for that bucket
 _WEED = Path(sys.executable).parent / "weed"
 _START_SECONDS = 60.0
+# Each bucket has volumes of its own, 7 by default. Where there are no more, every write into a new
+# bucket is answered
+# with 500: with 64 volumes that was the eleventh bucket of a session.
+_MAX_VOLUMES = 1000
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,10 +51,13 @@ class ObjectServer:
         }
 
     def make_bucket(self, name: str) -> str:
-        """Make a bucket and return its name; SeaweedFS makes one when an administrator writes into
-        it."""
-        self.client(name).put("made", b"")
-        self.client(name).delete("made")
+        """Make a bucket that is ready for writes and return its name.
+
+        SeaweedFS makes a bucket when an administrator writes into it, and its first volume at the
+        first object that is not empty; both are done before this returns."""
+        client = self.client(name)
+        client.put("made", b"a byte makes the first volume")
+        client.delete("made")
         return name
 
     def upload(self, folder: Path, bucket: str, prefix: str = "pool") -> str:
@@ -60,7 +69,8 @@ class ObjectServer:
         return f"s3://{bucket}/{prefix}"
 
     def client(self, bucket: str, prefix: str | None = None) -> S3Store:
-        """A client of the administrator's."""
+        """Make a client of the administrator; it tries again for as long as a loaded server may
+        need."""
         return S3Store(
             bucket,
             prefix=prefix,
@@ -69,6 +79,8 @@ class ObjectServer:
             access_key_id=self.root_key[0],
             secret_access_key=self.root_key[1],
             client_options={"allow_http": True},
+            # obstore's 10 retries are over within 2 s
+            retry_config={"max_retries": 1000, "retry_timeout": timedelta(seconds=_START_SECONDS)},
         )
 
     def objects(self, bucket: str, prefix: str) -> dict[str, bytes]:
@@ -111,11 +123,16 @@ def run_object_server(folder: Path) -> Iterator[ObjectServer]:
         ),
         f"-s3.domainName={DOMAIN}",
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
-        *("-master.volumeSizeLimitMB=256", "-volume.max=64"),
+        *("-master.volumeSizeLimitMB=256", f"-volume.max={_MAX_VOLUMES}"),
     ]
+    environment = {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
     with (folder / "weed.log").open("wb") as log:
         server = subprocess.Popen(
-            [_WEED, *arguments], stdout=log, stderr=log, preexec_fn=_die_with_parent
+            [_WEED, *arguments],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            preexec_fn=_die_with_parent,
         )
     try:
         _wait_until_it_answers(server, f"http://127.0.0.1:{s3}", folder / "weed.log")
