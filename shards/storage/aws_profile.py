@@ -105,10 +105,7 @@ def profile_credentials(environment: Mapping[str, str]) -> Callable[[], S3Creden
         except ConfigError:
             found = None
         if found is None:
-            return {
-                **last,
-                "expires_at": datetime.now(UTC),
-            }  # asked for again by the next request
+            return {**last, "expires_at": datetime.now(UTC)}  # asked for again by the next request
         last = found
         return found
 
