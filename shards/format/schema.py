@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,7 @@ POOL_CARD = "pool.json"
 SAMPLES = "samples.parquet"
 VERDICTS = ("ok", "short", "damaged", "undecodable", "missing")
 STORED_VERDICTS = ("ok", "short", "damaged")
+FAILED_VERDICTS = ("short", "damaged", "undecodable")  # the file was read and is not ok
 MANIFEST_METADATA_KEY = b"bmpt"
 
 
@@ -95,6 +96,62 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 
+
+class SampleRow(TypedDict):
+    """A row of `samples.parquet` as a Python dictionary: one key per column of SAMPLES_SCHEMA.
+
+    None stands for null. The columns below "Placement" and the frame columns are None for a video
+    without stored frames (verdict `undecodable` or `missing`)."""
+
+    # Stable sample id (shards/README.md, Key).
+    key: str
+    # One of VERDICTS.
+    verdict: str
+    # Why the verdict is not `ok`, in words; None for `ok`.
+    reason: str | None
+    # The class that the data set gives the video, in its own spelling.
+    class_name: str | None
+
+    # Source file: path relative to `--videos`, bytes, 64 hex digits.
+    source_path: str | None
+    source_bytes: int | None
+    source_sha256: str | None
+
+    # Video stream: codec name, average frames per second, seconds.
+    codec: str | None
+    fps: float | None
+    duration_seconds: float | None
+    # Pixels, before rotation.
+    width: int | None
+    height: int | None
+    # 0, 90, 180 or 270, counter-clockwise; applied to the stored frames.
+    rotation_degrees: int
+    # Number of frames by the container; None where it states none (WebM).
+    num_frames_stated: int | None
+    # Frames that were decoded without an error, and errors that the decoder reported.
+    num_frames_decoded: int
+    num_decoder_errors: int
+
+    # Stored JPEG frames: pixels, then one entry per frame.
+    stored_width: int | None
+    stored_height: int | None
+    # Index among the decoded frames, ascending.
+    source_index: list[int] | None
+    # Presentation time in seconds.
+    source_time_seconds: list[float] | None
+
+    # Placement: `shards/<name>.tar`, then bytes of the sample in that file.
+    shard: str | None
+    offset: int | None
+    size: int | None
+    # First byte of each JPEG relative to `offset`, its bytes, and its CRC-32.
+    frame_offset: list[int] | None
+    frame_size: list[int] | None
+    frame_crc32: list[int] | None
+    # Of the `size` bytes at `offset`, 64 hex digits.
+    sha256: str | None
+
+
 SAMPLE_FACTS = (  # of `<key>.json` in a shard
     *("key", "verdict", "reason", "class_name", "codec", "fps", "num_frames_decoded"),
     *("stored_width", "stored_height", "source_index", "source_time_seconds"),
@@ -122,6 +179,33 @@ MANIFEST_SCHEMA = pa.schema(
         *(SAMPLES_SCHEMA.field(name).with_nullable(False) for name in _PLACEMENT_COLUMNS),
     ]
 )
+
+
+class ManifestRow(TypedDict):
+    """A row of a manifest as a Python dictionary: one key per column of MANIFEST_SCHEMA.
+
+    A manifest lists stored samples only, so no value is None."""
+
+    # Stable sample id (shards/README.md, Key).
+    key: str
+    # Index into the classes of the manifest, and the class name at that index.
+    label: int
+    class_name: str
+    # One of STORED_VERDICTS.
+    verdict: str
+    # Frames that were decoded without an error: the n of the clip sampling.
+    num_frames_decoded: int
+    # Index of each stored frame among the decoded frames, ascending.
+    source_index: list[int]
+
+    # Placement, as in SampleRow.
+    shard: str
+    offset: int
+    size: int
+    frame_offset: list[int]
+    frame_size: list[int]
+    frame_crc32: list[int]
+    sha256: str
 
 
 class Encoding(Settings):

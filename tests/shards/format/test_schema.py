@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import get_type_hints
 
 import pyarrow as pa
 import pytest
@@ -15,7 +16,9 @@ from shards.format.schema import (
     SAMPLES_SCHEMA,
     Encoding,
     ManifestInfo,
+    ManifestRow,
     PoolCard,
+    SampleRow,
     ShardEntry,
     fingerprint,
     manifest_info,
@@ -54,6 +57,15 @@ INFO = ManifestInfo(
     pool_id="ab",
     fingerprint="cd",
 )
+PYTHON_TYPES = {
+    pa.string(): str,
+    pa.int32(): int,
+    pa.int64(): int,
+    pa.float64(): float,
+    pa.list_(pa.int32()): list[int],
+    pa.list_(pa.uint32()): list[int],
+    pa.list_(pa.float64()): list[float],
+}
 
 
 def test_every_column_states_its_meaning() -> None:
@@ -67,6 +79,19 @@ def test_the_columns_of_the_format_are_there_in_its_order() -> None:
     start = ["key", "label", "class_name", "verdict", "num_frames_decoded", "source_index"]
     assert MANIFEST_SCHEMA.names == [*start, *placement]
     assert not any(field.nullable for field in MANIFEST_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("row", "schema"), [(SampleRow, SAMPLES_SCHEMA), (ManifestRow, MANIFEST_SCHEMA)]
+)
+def test_row_types_have_the_names_types_and_nulls_of_the_schema(
+    row: type, schema: pa.Schema
+) -> None:
+    hints = get_type_hints(row)
+    assert list(hints) == schema.names
+    for field in schema:
+        hint = PYTHON_TYPES[field.type]
+        assert hints[field.name] == (hint | None if field.nullable else hint), field.name
 
 
 def test_a_card_reads_back_and_its_text_is_canonical() -> None:
