@@ -12,11 +12,11 @@ from bmpt.config import TrainConfig, load_config
 from shards.config import build_settings, merge, parse_override
 from shards.errors import ConfigError
 from shards.fetching.request_cost import measure_request_cost
-from shards.loader import ClipSettings, select
-from shards.reader import Pool, open_pool
+from shards.fetching.traffic import ReadPlan, plan_scoring, plan_text, plan_training
+from shards.reader import Pool, open_pool, select
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.plan import check_batch
 from shards.storage.open import open_store
-from shards.stream.traffic import ReadPlan, plan_scoring, plan_text, plan_training
 
 _BATCH_SIZE = 64
 _MANIFEST = re.compile(

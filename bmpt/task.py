@@ -21,8 +21,9 @@ from bmpt.runtime.distributed import World
 from bmpt.texts.class_texts import ClassSentences, class_sentences, cut_warning, negative_sentences
 from bmpt.texts.knowledge_file import read_knowledge
 from shards.errors import ConfigError
-from shards.loader import ClipSettings, build_eval_loader, build_train_loader, select
-from shards.reader import Manifest, Pool, open_pool
+from shards.loader import build_eval_loader, build_train_loader
+from shards.reader import Manifest, Pool, open_pool, select
+from shards.sampling.clip_settings import ClipSettings
 
 
 @dataclass(frozen=True)

@@ -8,64 +8,27 @@ loader` says what a clip costs."""
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from math import ceil
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from shards.errors import ConfigError, StorageError
+from shards.errors import ConfigError
 from shards.fetching.frames import ReadSettings, make_reader
-from shards.format.schema import STORED_VERDICTS, fingerprint
 from shards.reader import Manifest, Pool
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import OrderKind, make_order
 from shards.sampling.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
 from shards.storage.open import LocalStore
 from shards.stream.batch_buffers import BatchBuffers
-from shards.stream.batches import ClipBatch, ClipSettings, MicroBatch
+from shards.stream.batches import ClipBatch, MicroBatch
+from shards.stream.failures import MAX_FAILURES_IN_A_ROW, failure_limit, stop_at_failures
 from shards.stream.pipeline import PlanStage, StreamState, make_pipeline
 from shards.stream.shared_memory import share_manifest
 
-MAX_FAILURES_IN_A_ROW = 32
 GROUP_SHARDS = 16
 _PREFETCHED = 2  # batches that a loader worker is ahead
-
-__all__ = [
-    "ClipBatch",
-    "ClipSettings",
-    "EvalLoader",
-    "FailureRule",
-    "MicroBatch",
-    "ReadSettings",
-    "StreamState",
-    "TrainLoader",
-    "build_eval_loader",
-    "build_train_loader",
-    "select",
-]
-
-
-@dataclass
-class FailureRule:
-    """Ends a run when `limit` samples in a row could not be read; None never does. in_a_row: so
-    far"""
-
-    limit: int | None
-    in_a_row: int = 0
-
-    def count(self, failures: Sequence[str | None]) -> None:
-        """Take the next samples in order, None for those that were read. Raises: StorageError at
-        the limit."""
-        for failure in failures:
-            self.in_a_row = self.in_a_row + 1 if failure is not None else 0
-            if self.limit is not None and self.in_a_row >= self.limit:
-                raise StorageError(
-                    f"{self.in_a_row} samples in a row could not be read; the last: {failure}"
-                )
 
 
 class TrainLoader:
@@ -147,7 +110,7 @@ class EvalLoader:
         return self.num_blocks
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        for batch in _stop_at_failures(iter(self._source), self._max_failures_in_a_row):
+        for batch in stop_at_failures(iter(self._source), self._max_failures_in_a_row):
             yield batch.clips
 
 
@@ -211,7 +174,7 @@ def build_train_loader(
     )
     batches = iter(source)
     return TrainLoader(
-        _stop_at_failures(batches, _limit(max_failures_in_a_row, manifest, world_size)),
+        stop_at_failures(batches, failure_limit(max_failures_in_a_row, manifest, world_size)),
         num_samples=len(manifest),
         batch_size=batch_size,
         accumulation=accumulation,
@@ -248,26 +211,8 @@ def build_eval_loader(
     return EvalLoader(
         source,
         num_blocks=len(eval_blocks(len(manifest), block_size, rank, world_size)),
-        max_failures_in_a_row=_limit(max_failures_in_a_row, manifest, world_size),
+        max_failures_in_a_row=failure_limit(max_failures_in_a_row, manifest, world_size),
     )
-
-
-def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
-    """Keep the rows with one of these verdicts (`data.verdicts`); the fingerprint is that of the
-    rows that stay.
-
-    Raises: ConfigError for a verdict that no stored sample can have."""
-    for verdict in verdicts:
-        if verdict not in STORED_VERDICTS:
-            raise ConfigError(
-                f"data.verdicts: {verdict!r} is not one of {', '.join(STORED_VERDICTS)}"
-            )
-    table = manifest.table.filter(
-        pc.is_in(manifest.table["verdict"], value_set=pa.array(list(verdicts), pa.string()))
-    )
-    rows = zip(*(table[name].to_pylist() for name in ("key", "label", "sha256")), strict=True)
-    identity = fingerprint(manifest.info.path, manifest.info.classes, rows)
-    return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
 
 
 class _Source:
@@ -331,16 +276,6 @@ def _require_samples(manifest: Manifest) -> None:
     )
 
 
-def _limit(max_failures_in_a_row: int | None, manifest: Manifest, world_size: int) -> int | None:
-    """No more than a rank's share of the manifest, so that a small one that cannot be read stops
-    the run too."""
-    return (
-        None
-        if max_failures_in_a_row is None
-        else min(max_failures_in_a_row, max(1, len(manifest) // world_size))
-    )
-
-
 def _in_processes(pipeline: Any, num_workers: int) -> Any:
     """Run a pipeline in worker processes; worker w gives items w, w + num_workers, ... of the joint
     stream."""
@@ -371,11 +306,3 @@ def _in_processes(pipeline: Any, num_workers: int) -> Any:
 def _leave_interrupts_to_the_coordinator(worker: int) -> None:
     """Ctrl-C reaches the whole process group; the coordinator ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _stop_at_failures(batches: Iterator[MicroBatch], limit: int | None) -> Iterator[MicroBatch]:
-    """Pass batches on. Raises: StorageError once `limit` samples in a row could not be read."""
-    rule = FailureRule(limit)
-    for batch in batches:
-        rule.count(batch.clips.failures)
-        yield batch

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shards.errors import ConfigError, FormatError, SampleError, StorageError
 from shards.format import jpeg
@@ -20,8 +21,10 @@ from shards.format.schema import (
     POOL_CARD,
     SAMPLES,
     SAMPLES_SCHEMA,
+    STORED_VERDICTS,
     ManifestInfo,
     PoolCard,
+    fingerprint,
     manifest_info,
     parse_card,
 )
@@ -93,6 +96,24 @@ def open_pool(uri: str | Path) -> Pool:
             f"{store.uri(POOL_CARD)}: no such file, so this is not a finished pool; run `bmpt build`"
         )
     return Pool(store, parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD)))
+
+
+def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
+    """Keep the rows with one of these verdicts (`data.verdicts`); the fingerprint is that of the
+    rows that stay.
+
+    Raises: ConfigError for a verdict that no stored sample can have."""
+    for verdict in verdicts:
+        if verdict not in STORED_VERDICTS:
+            raise ConfigError(
+                f"data.verdicts: {verdict!r} is not one of {', '.join(STORED_VERDICTS)}"
+            )
+    table = manifest.table.filter(
+        pc.is_in(manifest.table["verdict"], value_set=pa.array(list(verdicts), pa.string()))
+    )
+    rows = zip(*(table[name].to_pylist() for name in ("key", "label", "sha256")), strict=True)
+    identity = fingerprint(manifest.info.path, manifest.info.classes, rows)
+    return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
 
 
 def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[bytes]:

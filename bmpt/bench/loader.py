@@ -31,11 +31,12 @@ import numpy as np
 from shards.errors import ConfigError, StorageError
 from shards.fetching.frames import ReadSettings
 from shards.format import jpeg
-from shards.loader import ClipSettings, build_train_loader
+from shards.loader import build_train_loader
 from shards.reader import Manifest, Pool, open_pool, read_frame_bytes
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import choose_crop, cut_and_resize, resized
+from shards.sampling.sample_rng import sample_rng
 from shards.storage.open import LocalStore
-from shards.stream.pipeline import sample_rng
 
 if TYPE_CHECKING:
     import torch

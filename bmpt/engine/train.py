@@ -26,9 +26,11 @@ from bmpt.runtime.distributed import errors_of_main, from_main, saying_memory, s
 from bmpt.runtime.failures import failure_limit, name_failures
 from bmpt.task import Task, rows_of
 from shards.errors import ConfigError, FormatError, StorageError
-from shards.loader import FailureRule, MicroBatch, TrainLoader, build_train_loader
+from shards.loader import TrainLoader, build_train_loader
 from shards.progress import ProgressBars
 from shards.sampling.orders import make_order
+from shards.stream.batches import MicroBatch
+from shards.stream.failures import FailureRule
 from shards.stream.pipeline import StreamState
 
 

@@ -22,7 +22,8 @@ from bmpt.runtime.failures import failure_limit, name_failures, share_failures
 from bmpt.runtime.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.task import Split, Task, rows_of
 from shards.errors import ConfigError
-from shards.loader import FailureRule, build_eval_loader
+from shards.loader import build_eval_loader
+from shards.stream.failures import FailureRule
 
 RESULTS_FORMAT = 1
 HM_PARTS = ("base_to_novel/val_base", "base_to_novel/val_novel")

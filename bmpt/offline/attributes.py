@@ -39,8 +39,10 @@ from bmpt.texts.text_features import (
 )
 from shards.errors import ConfigError, FormatError
 from shards.format.names import is_utf8
-from shards.loader import ClipBatch, ClipSettings, build_eval_loader
+from shards.loader import build_eval_loader
 from shards.reader import Manifest, Pool
+from shards.sampling.clip_settings import ClipSettings
+from shards.stream.batches import ClipBatch
 
 NUM_FRAMES = 8
 PUBLISHED_FIELD = "classname_topk"

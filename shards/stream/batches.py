@@ -1,44 +1,17 @@
-"""What a clip is, and batches of clips on their way to whoever trains."""
+"""Batches of clips on their way from the loader workers to the training loop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from shards.config import Settings
 from shards.fetching.frames import ReadStats
-from shards.sampling.clip_sampling import Sampling
-from shards.sampling.crops import CropKind
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.plan import MicroPlan
 from shards.stream.batch_buffers import BatchBuffers
 
 if TYPE_CHECKING:
     import torch
-
-
-class ClipSettings(Settings):
-    """How a clip is made from a sample.
-
-    frames: T; size_px: side of the square
-    sampling: even | vifi, see `clip_sampling.segment_bounds`
-    crop, flip: in training; an evaluation takes the centre crop (or the whole frame) and never
-        flips
-    scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop stays larger than `size_px`, see
-        `crops.largest_shrink`"""
-
-    frames: int = Field(ge=1)
-    size_px: int = Field(ge=1)
-    sampling: Sampling = "even"
-    crop: CropKind = "multi_scale"
-    flip: bool = True
-    scaled_decode: bool = False
-
-    @property
-    def clip_bytes(self) -> int:
-        """Of one clip, uint8."""
-        return self.frames * 3 * self.size_px**2
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ it."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections import deque
@@ -28,12 +27,14 @@ from shards.fetching.frames import FrameReader, ReadStats
 from shards.format import jpeg
 from shards.reader import Manifest
 from shards.sampling.clip_sampling import clip_positions
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import Crop, choose_crop, cut_and_resize, largest_shrink
 from shards.sampling.orders import Order
 from shards.sampling.plan import MicroPlan, Place
+from shards.sampling.sample_rng import sample_rng
 from shards.storage.open import Store
 from shards.stream.batch_buffers import BatchBuffers
-from shards.stream.batches import ClipSettings, PackedBatch, as_clips
+from shards.stream.batches import PackedBatch, as_clips
 
 if TYPE_CHECKING:
     from webdataset import DataPipeline
@@ -287,12 +288,6 @@ class BatchStage:
             failures=failures,
             reads=reads,
         )
-
-
-def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """The random numbers of one sample in one epoch, the same on every machine (12 us)."""
-    digest = hashlib.blake2b(f"sample/{seed}/{epoch}/{key}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8")))
 
 
 def make_pipeline(

@@ -23,8 +23,9 @@ from bmpt.offline.attributes import read_attributes
 from bmpt.run import run_evaluation
 from bmpt.texts.class_texts import class_sentences
 from shards.cli import run_app
-from shards.loader import ClipSettings, build_eval_loader
+from shards.loader import build_eval_loader
 from shards.reader import open_pool
+from shards.sampling.clip_settings import ClipSettings
 from tests.bmpt.checkpoints import published_files
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.methods.method_ranks import stop_after_a_step

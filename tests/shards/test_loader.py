@@ -17,20 +17,14 @@ import torch
 
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.format.writer import ShardWriter, encode_sample
-from shards.loader import (
-    ClipBatch,
-    ClipSettings,
-    MicroBatch,
-    StreamState,
-    TrainLoader,
-    build_eval_loader,
-    build_train_loader,
-    select,
-)
-from shards.reader import Manifest, Pool, read_frames
+from shards.loader import TrainLoader, build_eval_loader, build_train_loader
+from shards.reader import Manifest, Pool, read_frames, select
 from shards.sampling.clip_sampling import center_indices
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import center_crop, resized
 from shards.sampling.orders import permute
+from shards.stream.batches import ClipBatch, MicroBatch
+from shards.stream.pipeline import StreamState
 from tests.pools import make_pool, smooth_frames
 
 CLIP = ClipSettings(frames=4, size_px=32)

@@ -25,9 +25,11 @@ from bmpt.run import run_evaluation
 from bmpt.task import open_task
 from bmpt.texts.class_texts import class_sentences
 from shards.errors import ConfigError, StorageError
-from shards.loader import ClipSettings, MicroBatch, build_train_loader
+from shards.loader import build_train_loader
 from shards.progress import ProgressBars
 from shards.reader import open_pool
+from shards.sampling.clip_settings import ClipSettings
+from shards.stream.batches import MicroBatch
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import (
     VAL,

@@ -21,8 +21,9 @@ from bmpt.offline.attributes import import_attributes, read_attributes
 from bmpt.texts.knowledge_file import KnowledgeRow, import_features, read_knowledge, write_knowledge
 from shards.cli import run_app
 from shards.errors import ConfigError, FormatError
-from shards.loader import ClipSettings, build_eval_loader
+from shards.loader import build_eval_loader
 from shards.reader import Manifest, open_pool
+from shards.sampling.clip_settings import ClipSettings
 from tests.bmpt.runs import damage_a_sample
 from tests.bmpt.tiny import JOINT_WIDTH, load_tiny, write_clip
 from tests.pools import make_pool

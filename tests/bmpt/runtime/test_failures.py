@@ -10,7 +10,7 @@ import pytest
 from bmpt.config import TrainConfig
 from bmpt.runtime.failures import name_failures
 from shards.errors import StorageError
-from shards.loader import FailureRule
+from shards.stream.failures import FailureRule
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import damage_a_sample, folder_of, run, stop_early
 from tests.bmpt.tiny import metrics_of

@@ -13,8 +13,9 @@ from obstore.exceptions import GenericError
 
 from shards.errors import BmptError, StorageError
 from shards.fetching.frames import FrameReader, ReadSettings, make_reader
-from shards.loader import ClipSettings, build_eval_loader
+from shards.loader import build_eval_loader
 from shards.reader import Pool, open_pool
+from shards.sampling.clip_settings import ClipSettings
 from shards.storage.open import LocalStore, open_store
 from tests.object_store import READER, WRITER, ObjectServer
 from tests.shards.storage.test_s3 import write_profile

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.loader import ClipSettings, MicroBatch, build_train_loader
+from shards.loader import build_train_loader
 from shards.reader import Pool
+from shards.sampling.clip_settings import ClipSettings
+from shards.stream.batches import MicroBatch
 from tests.pools import make_pool
 from tests.process_memory import children_of, rss_bytes, uss_bytes
 

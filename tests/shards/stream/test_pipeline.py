@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from shards.errors import FormatError
 from shards.fetching.frames import ReadSettings, make_reader
 from shards.reader import Pool
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import Order
 from shards.sampling.plan import MicroPlan, Place, eval_plan
+from shards.sampling.sample_rng import sample_rng
 from shards.stream.batch_buffers import BatchBuffers
-from shards.stream.batches import ClipSettings
-from shards.stream.pipeline import PlanStage, StreamState, make_pipeline, sample_rng
+from shards.stream.pipeline import PlanStage, StreamState, make_pipeline
 
 SHARDS = Path(__file__).parents[3] / "shards"
 

@@ -15,15 +15,11 @@ import torch
 
 from shards.errors import StorageError
 from shards.fetching.frames import ReadSettings, ReadStats, make_reader
-from shards.loader import (
-    ClipSettings,
-    MicroBatch,
-    TrainLoader,
-    build_eval_loader,
-    build_train_loader,
-)
+from shards.loader import TrainLoader, build_eval_loader, build_train_loader
 from shards.reader import Pool, open_pool
+from shards.sampling.clip_settings import ClipSettings
 from shards.storage.open import LocalStore
+from shards.stream.batches import MicroBatch
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
 

@@ -16,11 +16,11 @@ from shards.fetching.extents import Extents, Retention, group_bytes, plan_retent
 from shards.fetching.frames import FrameReader, ReadSettings, make_reader, merge_ranges
 from shards.reader import Manifest
 from shards.sampling.clip_sampling import clip_positions
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import IndexArray, OrderKind, make_order
 from shards.sampling.plan import num_steps
+from shards.sampling.sample_rng import sample_rng
 from shards.storage.open import LocalStore, Store
-from shards.stream.batches import ClipSettings
-from shards.stream.pipeline import sample_rng
 
 # that are read without the cache; later passes are taken to be like those that were counted
 _COUNTED_CLIPS = 250_000

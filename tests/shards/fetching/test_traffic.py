@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from shards.fetching.frames import ReadSettings, ReadStats
-from shards.loader import ClipSettings, build_eval_loader, build_train_loader
+from shards.fetching.traffic import ReadPlan, plan_scoring, plan_text, plan_training
+from shards.loader import build_eval_loader, build_train_loader
 from shards.reader import Pool, open_pool
+from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import OrderKind
 from shards.storage.open import LocalStore
-from shards.stream.traffic import ReadPlan, plan_scoring, plan_text, plan_training
 from tests.fault_proxy import FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
 from tests.pools import make_pool
@@ -211,7 +212,7 @@ def test_more_clips_than_are_counted_are_taken_to_be_like_the_counted_ones(
 ) -> None:
     reading = ReadSettings(latency_seconds=NOTHING)
     exact = plan_of(remote, reading, epochs=12)
-    monkeypatch.setattr("shards.stream.traffic._COUNTED_CLIPS", 100)
+    monkeypatch.setattr("shards.fetching.traffic._COUNTED_CLIPS", 100)
     estimated = plan_of(remote, reading, epochs=12)
     assert estimated != exact
     assert estimated.all_bytes == pytest.approx(exact.all_bytes, rel=0.01)
