@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -85,6 +86,112 @@ def test_no_import_leads_back_to_where_it_started() -> None:
         pytest.fail(
             f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}"
         )
+
+
+# The folders and modules of each package from the lowest floor to the highest. What stands on one
+# floor may import lower floors only: not its neighbours, and not from inside a function either.
+FLOORS: dict[str, list[tuple[str, ...]]] = {
+    "shards": [
+        ("errors",),
+        ("config", "files", "cli"),
+        ("progress",),
+        ("format",),
+        ("storage", "sampling"),
+        ("reader",),
+        ("fetching", "maintenance", "interop"),
+        ("stream",),
+        ("loader",),
+    ],
+    "preprocess": [
+        ("settings", "planning", "sources"),
+        ("decode", "protocols"),
+        ("records",),
+        ("workers",),
+        ("coordinator",),
+        ("console", "bench"),
+        ("build_shards",),
+    ],
+    "bmpt": [
+        ("config", "clip"),
+        ("texts", "runtime"),
+        ("methods",),
+        ("checkpoints", "offline"),
+        ("task",),
+        ("engine", "evaluation"),
+        ("run", "bench", "data_plan"),
+        ("demo",),
+        ("cli",),
+        ("__main__",),
+    ],
+}
+
+# Imports that still go upwards, as (file, imported module). Entries may only be removed.
+KNOWN_VIOLATIONS = {
+    ("bmpt/runtime/run_folder.py", "bmpt.checkpoints.checkpoint"),
+}
+
+MAX_MODULES_PER_FOLDER = 15
+
+
+def upward_imports(package: str) -> set[tuple[str, str]]:
+    """Return (file, imported module) of every import that does not lead to a lower floor."""
+    floor_of = {entry: floor for floor, entries in enumerate(FLOORS[package]) for entry in entries}
+    upward = set()
+
+    for path in source_files(package):
+        importer = module_name(path).split(".")[1:2]
+        for found in imports_of(path):
+            root, *inner = found.module.split(".")
+            if root != package or not inner or inner[:1] == importer:
+                continue
+            # The package's own `__init__` holds no code, so it stands below all floors.
+            if not importer or floor_of[inner[0]] >= floor_of[importer[0]]:
+                imported = found.module if is_module(found.module) else parent_of(found.module)
+                upward.add((relative(path), imported))
+
+    return upward
+
+
+def is_module(name: str) -> bool:
+    """Return whether a dotted name is a module or package of ours, not a name defined in one."""
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def parent_of(module: str) -> str:
+    """Return the dotted name without its last part."""
+    return module.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_folder_and_module_has_one_floor(package: str) -> None:
+    entries = [entry for floor in FLOORS[package] for entry in floor]
+    present = {
+        path.stem
+        for path in (ROOT / package).iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+
+    assert len(entries) == len(set(entries))
+    assert set(entries) == present - {"__init__"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_lead_to_lower_floors_only(package: str) -> None:
+    assert upward_imports(package) - KNOWN_VIOLATIONS == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_folder_holds_more_than_15_modules(package: str) -> None:
+    folders = Counter(path.parent for path in source_files(package) if path.stem != "__init__")
+    crowded = {
+        relative(folder): number
+        for folder, number in folders.items()
+        if number > MAX_MODULES_PER_FOLDER
+    }
+
+    assert folders
+    assert crowded == {}
 
 
 # teaches others' libraries our addresses and columns; used by their users alone
