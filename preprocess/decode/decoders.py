@@ -15,7 +15,7 @@ import av.logging
 from preprocess.decode.pixels import rotation_of
 
 ERR_DETECT = "crccheck+bitstream+buffer"  # `aggressive` and `careful` reject 25 of 132 clean clips
-_LIBVPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+LIBVPX_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 # Entropy coding leaves no long runs of zeros (h264 forbids three in a row; longest in VP8 and VP9,
@@ -35,7 +35,7 @@ class PacketDecoder:
         own = stream.codec_context
         _prepare(own)
         self._context = own
-        name = _LIBVPX.get(own.name)
+        name = LIBVPX_DECODERS.get(own.name)
         # the libvpx of the PyAV wheel refuses 10-bit video
         if name in av.codecs_available and _has_8_bits(own):
             self._context = av.CodecContext.create(name, "r")

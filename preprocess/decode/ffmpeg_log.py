@@ -13,8 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preprocess.decode.pyav_reader import findings_in
-from preprocess.decode.verdicts import Finding
+from preprocess.decode.verdicts import Finding, findings_in
 
 _LINE = re.compile(r"((?:\[[^\[\]]+ @ 0x[0-9a-f]+\] )*)\[([a-z]+)\] (.*)")
 _CONTEXT = re.compile(r"\[([^\[\]]+) @ (0x[0-9a-f]+)\]")

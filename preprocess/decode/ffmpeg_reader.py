@@ -16,21 +16,18 @@ from typing import Any
 import ffmpeg
 import numpy as np
 
-from preprocess.decode.decoders import ERR_DETECT
+from preprocess.decode.decoders import ERR_DETECT, LIBVPX_DECODERS
 from preprocess.decode.ffmpeg_log import DecodeLog, without_path
 from preprocess.decode.ffmpeg_process import check_ffmpeg, find_ffmpeg, running
 from preprocess.decode.pixels import stored_size
-from preprocess.decode.pyav_reader import ReadVideo, Survey, survey_video
+from preprocess.decode.pyav_reader import survey_video
 from preprocess.decode.verdicts import Evidence, judge
+from preprocess.decode.video import ReadVideo, Survey
 from preprocess.planning import stored_indices
 from shards.errors import SampleError
 from shards.format import jpeg
 from shards.format.schema import Encoding
 
-_DECODERS = {
-    "vp8": "libvpx",
-    "vp9": "libvpx-vp9",
-}  # they see more damage, see `preprocess.decode.decoders`
 # Codecs that do not say where colour samples lie. The others say `left` and the scaler keeps that
 # in PyAV; FFmpeg's
 # filter would move them to the centre (up to 0.35 grey levels on average).
@@ -183,8 +180,8 @@ def _command(
     }
     if hwaccel is not None:
         reading["hwaccel"] = hwaccel
-    elif survey.stream.codec in _DECODERS:
-        reading["c:v"] = _DECODERS[survey.stream.codec]
+    elif survey.stream.codec in LIBVPX_DECODERS:
+        reading["c:v"] = LIBVPX_DECODERS[survey.stream.codec]
     flags = "bicubic+accurate_rnd+full_chroma_int+bitexact"
     place = (
         "" if survey.stream.codec in _NO_CHROMA_PLACE else ":in_chroma_loc=left:out_chroma_loc=left"

@@ -7,7 +7,7 @@ for this thread alone and never repeated lines skipped (libav remembers them acr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,67 +19,13 @@ from av.stream import Disposition
 from preprocess.decode.containers import Structure, check_container
 from preprocess.decode.decoders import ERR_DETECT, PacketDecoder, has_zeroed_block, is_shown
 from preprocess.decode.pixels import FrameEncoder
-from preprocess.decode.verdicts import (
-    CUT_LINES,
-    HARMLESS_LINES,
-    WARNING_LEVEL,
-    Evidence,
-    Finding,
-    Verdict,
-    judge,
-)
+from preprocess.decode.verdicts import Evidence, Finding, LogLine, findings_in, judge
+from preprocess.decode.video import ReadVideo, StreamFacts, Survey
 from preprocess.planning import stored_indices
 from shards.errors import SampleError
 from shards.format.schema import Encoding
 
-LogLine = tuple[int, str, str]  # libav's level, the name of what speaks, what it says
 _EMPTY = Evidence(problem="the file is empty")
-
-
-@dataclass(frozen=True)
-class StreamFacts:
-    """What the file states about its video stream; width and height before rotation."""
-
-    codec: str | None = None
-    fps: float | None = None
-    duration_seconds: float | None = None
-    width: int | None = None
-    height: int | None = None
-    rotation_degrees: int = 0
-    num_frames_stated: int | None = None
-
-
-@dataclass(frozen=True)
-class ReadVideo:
-    """One video as it will be stored; without frames if it is undecodable.
-
-    frames: JPEG bytes; source_index and source_time_seconds: of each, ascending index among the
-        good frames
-    stored_size: (width, height) of the JPEGs"""
-
-    stream: StreamFacts
-    verdict: Verdict
-    num_frames_decoded: int = 0
-    num_decoder_errors: int = 0
-    frames: list[bytes] = field(default_factory=list)
-    source_index: list[int] = field(default_factory=list)
-    source_time_seconds: list[float] = field(default_factory=list)
-    stored_size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What a file shows without being decoded, for a decoder that is another process.
-
-    stream_index: of the video stream in its container
-    num_frames_expected: what a whole file decodes to
-    evidence: structure, packet counts and what the demuxer said; no frame and nothing a decoder
-        would say"""
-
-    stream: StreamFacts
-    stream_index: int
-    num_frames_expected: int
-    evidence: Evidence
 
 
 @dataclass
@@ -324,20 +270,6 @@ def _time_of(frame: Any, state: _Pass) -> float:
         seconds = state.last_frame_seconds + 1 / (state.stream.fps or 25.0)
     state.last_frame_seconds = seconds
     return round(seconds, 6)
-
-
-def findings_in(lines: Sequence[LogLine], *, packet: int) -> list[Finding]:
-    """The lines that tell of damage; what is said at INFO is noise, but for concealed errors."""
-    found = []
-    for level, _, raw in lines:
-        text = " ".join(raw.split())
-        if text.startswith(CUT_LINES):
-            found.append(Finding(packet, text, is_missing=True))
-        elif text.startswith("concealing") or (
-            level <= WARNING_LEVEL and not text.startswith(HARMLESS_LINES)
-        ):
-            found.append(Finding(packet, text))
-    return found
 
 
 def _video_stream(container: Any) -> Any:

@@ -8,16 +8,18 @@ that."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-WARNING_LEVEL = 24  # of libav's log
+LogLine = tuple[int, str, str]  # libav's level, the name of what speaks, what it says
+_WARNING_LEVEL = 24  # of libav's log
 # Lines that clean files give: 1 UCF-101 clip; junk behind a whole WebM.
-HARMLESS_LINES = (
+_HARMLESS_LINES = (
     "Discarding excessive bitstream in packed xvid",
     "File extends beyond end of segment",
 )
-CUT_LINES = ("File ended prematurely", "Packet corrupt")
-TAIL_PACKETS = 2  # a finding in the last packets also fits a video that was merely cut
+_CUT_LINES = ("File ended prematurely", "Packet corrupt")
+_TAIL_PACKETS = 2  # a finding in the last packets also fits a video that was merely cut
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,20 @@ class Verdict:
     reason: str | None
 
 
+def findings_in(lines: Sequence[LogLine], *, packet: int) -> list[Finding]:
+    """The lines that tell of damage; what is said at INFO is noise, but for concealed errors."""
+    found = []
+    for level, _, raw in lines:
+        text = " ".join(raw.split())
+        if text.startswith(_CUT_LINES):
+            found.append(Finding(packet, text, is_missing=True))
+        elif text.startswith("concealing") or (
+            level <= _WARNING_LEVEL and not text.startswith(_HARMLESS_LINES)
+        ):
+            found.append(Finding(packet, text))
+    return found
+
+
 def judge(evidence: Evidence) -> Verdict:
     """Decide. Nothing decoded, else damage inside, else a missing end, else damage at the end, else
     ok."""
@@ -96,7 +112,7 @@ def _split_findings(evidence: Evidence) -> tuple[list[Finding], list[Finding]]:
     """Findings of damage inside the video and in its last packets; frames that never came out count
     as inside."""
     damage = [finding for finding in evidence.findings if not finding.is_missing]
-    first_tail = evidence.num_packets - TAIL_PACKETS
+    first_tail = evidence.num_packets - _TAIL_PACKETS
     inside = [finding for finding in damage if finding.packet < first_tail]
     tail = [finding for finding in damage if finding.packet >= first_tail]
     # DivX packs two frames into one packet and leaves one packet empty (10 of 11 HMDB-51 clips)

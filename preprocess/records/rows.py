@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from preprocess.decode.pyav_reader import ReadVideo
+from preprocess.decode.video import ReadVideo
 from preprocess.sources import SourceVideo
 from shards.format.schema import SAMPLE_FACTS, SAMPLES_SCHEMA
 

@@ -20,7 +20,7 @@ from shards.files import hash_file
 from shards.format.schema import Encoding
 
 if TYPE_CHECKING:
-    from preprocess.decode.pyav_reader import ReadVideo
+    from preprocess.decode.video import ReadVideo
 
 READY = "ready"  # a worker's first message: its imports work
 _GRACE_SECONDS = 10.0

@@ -364,7 +364,7 @@ def _orphans() -> list[str]:
 
 def test_a_decode_worker_imports_neither_torch_nor_webdataset(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from preprocess import decode_worker as d;"
+        "import sys; from pathlib import Path; import preprocess.workers.child as d;"
         "from preprocess.sources import SourceVideo;"
         "from shards.format.schema import Encoding; p = Path(sys.argv[1]);"
         "read = d.open_reader(d.DecodeOptions(Encoding(), timeout_seconds=60));"

@@ -12,7 +12,8 @@ import pytest
 
 from preprocess.decode.ffmpeg_reader import FfmpegReader, _select
 from preprocess.decode.pixels import FrameEncoder
-from preprocess.decode.pyav_reader import ReadVideo, read_video, set_up_logging
+from preprocess.decode.pyav_reader import read_video, set_up_logging
+from preprocess.decode.video import ReadVideo
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import DecodeOptions, decode_video, open_reader
 from shards.errors import ConfigError

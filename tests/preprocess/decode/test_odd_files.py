@@ -13,7 +13,8 @@ import pytest
 
 from preprocess.decode.decoders import PacketDecoder, is_shown
 from preprocess.decode.pixels import FrameEncoder
-from preprocess.decode.pyav_reader import ReadVideo, read_video, set_up_logging
+from preprocess.decode.pyav_reader import read_video, set_up_logging
+from preprocess.decode.video import ReadVideo
 from shards.format import jpeg
 from shards.format.schema import Encoding
 from tests.preprocess.tiny_videos import index_of, make_video

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from preprocess.decode.pixels import FrameEncoder, stored_size
-from preprocess.decode.pyav_reader import ReadVideo, _expect_frames, read_video, set_up_logging
+from preprocess.decode.pyav_reader import _expect_frames, read_video, set_up_logging
+from preprocess.decode.video import ReadVideo
 from preprocess.planning import stored_indices
 from shards.format import jpeg
 from shards.format.schema import Encoding

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from preprocess.decode.containers import Structure, check_container
 from preprocess.decode.pixels import FrameEncoder
-from preprocess.decode.pyav_reader import ReadVideo, read_video, set_up_logging
+from preprocess.decode.pyav_reader import read_video, set_up_logging
 from preprocess.decode.verdicts import Evidence, Finding, judge
+from preprocess.decode.video import ReadVideo
 from shards.format.schema import VERDICTS, Encoding
 from tests.preprocess.tiny_videos import make_audio, make_video
 

@@ -62,7 +62,7 @@ def kill_starting_workers(number: int) -> threading.Thread:
             time.sleep(0.002)
             for pid in set(children_of(os.getpid())) - killed:
                 with contextlib.suppress(OSError):
-                    if b"decode_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    if b"preprocess.workers.child" in Path(f"/proc/{pid}/cmdline").read_bytes():
                         os.kill(pid, signal.SIGKILL)
                         killed.add(pid)
 

@@ -412,7 +412,7 @@ def kill_reader(fifo: Path) -> None:
 def decoders_of(node: Any) -> list[int]:
     """The processes that decode on a node."""
     (raylet,) = node.all_processes["raylet"]
-    found = [pid for pid in pids() if b"decode_worker" in read(pid, "cmdline")]
+    found = [pid for pid in pids() if b"preprocess.workers.child" in read(pid, "cmdline")]
     return [pid for pid in found if parent(parent(pid)) == raylet.process.pid]
 
 
