@@ -1,10 +1,11 @@
-# Sourced by demo.sh and test.sh: creates a virtual environment where it is missing and installs the project into it,
-# again only after pyproject.toml or the constraints have changed.
+# Sourced by demo.sh and test.sh: creates a virtual environment where it is missing and installs the
+# project into it, again only after pyproject.toml or the constraints have changed.
 # usage: . scripts/setup.sh EXTRAS [PYTHON]
 #   EXTRAS   empty, or for example [dev]
-#   PYTHON   name or path of an interpreter, whose environment is .venv-3.13 or similar;
-#            without it .venv, which is created with $PYTHON, or else with python3
-# It changes to the root of the checkout and sets `venv` to the folder of the environment.
+#   PYTHON   name or path of an interpreter, whose environment is .venv-3.13 or similar; without it
+#            the environment is .venv, which is created with $PYTHON, or else with python3
+# It changes to the root of the checkout, and sets `venv`, the folder of the environment, and
+# `version`, for example 3.13.
 supported="3.11 to 3.14" # as requires-python in pyproject.toml
 
 fail() {
@@ -19,7 +20,7 @@ python=${2:-${PYTHON:-python3}}
 # An interpreter can exist and still not run: a pyenv shim of a version that is not selected.
 describe='import sys; print("{}.{}".format(*sys.version_info[:2]), sys.executable)'
 described=$("$python" -c "$describe" 2>/dev/null) ||
-    fail "$python: no such interpreter, or it does not run; give the name or path of a Python $supported"
+    fail "$python: no such interpreter, or it does not run; give name or path of Python $supported"
 version=${described%% *}
 case $version in
 3.11 | 3.12 | 3.13 | 3.14) ;;

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Set up, then lint, types and tests: what CI runs.
 # usage: bash scripts/test.sh [--all] [--python PYTHON] [PYTEST ARGUMENTS]
-#   --all       adds the long tests (more kills, more fuzz clips, the demo in full); the default run has the same
-#               bounds with smaller counts
-#   --python    name or path of another interpreter, for example python3.13; its environment is .venv-3.13
+#   --all       adds the long tests (more kills, more fuzz clips, the demo in full); the default run
+#               has the same bounds with smaller counts
+#   --python    name or path of another interpreter, for example python3.13, whose environment is
+#               .venv-3.13
 set -euo pipefail
 select="not long" examples=same python=
 while [ $# -gt 0 ]; do
@@ -11,7 +12,10 @@ while [ $# -gt 0 ]; do
     --all) select="long or not long" examples=new ;;
     --python=*) python=${1#*=} ;;
     --python)
-        [ $# -gt 1 ] || { echo "error: --python: expected an interpreter, for example python3.13" >&2 && exit 2; }
+        if [ $# -eq 1 ]; then
+            echo "error: --python: expected an interpreter, for example python3.13" >&2
+            exit 2
+        fi
         python=$2
         shift
         ;;
