@@ -195,7 +195,9 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(parts[0])}"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return " or ".join(f"`{item.value}`" for item in annotation)
-    return {str: "text", int: "integer", float: "number", bool: "boolean", Path: "path"}.get(annotation, "value")
+    return {str: "text", int: "integer", float: "number", bool: "boolean", Path: "path"}.get(
+        annotation, "value"
+    )
 
 
 def default_of(field: FieldInfo) -> str:
@@ -242,7 +244,9 @@ def command_pages() -> dict[str, str]:
         file = f"cli/{name}.md"
         lines = [f"# bmpt {name}", "", NOTICE, "", *command_lines(f"bmpt {name}", command, level=2)]
         pages[f"{FOLDER}/{file}"] = page(lines)
-        groups.setdefault(panel_of(command), []).append(row(f"[`bmpt {name}`]({file})", first_line(command)))
+        groups.setdefault(panel_of(command), []).append(
+            row(f"[`bmpt {name}`]({file})", first_line(command))
+        )
     lines = [
         "# Commands",
         "",
@@ -253,7 +257,13 @@ def command_pages() -> dict[str, str]:
         "",
     ]
     for panel, rows in groups.items():
-        lines += [*([f"## {panel}", ""] if panel else []), "| command | task |", "|---|---|", *rows, ""]
+        lines += [
+            *([f"## {panel}", ""] if panel else []),
+            "| command | task |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
     pages[f"{FOLDER}/cli.md"] = page(lines)
     return pages
 
@@ -263,7 +273,11 @@ def command_lines(path: str, command: Any, *, level: int) -> list[str]:
     if getattr(command, "commands", None):
         lines = [help_text(command), ""]
         for name, inner in visible_commands(command):
-            lines += [f"{'#' * level} {path} {name}", "", *command_lines(f"{path} {name}", inner, level=level + 1)]
+            lines += [
+                f"{'#' * level} {path} {name}",
+                "",
+                *command_lines(f"{path} {name}", inner, level=level + 1),
+            ]
         return lines
     command, arguments, options = declared(path, command)
     words = [*(value_of(item) for item in arguments), *(["[OPTIONS]"] if options else [])]
@@ -383,7 +397,9 @@ def row(*cells: str) -> str:
 def escaped(text: str) -> str:
     """Return text for a table cell: `|` would end the cell, and `<name>` outside of code would be an HTML tag."""
     parts = " ".join(text.split()).replace("|", "\\|").split("`")
-    return "`".join(part if index % 2 else part.replace("<", "\\<") for index, part in enumerate(parts))
+    return "`".join(
+        part if index % 2 else part.replace("<", "\\<") for index, part in enumerate(parts)
+    )
 
 
 def summary_of(model: type[BaseModel]) -> str:
@@ -417,14 +433,20 @@ def stale_pages(pages: Mapping[str, str], root: Path = ROOT) -> list[str]:
 
 def main() -> int:
     """Write the pages or check them. Returns: 1 if `--check` finds a page that is out of date."""
-    parser = argparse.ArgumentParser(description="Write docs/reference from the settings and the commands.")
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a page is out of date")
+    parser = argparse.ArgumentParser(
+        description="Write docs/reference from the settings and the commands."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing, exit with 1 if a page is out of date"
+    )
     wanted = parser.parse_args()
     pages = all_pages()
     stale = stale_pages(pages)
     if wanted.check:
         for name in stale:
-            print(f"{name}: is out of date; run `python scripts/make_reference.py`", file=sys.stderr)
+            print(
+                f"{name}: is out of date; run `python scripts/make_reference.py`", file=sys.stderr
+            )
         return 1 if stale else 0
     for name in stale:
         path = ROOT / name
