@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -33,12 +34,12 @@ SAMPLES = {key: sample_of(key) for key in KEYS}
 
 
 def write_rest(folder: Path) -> ShardWriter:
-    """Write what a shard lacks and finish it."""
-    writer = ShardWriter(folder, NAME)
-    if not writer.finished:
-        for key in KEYS[len(writer.rows) :]:
-            writer.append({"key": key, "shard": None}, SAMPLES[key])
-    writer.finish()
+    """Write what a shard lacks, finish it, and close it also after an error, as a build does."""
+    with contextlib.closing(ShardWriter(folder, NAME)) as writer:
+        if not writer.finished:
+            for key in KEYS[len(writer.rows) :]:
+                writer.append({"key": key, "shard": None}, SAMPLES[key])
+        writer.finish()
     return writer
 
 
