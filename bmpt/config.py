@@ -13,18 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from shards.config import Settings, load_settings
-from shards.fetching.extents import BYTES_PER_SECOND, LATENCY_SECONDS
 from shards.fetching.frames import ReadSettings
+from shards.sampling.clip_settings import ClipSettings, CutSettings
+from shards.sampling.orders import OrderSettings
+from shards.stream.failures import MAX_FAILURES
 
-# how bytes come here, not which
-_READING = (
-    "cache",
-    "cache_bytes",
-    "requests_in_flight",
-    "latency_seconds",
-    "bytes_per_second",
-    "max_failures",
-)
+# Settings that decide how data is fetched, not which data: no part of the identity of a run.
+_FETCHING = {"num_workers", "max_failures", *ReadSettings.model_fields}
 
 
 class RunSettings(Settings):
@@ -44,67 +39,38 @@ class RunSettings(Settings):
     )
 
 
-class DataSettings(Settings):
-    """What is read and how a clip is cut out of a sample."""
+class SelectionSettings(Settings):
+    """Which samples of which pool are read."""
 
     pool: str = Field(description="folder or address of the pool")
     train: str | None = Field(None, description="manifest, for example few_shot/train_k2")
     val: str | None = Field(None, description="manifest; the default of eval.manifests")
-    frames: int = Field(8, ge=1, description="T, frames a clip")
+    verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
+    frames: int = Field(8, ge=1, description="T, frames per clip")
+
+
+class DataSettings(ReadSettings, OrderSettings, CutSettings, SelectionSettings):
+    """Which samples are read, how clips are cut out of them, in which order, and how fast."""
+
     batch_size: int = Field(
         64, ge=1, description="clips of one optimiser step over all ranks and micro-batches"
     )
     num_workers: int = Field(
-        0, ge=0, description="loader processes a rank; 0 decodes in the training process"
-    )
-    order: Literal["global", "grouped"] = Field(
-        "global", description="what is permuted: all samples, or shards first"
-    )
-    group_shards: int = Field(16, ge=1, description="shards that a grouped order mixes at a time")
-    cache: Path | None = Field(
-        None, description="folder for what is read of a remote pool, shared by a node's ranks"
-    )
-    cache_bytes: int = Field(50_000_000_000, ge=0, description="hard cap of that folder")
-    requests_in_flight: int = Field(
-        16, ge=1, description="samples that a loader process asks object storage for"
-    )
-    latency_seconds: float = Field(
-        LATENCY_SECONDS,
-        ge=0,
-        allow_inf_nan=False,
-        description="of a request; `bmpt plan --measure` gives yours",
-    )
-    bytes_per_second: float = Field(
-        BYTES_PER_SECOND,
-        gt=0,
-        allow_inf_nan=False,
-        description="of one connection; decides with it what is read along",
+        0, ge=0, description="loader processes per rank; 0 decodes in the training process"
     )
     max_failures: int = Field(
-        32, ge=1, description="samples in a row that cannot be read and end the run"
-    )
-    verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
-    sampling: Literal["even", "vifi"] = Field(
-        "even", description="segment bounds; vifi drops a tail of n mod T frames"
-    )
-    crop: Literal["multi_scale", "center", "whole"] = "multi_scale"
-    scaled_decode: bool = Field(
-        False, description="faster for small frames, and not the same pixels: see README"
-    )
-    flip: bool = Field(
-        True, description="mirror half of the training clips; wrong where direction is the class"
+        MAX_FAILURES, ge=1, description="unreadable samples in a row that end the run"
     )
 
     @property
     def reading(self) -> ReadSettings:
-        """How a pool in object storage is read."""
-        return ReadSettings(
-            cache=self.cache,
-            cache_bytes=self.cache_bytes,
-            requests_in_flight=self.requests_in_flight,
-            latency_seconds=self.latency_seconds,
-            bytes_per_second=self.bytes_per_second,
-        )
+        """Return how a pool in object storage is read."""
+        return ReadSettings(**self.model_dump(include=set(ReadSettings.model_fields)))
+
+    def clip_settings(self, size_px: int) -> ClipSettings:
+        """Return how clips of `size_px` pixels are made from samples."""
+        cut = self.model_dump(include=set(CutSettings.model_fields))
+        return ClipSettings(frames=self.frames, size_px=size_px, **cut)
 
 
 class ModelSettings(Settings):
@@ -321,11 +287,11 @@ def identity(config: TrainConfig, *, with_places: bool) -> dict[str, Any]:
     with_places: where pool and weights lie; without, since both have hashes of their own, results
         are the same
     bytes wherever they are computed."""
-    spread: Any = {"run": True, "data": {"num_workers", *_READING}}
+    spread: Any = {"run": True, "data": _FETCHING}
     if not config.depends_on_spread:
         spread["train"] = {"accumulation"}
     if not with_places:
-        spread |= {"data": {"num_workers", "pool", *_READING}, "model": {"pretrained"}}
+        spread |= {"data": {"pool", *_FETCHING}, "model": {"pretrained"}}
     return config.model_dump(mode="json", exclude=spread)
 
 

@@ -14,7 +14,6 @@ from shards.errors import ConfigError
 from shards.fetching.request_cost import measure_request_cost
 from shards.fetching.traffic import ReadPlan, plan_scoring, plan_text, plan_training
 from shards.reader import Pool, open_pool, select
-from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.plan import check_batch
 from shards.storage.open import open_store
 
@@ -107,9 +106,7 @@ def plan_run(config: TrainConfig, pool: Pool) -> list[ReadPlan]:
 
     Raises: ConfigError, FormatError, StorageError."""
     data = config.data
-    clip = ClipSettings(
-        frames=data.frames, size_px=1, sampling=data.sampling, crop=data.crop, flip=data.flip
-    )  # pixels decide no byte
+    clip = data.clip_settings(size_px=1)  # the number of pixels has no influence on what is read
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     num_processes = max(1, data.num_workers) * world_size
     plans = []

@@ -21,9 +21,9 @@ from bmpt.runtime.distributed import World
 from bmpt.texts.class_texts import ClassSentences, class_sentences, cut_warning, negative_sentences
 from bmpt.texts.knowledge_file import read_knowledge
 from shards.errors import ConfigError
-from shards.loader import build_eval_loader, build_train_loader
-from shards.reader import Manifest, Pool, open_pool, select
+from shards.reader import Manifest, Pool, open_pool, require_samples, select
 from shards.sampling.clip_settings import ClipSettings
+from shards.sampling.plan import check_batch
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,7 @@ class Task:
     @property
     def clip(self) -> ClipSettings:
         """How clips are cut for this backbone."""
-        data = self.config.data
-        return ClipSettings(
-            frames=data.frames,
-            size_px=self.backbone.image_size_px,
-            sampling=data.sampling,
-            crop=data.crop,
-            flip=data.flip,
-            scaled_decode=data.scaled_decode,
-        )
+        return self.config.data.clip_settings(self.backbone.image_size_px)
 
     def autocast(self) -> torch.autocast:
         """The context of `train.precision`."""
@@ -333,22 +325,14 @@ def _names_to_score(config: TrainConfig) -> list[str]:
 def _check_loaders(task: Task) -> None:
     """Raises: ConfigError for an empty manifest, or a batch that its samples and the ranks cannot
     share."""
-    config, world_size = task.config, task.world.size
     if task.train is not None:
-        build_train_loader(
-            task.pool,
-            task.train.manifest,
-            task.clip,
-            batch_size=config.data.batch_size,
-            accumulation=config.train.accumulation,
-            num_workers=0,
-            seed=config.seed,
-            order=config.data.order,
-            group_shards=config.data.group_shards,
-            world_size=world_size,
+        require_samples(task.train.manifest)
+        check_batch(
+            len(task.train.manifest),
+            batch_size=task.config.data.batch_size,
+            accumulation=task.config.train.accumulation,
+            world_size=task.world.size,
         )
-    block_size = config.eval.batch_size
+
     for split in task.scored.values():
-        build_eval_loader(
-            task.pool, split.manifest, task.clip, block_size=block_size, num_workers=0
-        )
+        require_samples(split.manifest)

@@ -1,9 +1,10 @@
-"""Batches of clips for training and evaluation, from the stages of `stream.py`, in loader processes
-or in this one.
+"""Batches of clips for training and evaluation.
 
-A loader worker makes whole micro-batches and hands them over as uint8 in shared memory; this
-process does no work a sample. The batches are the same for any number of workers. `bmpt bench
-loader` says what a clip costs."""
+The stages of `shards.stream.pipeline` run in loader processes or in the calling process. A loader
+process makes whole micro-batches and passes them on as uint8 in shared memory, so that the training
+process does no work per sample. The batches are the same for any number of loader processes.
+`bmpt bench loader` measures the cost per clip.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +17,42 @@ from typing import Any
 
 from shards.errors import ConfigError
 from shards.fetching.frames import ReadSettings, make_reader
-from shards.reader import Manifest, Pool
+from shards.reader import Manifest, Pool, require_samples
 from shards.sampling.clip_settings import ClipSettings
-from shards.sampling.orders import OrderKind, make_order
-from shards.sampling.plan import check_batch, eval_blocks, eval_plan, num_steps, train_plan
+from shards.sampling.orders import make_order
+from shards.sampling.plan import (
+    ONE_RANK,
+    RankSlice,
+    check_batch,
+    eval_blocks,
+    eval_plan,
+    num_steps,
+    train_plan,
+)
 from shards.storage.open import LocalStore
 from shards.stream.batch_buffers import BatchBuffers
 from shards.stream.batches import ClipBatch, MicroBatch
-from shards.stream.failures import MAX_FAILURES_IN_A_ROW, failure_limit, stop_at_failures
+from shards.stream.failures import failure_limit, stop_at_failures
 from shards.stream.pipeline import PlanStage, StreamState, make_pipeline
+from shards.stream.settings import BlockSettings, StreamSettings
 from shards.stream.shared_memory import share_manifest
 
-GROUP_SHARDS = 16
-_PREFETCHED = 2  # batches that a loader worker is ahead
+_PREFETCHED = 2  # batches that a loader process makes ahead of time
 
 
 class TrainLoader:
     """The training stream of one rank; made by `build_train_loader`.
 
-    Each `iter()` gives one epoch, the first one from the state it was built with. The workers live
-    as long as the loader and read ahead over the end of an epoch. An epoch that is broken off goes
-    on at the next `iter()`.
+    Each `iter()` yields one epoch, the first one from the state that the loader was built with. An
+    interrupted epoch continues at the next `iter()`. The loader processes live as long as the
+    loader and read ahead beyond the end of an epoch.
+    """
 
-    fingerprint: of the manifest
-    num_steps: optimiser steps of a whole epoch
-    epoch: the one that is running"""
+    fingerprint: str
+    """Fingerprint of the manifest."""
+
+    num_steps: int
+    """Optimiser steps of a whole epoch."""
 
     def __init__(
         self,
@@ -57,60 +69,67 @@ class TrainLoader:
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._accumulation = accumulation
-        self._begun = False
-        self._begin(state)
+        self._has_started = False
+        self._start_epoch(state)
 
     @property
     def epoch(self) -> int:
+        """The running epoch, from 0."""
         return self._start.epoch
 
     @property
     def first_step(self) -> int:
-        """The step of the epoch that this loader started with; 0 unless it goes on from a state."""
+        """The step that the running epoch started at; 0 unless it was resumed from a state."""
         return self._start.position // self._batch_size
 
     def state(self, step: int) -> StreamState:
-        """The state to save when `step` steps of the running epoch are done; after the last one,
-        the next epoch's."""
+        """Return the state to save after `step` steps of the running epoch.
+
+        After the last step it is the start of the next epoch.
+        """
         if step >= self._end_step:
             return self._start.model_copy(update={"epoch": self.epoch + 1, "position": 0})
+
         done = (step - self.first_step) * self._batch_size
         return self._start.model_copy(update={"position": self._start.position + done})
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        if self._left == 0 and self._begun:
-            self._begin(self.state(self._end_step))
-        self._begun = True
-        for batch in islice(self._batches, self._left):
-            self._left -= 1
+        if self._num_left == 0 and self._has_started:
+            self._start_epoch(self.state(self._end_step))
+        self._has_started = True
+
+        for batch in islice(self._batches, self._num_left):
+            self._num_left -= 1
             yield batch
 
-    def _begin(self, start: StreamState) -> None:
+    def _start_epoch(self, start: StreamState) -> None:
         self._start = start
-        self._end_step = self.first_step + num_steps(
-            self._num_samples - start.position, self._batch_size
-        )
-        self._left = (self._end_step - self.first_step) * self._accumulation
+        steps_left = num_steps(self._num_samples - start.position, self._batch_size)
+        self._end_step = self.first_step + steps_left
+        self._num_left = steps_left * self._accumulation
 
 
 class EvalLoader:
-    """The fixed blocks of one rank, in manifest order; made by `build_eval_loader`. Each `iter()`
-    gives all of them.
+    """The blocks of one rank in manifest order; made by `build_eval_loader`.
 
-    num_blocks: of this rank"""
+    Each `iter()` yields all of them.
+    """
+
+    num_blocks: int
+    """Blocks of this rank."""
 
     def __init__(
-        self, source: Iterable[MicroBatch], *, num_blocks: int, max_failures_in_a_row: int | None
+        self, batches: Iterable[MicroBatch], *, num_blocks: int, max_failures: int | None
     ) -> None:
         self.num_blocks = num_blocks
-        self._source = source
-        self._max_failures_in_a_row = max_failures_in_a_row
+        self._batches = batches
+        self._max_failures = max_failures
 
     def __len__(self) -> int:
         return self.num_blocks
 
     def __iter__(self) -> Iterator[ClipBatch]:
-        for batch in stop_at_failures(iter(self._source), self._max_failures_in_a_row):
+        for batch in stop_at_failures(iter(self._batches), self._max_failures):
             yield batch.clips
 
 
@@ -118,63 +137,63 @@ def build_train_loader(
     pool: Pool,
     manifest: Manifest,
     clip: ClipSettings,
-    *,
-    batch_size: int,
-    accumulation: int,
-    num_workers: int,
-    seed: int,
-    epochs: int | None = None,
-    order: OrderKind = "global",
-    group_shards: int = GROUP_SHARDS,
+    settings: StreamSettings,
+    rank_slice: RankSlice = ONE_RANK,
     state: StreamState | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    reading: ReadSettings | None = None,
-    max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
 ) -> TrainLoader:
     """Stream the training clips of one rank, from `state` or from the start.
 
-    Args: batch_size: clips of one optimiser step over all ranks and micro-batches; num_workers:
-        processes, 0 for none,
-    with the environment of when this process started its first; epochs: of the run, so that nothing
-    is read ahead over its end, None for no end;
-    order, group_shards: see `shards.sampling.orders`; reading: of pools in object storage;
-        max_failures_in_a_row: of this rank,
-    None where the caller counts over all ranks.
-    Raises: ConfigError for an empty manifest or a batch that does not fit, FormatError for a state
-        of another
-    stream; while it runs, StorageError after `max_failures_in_a_row` samples that cannot be
-    read."""
-    _require_samples(manifest)
+    Loader processes inherit the environment that this process had when it started its first one.
+
+    Raises:
+        ConfigError: for an empty manifest, or a batch that samples and ranks cannot share.
+        FormatError: for a state of another stream.
+        StorageError: while iterating, after `max_failures` unreadable samples in a row.
+    """
+    require_samples(manifest)
+    batch_size, accumulation = settings.batch_size, settings.accumulation
     check_batch(
-        len(manifest), batch_size=batch_size, accumulation=accumulation, world_size=world_size
+        len(manifest),
+        batch_size=batch_size,
+        accumulation=accumulation,
+        world_size=rank_slice.world_size,
     )
-    ordered = make_order(manifest.table["shard"], order, seed=seed, group_shards=group_shards)
+
+    order = make_order(
+        manifest.table["shard"],
+        settings.order,
+        seed=settings.seed,
+        group_shards=settings.group_shards,
+    )
     if state is None:
-        state = StreamState(fingerprint=manifest.info.fingerprint, order=ordered.name, seed=seed)
-    state.check(manifest, ordered)
+        state = StreamState(
+            fingerprint=manifest.info.fingerprint, order=order.name, seed=settings.seed
+        )
+    state.check(manifest, order)
+
     plan = partial(
         train_plan,
-        ordered,
+        order,
         epoch=state.epoch,
         position=state.position,
         batch_size=batch_size,
         accumulation=accumulation,
-        epochs=epochs,
+        epochs=settings.epochs,
     )
-    micro_clips = ceil(ceil(batch_size / world_size) / accumulation)
-    source = _Source(
-        PlanStage(_shared(manifest, num_workers), clip, plan, rank, world_size, seed),
+    batches = _BatchSource(
+        PlanStage(_shared(manifest, settings.num_workers), clip, plan, rank_slice, settings.seed),
         pool,
-        reading or ReadSettings(),
-        group_shards=group_shards if order == "grouped" else None,
-        num_workers=num_workers,
-        max_clips=micro_clips,
-        batches_held=2 * accumulation,  # a step, and the one before it while this one is collected
+        settings.reading,
+        group_shards=settings.group_shards if settings.order == "grouped" else None,
+        num_workers=settings.num_workers,
+        max_clips=ceil(ceil(batch_size / rank_slice.world_size) / accumulation),
+        # A whole step, and the step before it while this one is collected.
+        batches_held=2 * accumulation,
     )
-    batches = iter(source)
+    limit = failure_limit(settings.max_failures, len(manifest) // rank_slice.world_size)
+
     return TrainLoader(
-        stop_at_failures(batches, failure_limit(max_failures_in_a_row, manifest, world_size)),
+        stop_at_failures(iter(batches), limit),
         num_samples=len(manifest),
         batch_size=batch_size,
         accumulation=accumulation,
@@ -186,38 +205,39 @@ def build_eval_loader(
     pool: Pool,
     manifest: Manifest,
     clip: ClipSettings,
-    *,
-    block_size: int,
-    num_workers: int,
-    rank: int = 0,
-    world_size: int = 1,
-    reading: ReadSettings | None = None,
-    max_failures_in_a_row: int | None = MAX_FAILURES_IN_A_ROW,
+    settings: BlockSettings,
+    rank_slice: RankSlice = ONE_RANK,
 ) -> EvalLoader:
-    """Stream the evaluation blocks of one rank: over all ranks each sample once, the last block
-    short.
+    """Stream the evaluation blocks of one rank.
 
-    Raises: ConfigError for an empty manifest; while it runs, StorageError as in training."""
-    _require_samples(manifest)
-    plan = partial(eval_plan, len(manifest), block_size=block_size)
-    source = _Source(
-        PlanStage(_shared(manifest, num_workers), clip, plan, rank, world_size, seed=None),
+    Over all ranks every sample comes exactly once; the last block may be short.
+
+    Raises:
+        ConfigError: for an empty manifest.
+        StorageError: while iterating, after `max_failures` unreadable samples in a row.
+    """
+    require_samples(manifest)
+    num_samples, block_size = len(manifest), settings.block_size
+    plan = partial(eval_plan, num_samples, block_size=block_size)
+    batches = _BatchSource(
+        PlanStage(_shared(manifest, settings.num_workers), clip, plan, rank_slice, seed=None),
         pool,
-        reading or ReadSettings(),
-        num_workers=num_workers,
-        max_clips=min(block_size, len(manifest)),
+        settings.reading,
+        num_workers=settings.num_workers,
+        max_clips=min(block_size, num_samples),
         batches_held=2,
     )
+    blocks = eval_blocks(num_samples, block_size, rank_slice.rank, rank_slice.world_size)
+
     return EvalLoader(
-        source,
-        num_blocks=len(eval_blocks(len(manifest), block_size, rank, world_size)),
-        max_failures_in_a_row=failure_limit(max_failures_in_a_row, manifest, world_size),
+        batches,
+        num_blocks=len(blocks),
+        max_failures=failure_limit(settings.max_failures, num_samples // rank_slice.world_size),
     )
 
 
-class _Source:
-    """The stages in loader processes or in this one, and their batches unpacked here; iterable
-    again and again."""
+class _BatchSource:
+    """Micro-batches of the stages, unpacked in this process; iterable any number of times."""
 
     def __init__(
         self,
@@ -237,72 +257,72 @@ class _Source:
             places=_PREFETCHED + ceil(batches_held / producers),
             batch_bytes=max_clips * plan.clip.clip_bytes,
         )
+
         in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
         reader = make_reader(pool.store, plan.manifest, reading, group_shards=group_shards)
-        self._packed = _in_processes(
-            make_pipeline(plan, reader, self._buffers, in_flight=in_flight), num_workers
-        )
-        self._round = 0
+        pipeline = make_pipeline(plan, reader, self._buffers, in_flight=in_flight)
+        self._packed_batches = _in_processes(pipeline, num_workers)
+        self._iteration = 0
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """Raises: ConfigError in an iteration that goes on after a later one has begun: workers
-        serve one at a time."""
-        self._round += 1
-        this_round = self._round
-        self._buffers.begin_round()  # what an iteration that was broken off has packed is nobody's
-        packed = iter(self._packed)
+        """Yield the batches of one iteration.
+
+        Raises:
+            ConfigError: if a later iteration has started, since loader processes serve one at a
+                time.
+        """
+        self._iteration += 1
+        this_iteration = self._iteration
+        self._buffers.begin_round()
+
+        packed_batches = iter(self._packed_batches)
         while True:
-            if self._round != this_round:
+            if self._iteration != this_iteration:
                 raise ConfigError(
                     "this loader is being read a second time; build one loader for each reader"
                 )
-            batch = next(packed, None)
-            if batch is None:
+            packed = next(packed_batches, None)
+            if packed is None:
                 return
-            yield batch.unpack(self._clip, self._buffers)
+            yield packed.unpack(self._clip, self._buffers)
 
 
 def _shared(manifest: Manifest, num_workers: int) -> Manifest:
     return share_manifest(manifest) if num_workers else manifest
 
 
-def _require_samples(manifest: Manifest) -> None:
-    if len(manifest):
-        return
-    info = manifest.info
-    raise ConfigError(
-        f"{info.path}: has no sample to read (expected {info.expected}, found {info.found}, missing {info.missing}; "
-        f"from {info.source}); build the pool with these videos, or choose another manifest or data.verdicts"
-    )
-
-
 def _in_processes(pipeline: Any, num_workers: int) -> Any:
-    """Run a pipeline in worker processes; worker w gives items w, w + num_workers, ... of the joint
-    stream."""
+    """Run a pipeline in loader processes.
+
+    Process w yields the items w, w + num_workers, ... of the joint stream.
+    """
     if num_workers == 0:
         return pipeline
+
     import multiprocessing
 
     import torch
     from torch.utils.data import DataLoader
 
-    # Not fork: the object store's runtime and CUDA do not survive it. The server imports torch once
-    # for all workers.
+    # Not fork: the threads of the object store and CUDA do not survive it. The fork server imports
+    # torch once for all loader processes.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "shards.stream.pipeline"])
+
     return DataLoader(
         pipeline,
         batch_size=None,
         num_workers=num_workers,
         multiprocessing_context=context,
-        worker_init_fn=_leave_interrupts_to_the_coordinator,
+        worker_init_fn=_ignore_interrupts,
         prefetch_factor=_PREFETCHED,
-        # its own, so that the global one is the same for any number of workers
+        # Without a generator of its own, DataLoader draws from the global one, whose numbers would
+        # then depend on whether there are loader processes.
         generator=torch.Generator(),
         persistent_workers=True,
     )
 
 
-def _leave_interrupts_to_the_coordinator(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the coordinator ends its workers."""
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches the whole process group, to the training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

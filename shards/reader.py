@@ -116,6 +116,23 @@ def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
     return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
 
 
+def require_samples(manifest: Manifest) -> None:
+    """Check that a manifest has at least one sample.
+
+    Raises:
+        ConfigError: with the counts of the manifest.
+    """
+    if len(manifest):
+        return
+
+    info = manifest.info
+    raise ConfigError(
+        f"{info.path}: has no sample to read (expected {info.expected}, found {info.found}, "
+        f"missing {info.missing}; from {info.source}); build the pool with these videos, or choose "
+        "another manifest or data.verdicts"
+    )
+
+
 def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[bytes]:
     """Read stored frames of one sample (a row of a manifest or of `samples.parquet`) as JPEG bytes.
 

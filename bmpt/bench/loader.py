@@ -37,6 +37,7 @@ from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import choose_crop, cut_and_resize, resized
 from shards.sampling.sample_rng import sample_rng
 from shards.storage.open import LocalStore
+from shards.stream.settings import StreamSettings
 
 if TYPE_CHECKING:
     import torch
@@ -203,16 +204,10 @@ def our_stream(
 ) -> Iterator[int]:
     """Batches without end: how many clips each has."""
     clip = ClipSettings(frames=FRAMES, size_px=SIZE_PX)
-    loader = build_train_loader(
-        pool,
-        manifest,
-        clip,
-        batch_size=BATCH,
-        accumulation=1,
-        num_workers=num_workers,
-        seed=0,
-        reading=reading,
+    settings = StreamSettings(
+        batch_size=BATCH, seed=0, num_workers=num_workers, reading=reading or ReadSettings()
     )
+    loader = build_train_loader(pool, manifest, clip, settings)
     while True:
         for batch in loader:
             if any(batch.clips.failures):

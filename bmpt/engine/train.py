@@ -29,9 +29,11 @@ from shards.errors import ConfigError, FormatError, StorageError
 from shards.loader import TrainLoader, build_train_loader
 from shards.progress import ProgressBars
 from shards.sampling.orders import make_order
+from shards.sampling.plan import RankSlice
 from shards.stream.batches import MicroBatch
 from shards.stream.failures import FailureRule
 from shards.stream.pipeline import StreamState
+from shards.stream.settings import StreamSettings
 
 
 class Trainer:
@@ -259,22 +261,25 @@ class Trainer:
         return frames, targets
 
     def _build_loader(self, state: StreamState | None) -> TrainLoader:
+        data = self.config.data
+        settings = StreamSettings(
+            batch_size=data.batch_size,
+            accumulation=self.config.train.accumulation,
+            order=data.order,
+            group_shards=data.group_shards,
+            seed=self.config.seed,
+            epochs=self.config.train.epochs,
+            num_workers=data.num_workers,
+            max_failures=None,  # counted over all ranks, see `_count_failures`
+            reading=data.reading,
+        )
         return build_train_loader(
             self.task.pool,
             self.split.manifest,
             self.task.clip,
-            batch_size=self.config.data.batch_size,
-            accumulation=self.config.train.accumulation,
-            num_workers=self.config.data.num_workers,
-            seed=self.config.seed,
-            epochs=self.config.train.epochs,
-            order=self.config.data.order,
-            group_shards=self.config.data.group_shards,
-            reading=self.config.data.reading,
-            state=state,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            max_failures_in_a_row=None,
+            settings,
+            RankSlice(self.world.rank, self.world.size),
+            state,
         )
 
     def _open_log(self) -> StepLog | None:

@@ -23,7 +23,9 @@ from bmpt.runtime.metrics import TOP, count_correct, harmonic_mean, percent, top
 from bmpt.task import Split, Task, rows_of
 from shards.errors import ConfigError
 from shards.loader import build_eval_loader
+from shards.sampling.plan import RankSlice
 from shards.stream.failures import FailureRule
+from shards.stream.settings import BlockSettings
 
 RESULTS_FORMAT = 1
 HM_PARTS = ("base_to_novel/val_base", "base_to_novel/val_novel")
@@ -81,16 +83,14 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
         could not be read."""
     world, backbone, num_samples = task.world, task.backbone, len(split.manifest)
     rule = FailureRule(failure_limit(task.config.data.max_failures, num_samples))
-    loader = build_eval_loader(
-        task.pool,
-        split.manifest,
-        task.clip,
+    settings = BlockSettings(
         block_size=task.config.eval.batch_size,
         num_workers=task.config.data.num_workers,
+        max_failures=None,  # counted over all ranks, below
         reading=task.config.data.reading,
-        rank=world.rank,
-        world_size=world.size,
-        max_failures_in_a_row=None,
+    )
+    loader = build_eval_loader(
+        task.pool, split.manifest, task.clip, settings, RankSlice(world.rank, world.size)
     )
     num_blocks = -(-num_samples // task.config.eval.batch_size)
     method = task.method.eval()

@@ -43,6 +43,7 @@ from shards.loader import build_eval_loader
 from shards.reader import Manifest, Pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.stream.batches import ClipBatch
+from shards.stream.settings import BlockSettings
 
 NUM_FRAMES = 8
 PUBLISHED_FIELD = "classname_topk"
@@ -225,10 +226,9 @@ def _rank(
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Names by key, best first, and why others have none, by key."""
-    settings = ClipSettings(frames=NUM_FRAMES, size_px=backbone.image_size_px)
-    loader = build_eval_loader(
-        pool, manifest, settings, block_size=_CLIPS_AT_ONCE, num_workers=num_workers
-    )
+    clip = ClipSettings(frames=NUM_FRAMES, size_px=backbone.image_size_px)
+    settings = BlockSettings(block_size=_CLIPS_AT_ONCE, num_workers=num_workers)
+    loader = build_eval_loader(pool, manifest, clip, settings)
     words_LD = encode_unit_texts(backbone, [attribute_text([word]) for word in words])
     attributes: dict[str, list[str]] = {}
     problems: dict[str, str] = {}

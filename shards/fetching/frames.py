@@ -80,18 +80,27 @@ class ReadStats:
 
 
 class ReadSettings(Settings):
-    """How a pool in object storage is read; for a folder none of it matters.
+    """How a pool in object storage is read; a pool in a folder needs none of it."""
 
-    cache: folder of the node's cache, None for none; cache_bytes: its hard cap
-    requests_in_flight: of one loader process
-    latency_seconds, bytes_per_second: what a request costs, see
-        `shards.fetching.extents.RequestCost`"""
-
-    cache: Path | None = None
-    cache_bytes: int = Field(50_000_000_000, ge=0)
-    requests_in_flight: int = Field(16, ge=1)
-    latency_seconds: float = Field(LATENCY_SECONDS, ge=0, allow_inf_nan=False)
-    bytes_per_second: float = Field(BYTES_PER_SECOND, gt=0, allow_inf_nan=False)
+    cache: Path | None = Field(
+        None, description="folder for what is read of a remote pool, shared by a node's ranks"
+    )
+    cache_bytes: int = Field(50_000_000_000, ge=0, description="hard cap of that folder")
+    requests_in_flight: int = Field(
+        16, ge=1, description="samples that a loader process asks object storage for"
+    )
+    latency_seconds: float = Field(
+        LATENCY_SECONDS,
+        ge=0,
+        allow_inf_nan=False,
+        description="of a request; `bmpt plan --measure` gives yours",
+    )
+    bytes_per_second: float = Field(
+        BYTES_PER_SECOND,
+        gt=0,
+        allow_inf_nan=False,
+        description="of one connection; decides with it what is read along",
+    )
 
 
 @dataclass(frozen=True)

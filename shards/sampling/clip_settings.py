@@ -9,24 +9,31 @@ from shards.sampling.clip_sampling import Sampling
 from shards.sampling.crops import CropKind
 
 
-class ClipSettings(Settings):
-    """How a clip is made from a sample.
+class CutSettings(Settings):
+    """How a clip is cut out of a sample, whatever its size."""
 
-    frames: T; size_px: side of the square
-    sampling: even | vifi, see `clip_sampling.segment_bounds`
-    crop, flip: in training; an evaluation takes the centre crop (or the whole frame) and never
-        flips
-    scaled_decode: decode at 1/2, 1/4 or 1/8 where the crop stays larger than `size_px`, see
-        `crops.largest_shrink`"""
+    sampling: Sampling = Field(
+        "even", description="segment bounds; vifi drops a tail of n mod T frames"
+    )
+    crop: CropKind = Field(
+        "multi_scale",
+        description="of training clips; an evaluation takes the centre crop (whole: the frame)",
+    )
+    scaled_decode: bool = Field(
+        False, description="faster for small frames, and not the same pixels: see README"
+    )
+    flip: bool = Field(
+        True, description="mirror half of the training clips; wrong where direction is the class"
+    )
 
-    frames: int = Field(ge=1)
-    size_px: int = Field(ge=1)
-    sampling: Sampling = "even"
-    crop: CropKind = "multi_scale"
-    flip: bool = True
-    scaled_decode: bool = False
+
+class ClipSettings(CutSettings):
+    """How a clip is made from a sample: frames, pixels, and how it is cut."""
+
+    frames: int = Field(ge=1, description="T, frames per clip")
+    size_px: int = Field(ge=1, description="side of the square frames of a clip, in pixels")
 
     @property
     def clip_bytes(self) -> int:
-        """Of one clip, uint8."""
+        """Return the bytes of one clip as uint8."""
         return self.frames * 3 * self.size_px**2

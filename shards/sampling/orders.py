@@ -13,6 +13,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
+
+from shards.config import Settings
 
 IndexArray = npt.NDArray[np.int64]
 OrderKind = Literal["global", "grouped"]
@@ -20,6 +23,13 @@ OrderKind = Literal["global", "grouped"]
 _ROUNDS = 8
 # at least 64 values, so that few samples too come in every order equally often (a test counts)
 _MIN_HALF_BITS = 3
+
+
+class OrderSettings(Settings):
+    """In which order training visits the samples of a manifest."""
+
+    order: OrderKind = Field("global", description="what is permuted: all samples, or shards first")
+    group_shards: int = Field(16, ge=1, description="shards that a grouped order mixes at a time")
 
 
 class Order:

@@ -1,4 +1,4 @@
-"""Who reads which sample, and when: pure functions of (order, epoch, position, place)."""
+"""Who reads which sample, and when: pure functions of (order, epoch, position, worker)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from shards.sampling.orders import IndexArray, Order
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a part of the stream is made: one loader worker of one rank."""
+class RankSlice:
+    """The part of the stream that one of `world_size` ranks reads."""
 
     rank: int = 0
     world_size: int = 1
+
+
+ONE_RANK = RankSlice()
+
+
+@dataclass(frozen=True)
+class WorkerSlice(RankSlice):
+    """The part of a rank's stream that one of its loader workers makes."""
+
     worker: int = 0
     num_workers: int = 1
 
@@ -70,32 +79,32 @@ def train_plan(
     batch_size: int,
     accumulation: int,
     epochs: int | None = None,
-    place: Place,
+    worker: WorkerSlice,
 ) -> Iterator[MicroPlan]:
     """Yield the micro-batches of one worker of one rank, epoch after epoch, up to `epochs` of them
     from epoch 0.
 
     Starts after the first `position` samples of `epoch`. Counted over the whole stream of the rank,
     micro-batch i is made by worker i mod num_workers."""
-    cuts = micro_slices(*rank_slice(batch_size, place.rank, place.world_size), accumulation)
+    cuts = micro_slices(*rank_slice(batch_size, worker.rank, worker.world_size), accumulation)
     number = 0
     while epochs is None or epoch < epochs:
         first = position // batch_size
         for index in range(num_steps(order.num_samples - position, batch_size)):
             start = position + index * batch_size
             for micro, (low, high) in enumerate(cuts):
-                if number % place.num_workers == place.worker:
+                if number % worker.num_workers == worker.worker:
                     rows = order.rows(np.arange(start + low, start + high), epoch)
                     yield MicroPlan(epoch, first + index, micro, rows)
                 number += 1
         epoch, position = epoch + 1, 0
 
 
-def eval_plan(num_samples: int, *, block_size: int, place: Place) -> Iterator[MicroPlan]:
+def eval_plan(num_samples: int, *, block_size: int, worker: WorkerSlice) -> Iterator[MicroPlan]:
     """Yield the blocks of one worker of one rank once, in manifest order; block i of a rank to
     worker i mod w."""
-    blocks = eval_blocks(num_samples, block_size, place.rank, place.world_size)
-    for start, stop in blocks[place.worker :: place.num_workers]:
+    blocks = eval_blocks(num_samples, block_size, worker.rank, worker.world_size)
+    for start, stop in blocks[worker.worker :: worker.num_workers]:
         yield MicroPlan(epoch=0, step=start // block_size, micro=0, rows=np.arange(start, stop))
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shards.errors import StorageError
-from shards.reader import Manifest
 from shards.stream.batches import MicroBatch
 
-MAX_FAILURES_IN_A_ROW = 32
+MAX_FAILURES = 32
 
 
 @dataclass
@@ -31,16 +30,12 @@ class FailureRule:
                 )
 
 
-def failure_limit(
-    max_failures_in_a_row: int | None, manifest: Manifest, world_size: int
-) -> int | None:
-    """No more than a rank's share of the manifest, so that a small one that cannot be read stops
-    the run too."""
-    return (
-        None
-        if max_failures_in_a_row is None
-        else min(max_failures_in_a_row, max(1, len(manifest) // world_size))
-    )
+def failure_limit(max_failures: int | None, num_samples: int) -> int | None:
+    """Return `max_failures`, or the number of samples if that is smaller.
+
+    A manifest of few samples, none of which can be read, then ends the run too.
+    """
+    return None if max_failures is None else min(max_failures, max(1, num_samples))
 
 
 def stop_at_failures(batches: Iterator[MicroBatch], limit: int | None) -> Iterator[MicroBatch]:

@@ -30,7 +30,7 @@ from shards.sampling.clip_sampling import clip_positions
 from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import Crop, choose_crop, cut_and_resize, largest_shrink
 from shards.sampling.orders import Order
-from shards.sampling.plan import MicroPlan, Place
+from shards.sampling.plan import MicroPlan, RankSlice, WorkerSlice
 from shards.sampling.sample_rng import sample_rng
 from shards.storage.open import Store
 from shards.stream.batch_buffers import BatchBuffers
@@ -112,8 +112,7 @@ class PlanStage:
     manifest: Manifest
     clip: ClipSettings
     plan: Callable[..., Iterator[MicroPlan]]
-    rank: int
-    world_size: int
+    rank_slice: RankSlice
     seed: int | None
 
     def __call__(self) -> Iterator[Item]:
@@ -121,7 +120,8 @@ class PlanStage:
 
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        for plan in self.plan(place=Place(self.rank, self.world_size, worker, num_workers)):
+        rank, world_size = self.rank_slice.rank, self.rank_slice.world_size
+        for plan in self.plan(worker=WorkerSlice(rank, world_size, worker, num_workers)):
             for index in plan.rows.tolist():
                 row = self.manifest.row(index)
                 rng = None if self.seed is None else sample_rng(self.seed, plan.epoch, row["key"])

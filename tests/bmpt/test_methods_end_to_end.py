@@ -26,6 +26,7 @@ from shards.cli import run_app
 from shards.loader import build_eval_loader
 from shards.reader import open_pool
 from shards.sampling.clip_settings import ClipSettings
+from shards.stream.settings import BlockSettings
 from tests.bmpt.checkpoints import published_files
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.methods.method_ranks import stop_after_a_step
@@ -274,7 +275,7 @@ def scores_of(method: Method, settings: TrainConfig, clip: Path) -> np.ndarray:
     cut = ClipSettings(frames=settings.data.frames, size_px=base.image_size_px)
     scores = []
     for clips in build_eval_loader(
-        pool, manifest, cut, block_size=settings.eval.batch_size, num_workers=0
+        pool, manifest, cut, BlockSettings(block_size=settings.eval.batch_size)
     ):
         scores.append(
             method.score(

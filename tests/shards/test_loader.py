@@ -17,29 +17,56 @@ import torch
 
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.format.writer import ShardWriter, encode_sample
-from shards.loader import TrainLoader, build_eval_loader, build_train_loader
+from shards.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from shards.reader import Manifest, Pool, read_frames, select
 from shards.sampling.clip_sampling import center_indices
 from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import center_crop, resized
 from shards.sampling.orders import permute
+from shards.sampling.plan import RankSlice
 from shards.stream.batches import ClipBatch, MicroBatch
 from shards.stream.pipeline import StreamState
+from shards.stream.settings import BlockSettings, StreamSettings
 from tests.pools import make_pool, smooth_frames
 
 CLIP = ClipSettings(frames=4, size_px=32)
 TRAIN = "base_to_novel/val_novel"  # 12 samples: the longest manifest of the small pool
 
 
-def train_loader(pool: Pool, **options: Any) -> TrainLoader:
-    defaults: dict[str, Any] = {
-        "batch_size": 5,
-        "accumulation": 1,
-        "num_workers": 0,
-        "seed": 3,
-        "state": None,
-    }
-    return build_train_loader(pool, pool.manifest(TRAIN), CLIP, **{**defaults, **options})
+def train_loader(
+    pool: Pool,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    state: StreamState | None = None,
+    **settings: Any,
+) -> TrainLoader:
+    return build_train_loader(
+        pool,
+        pool.manifest(TRAIN),
+        CLIP,
+        StreamSettings(**{"batch_size": 5, "seed": 3, **settings}),
+        RankSlice(rank, world_size),
+        state,
+    )
+
+
+def eval_loader(
+    pool: Pool,
+    manifest: Manifest | None = None,
+    *,
+    clip: ClipSettings = CLIP,
+    rank: int = 0,
+    world_size: int = 1,
+    **settings: Any,
+) -> EvalLoader:
+    return build_eval_loader(
+        pool,
+        pool.manifest(TRAIN) if manifest is None else manifest,
+        clip,
+        BlockSettings(**settings),
+        RankSlice(rank, world_size),
+    )
 
 
 def facts_of(batch: ClipBatch) -> list[tuple[Any, ...]]:
@@ -207,15 +234,7 @@ def test_evaluation_gives_the_same_blocks_once_at_any_world_size(
     def blocks_of(world_size: int) -> dict[int, list[tuple[Any, ...]]]:
         blocks = {}
         for rank in range(world_size):
-            loader = build_eval_loader(
-                pool,
-                pool.manifest(TRAIN),
-                CLIP,
-                block_size=5,
-                num_workers=0,
-                rank=rank,
-                world_size=world_size,
-            )
+            loader = eval_loader(pool, block_size=5, rank=rank, world_size=world_size)
             batches = list(loader)
             assert len(loader) == len(batches)
             for batch in batches:
@@ -230,8 +249,8 @@ def test_evaluation_gives_the_same_blocks_once_at_any_world_size(
 
 def test_evaluation_with_worker_processes_can_be_repeated(pool: Pool) -> None:
     options: dict[str, Any] = {"block_size": 5, "rank": 0, "world_size": 2}
-    alone = build_eval_loader(pool, pool.manifest(TRAIN), CLIP, num_workers=0, **options)
-    together = build_eval_loader(pool, pool.manifest(TRAIN), CLIP, num_workers=1, **options)
+    alone = eval_loader(pool, num_workers=0, **options)
+    together = eval_loader(pool, num_workers=1, **options)
     expected = [facts_of(batch) for batch in alone]
     for _ in range(2):
         assert [facts_of(batch) for batch in together] == expected
@@ -239,7 +258,7 @@ def test_evaluation_with_worker_processes_can_be_repeated(pool: Pool) -> None:
 
 def test_an_evaluation_clip_has_the_frames_at_the_segment_centres(pool: Pool) -> None:
     manifest = pool.manifest(TRAIN)
-    batch = next(iter(build_eval_loader(pool, manifest, CLIP, block_size=12, num_workers=0)))
+    batch = next(iter(eval_loader(pool, manifest, block_size=12)))
     images = read_frames(pool.store, manifest.row(7), center_indices(12, 4).tolist())
     expected = resized(images, center_crop(48, 64), size_px=32)
     assert torch.equal(batch.frames_BVTCHW[7, 0], expected)
@@ -247,9 +266,7 @@ def test_an_evaluation_clip_has_the_frames_at_the_segment_centres(pool: Pool) ->
 
 def test_a_clip_of_fewer_frames_than_wanted_repeats_them(pool: Pool) -> None:
     clip = ClipSettings(frames=16, size_px=16)
-    batch = next(
-        iter(build_eval_loader(pool, pool.manifest(TRAIN), clip, block_size=2, num_workers=0))
-    )
+    batch = next(iter(eval_loader(pool, clip=clip, block_size=2)))
     frames_TCHW = batch.frames_BVTCHW[0, 0]
     assert len({frame.numpy().tobytes() for frame in frames_TCHW}) == 12
     assert all(int(frame.sum()) > 0 for frame in frames_TCHW)
@@ -263,7 +280,7 @@ def test_a_flipped_byte_leaves_an_empty_place_with_the_reason(tmp_path: Path) ->
     flip_byte(
         pool, manifest, 3, frame=wanted[1] + 1
     )  # not a frame of this clip, so it is never read
-    batch = next(iter(build_eval_loader(pool, manifest, CLIP, block_size=8, num_workers=0)))
+    batch = next(iter(eval_loader(pool, manifest, block_size=8)))
     assert batch.weights_B.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
     assert int(batch.frames_BVTCHW[2].max()) == 0
     assert batch.positions_B.tolist() == list(range(8))
@@ -289,7 +306,7 @@ def test_bytes_that_are_no_jpeg_leave_an_empty_place(tmp_path: Path) -> None:
         zlib.crc32(garbage) if index == 1 else crc for index, crc in enumerate(row["frame_crc32"])
     ]
     damaged = with_row(manifest, 1, frame_crc32=crcs)
-    batch = next(iter(build_eval_loader(pool, damaged, CLIP, block_size=3, num_workers=0)))
+    batch = next(iter(eval_loader(pool, damaged, block_size=3)))
     assert batch.weights_B.tolist() == [1, 0, 1]
     assert "frame 1 of Class00/Class00_01: is not a readable JPEG" in (batch.failures[1] or "")
 
@@ -299,7 +316,7 @@ def test_frames_of_different_sizes_leave_an_empty_place(tmp_path: Path) -> None:
     manifest = pool.manifest("few_shot/train_k2")
     small, large = manifest.row(0), _append_larger_sample(tmp_path)
     row = with_row(manifest, 0, **{name: large[name] for name in large if name in small})
-    batch = next(iter(build_eval_loader(pool, row, CLIP, block_size=2, num_workers=0)))
+    batch = next(iter(eval_loader(pool, row, block_size=2)))
     assert batch.weights_B.tolist() == [0, 1]
     assert "has frames of different sizes" in (batch.failures[0] or "")
 
@@ -326,7 +343,7 @@ def test_a_shard_that_is_cut_short_leaves_empty_places(tmp_path: Path) -> None:
     row = manifest.row(1)
     path = Path(pool.store.uri(row["shard"]))
     path.write_bytes(path.read_bytes()[: row["offset"] + row["frame_offset"][9]])
-    batch = next(iter(build_eval_loader(pool, manifest, CLIP, block_size=2, num_workers=0)))
+    batch = next(iter(eval_loader(pool, manifest, block_size=2)))
     assert batch.weights_B.tolist() == [1, 0]
     assert "toy-000000.tar: holds" in (batch.failures[1] or "")
 
@@ -336,7 +353,7 @@ def test_a_vanished_shard_leaves_empty_places(tmp_path: Path, num_workers: int) 
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     Path(pool.store.uri(manifest.row(0)["shard"])).unlink()
-    batches = list(build_eval_loader(pool, manifest, CLIP, block_size=4, num_workers=num_workers))
+    batches = list(eval_loader(pool, manifest, block_size=4, num_workers=num_workers))
     assert [batch.weights_B.tolist() for batch in batches] == [[0, 0, 0, 0], [1, 1, 1, 1]]
     assert "toy-000000.tar: no such file" in (batches[0].failures[0] or "")
 
@@ -345,14 +362,14 @@ def test_too_many_failures_in_a_row_stop_the_run_with_one_line(tmp_path: Path) -
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     Path(pool.store.uri(manifest.row(0)["shard"])).unlink()
-    options: dict[str, Any] = {"block_size": 3, "num_workers": 0}
-    assert (
-        len(list(build_eval_loader(pool, manifest, CLIP, max_failures_in_a_row=5, **options))) == 3
-    )
+    options: dict[str, Any] = {
+        "block_size": 3,
+    }
+    assert len(list(eval_loader(pool, manifest, max_failures=5, **options))) == 3
     with pytest.raises(
         StorageError, match=r"^4 samples in a row could not be read; the last: .*no such file"
     ) as caught:
-        list(build_eval_loader(pool, manifest, CLIP, max_failures_in_a_row=4, **options))
+        list(eval_loader(pool, manifest, max_failures=4, **options))
     assert "\n" not in str(caught.value)
 
 
@@ -364,11 +381,7 @@ def test_failures_in_a_row_end_the_stream(tmp_path: Path) -> None:
         pool,
         pool.manifest("few_shot/train_k2"),
         CLIP,
-        batch_size=8,
-        accumulation=1,
-        num_workers=0,
-        seed=0,
-        max_failures_in_a_row=6,
+        StreamSettings(batch_size=8, seed=0, max_failures=6),
     )
     with pytest.raises(StorageError, match="6 samples in a row"):
         list(loader)
@@ -381,9 +394,7 @@ def test_a_small_manifest_that_cannot_be_read_stops_the_run_below_the_usual_limi
     for shard in (tmp_path / "shards").glob("*.tar"):
         shard.unlink()
     manifest = pool.manifest("few_shot/train_k2")
-    loader = build_train_loader(
-        pool, manifest, CLIP, batch_size=4, accumulation=1, num_workers=0, seed=0
-    )
+    loader = build_train_loader(pool, manifest, CLIP, StreamSettings(batch_size=4, seed=0))
     with pytest.raises(StorageError, match=f"{len(manifest)} samples in a row"):
         list(chain.from_iterable(loader for _ in range(3)))
 
@@ -394,9 +405,9 @@ def test_a_manifest_without_samples_is_refused_with_its_counts(pool: Pool) -> No
     empty = Manifest(manifest.info.model_copy(update=counts), manifest.table.slice(0, 0))
     message = r"base_to_novel/val_novel: has no sample to read \(expected 1695, found 0, missing 1695; from novel_val.txt\)"
     with pytest.raises(ConfigError, match=message):
-        build_eval_loader(pool, empty, CLIP, block_size=4, num_workers=0)
+        eval_loader(pool, empty, block_size=4)
     with pytest.raises(ConfigError, match=message):
-        build_train_loader(pool, empty, CLIP, batch_size=4, accumulation=1, num_workers=0, seed=0)
+        build_train_loader(pool, empty, CLIP, StreamSettings(batch_size=4, seed=0))
 
 
 def test_a_batch_larger_than_the_manifest_is_refused(pool: Pool) -> None:
@@ -437,12 +448,11 @@ def test_a_state_goes_through_plain_values(pool: Pool) -> None:
 
 def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool) -> None:
     """Frames of 48x64 px: a centre crop of 42 px can be decoded at a half for 21 px, not for 22."""
-    manifest = pool.manifest(TRAIN)
     for size_px, differs in ((22, False), (21, True)):
         clips = []
         for scaled_decode in (False, True):
             clip = ClipSettings(frames=4, size_px=size_px, scaled_decode=scaled_decode)
-            loader = build_eval_loader(pool, manifest, clip, block_size=12, num_workers=0)
+            loader = eval_loader(pool, clip=clip, block_size=12)
             clips.append(next(iter(loader)).frames_BVTCHW.float())
         assert torch.equal(clips[0], clips[1]) != differs
 
@@ -451,9 +461,7 @@ def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool
 def test_an_evaluation_that_is_broken_off_can_be_repeated_often_and_is_read_once_at_a_time(
     pool: Pool, num_workers: int
 ) -> None:
-    loader = build_eval_loader(
-        pool, pool.manifest(TRAIN), CLIP, block_size=3, num_workers=num_workers
-    )
+    loader = eval_loader(pool, block_size=3, num_workers=num_workers)
     expected = [facts_of(batch) for batch in loader]
     for _ in range(8):
         assert facts_of(next(iter(loader))) == expected[0]

@@ -30,6 +30,7 @@ from shards.progress import ProgressBars
 from shards.reader import open_pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.stream.batches import MicroBatch
+from shards.stream.settings import StreamSettings
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import (
     VAL,
@@ -277,10 +278,7 @@ def test_a_step_is_complete_without_a_batch_of_the_next_one(
         pool,
         pool.manifest("few_shot/train_k2"),
         cut,
-        batch_size=2,
-        accumulation=accumulation,
-        num_workers=0,
-        seed=0,
+        StreamSettings(batch_size=2, accumulation=accumulation, seed=0),
     )
     asked: list[int] = []
 
@@ -321,11 +319,7 @@ def test_the_loss_is_the_mean_over_the_clips_that_could_be_read(
     manifest = opened.manifest("few_shot/train_k2")
     cut = ClipSettings(frames=4, size_px=32)
     batch = next(
-        iter(
-            build_train_loader(
-                opened, manifest, cut, batch_size=8, accumulation=1, num_workers=0, seed=0
-            )
-        )
+        iter(build_train_loader(opened, manifest, cut, StreamSettings(batch_size=8, seed=0)))
     )
     method = build_method(backbone, settings.method, num_frames=4, seed=0)
     good = batch.clips.weights_B > 0

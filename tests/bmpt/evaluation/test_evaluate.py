@@ -16,7 +16,7 @@ from bmpt.config import TrainConfig
 from bmpt.run import run_evaluation
 from shards.errors import ConfigError
 from shards.reader import open_pool
-from shards.sampling.plan import Place, eval_plan
+from shards.sampling.plan import WorkerSlice, eval_plan
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import damage_a_sample, folder_of
 from tests.bmpt.tiny import ALONE
@@ -44,8 +44,8 @@ def scored_by_padding(num_clips: int) -> Iterator[int]:
 def scored_by_us(num_clips: int, block_size: int, num_workers: int) -> Iterator[int]:
     for rank in range(GPUS):
         for worker in range(num_workers):
-            place = Place(rank, GPUS, worker, num_workers)
-            for plan in eval_plan(num_clips, block_size=block_size, place=place):
+            part = WorkerSlice(rank, GPUS, worker, num_workers)
+            for plan in eval_plan(num_clips, block_size=block_size, worker=part):
                 yield from plan.rows.tolist()
 
 

@@ -24,6 +24,7 @@ from shards.errors import ConfigError, FormatError
 from shards.loader import build_eval_loader
 from shards.reader import Manifest, open_pool
 from shards.sampling.clip_settings import ClipSettings
+from shards.stream.settings import BlockSettings
 from tests.bmpt.runs import damage_a_sample
 from tests.bmpt.tiny import JOINT_WIDTH, load_tiny, write_clip
 from tests.pools import make_pool
@@ -101,7 +102,7 @@ def test_a_clips_names_are_ranked_by_the_cosine_of_its_mean_frame(
     pool, backbone = open_pool(toy_pool), load_tiny(clip)
     settings = ClipSettings(frames=8, size_px=backbone.image_size_px)
     (batch,) = build_eval_loader(
-        pool, pool.manifest(MANIFEST), settings, block_size=8, num_workers=0
+        pool, pool.manifest(MANIFEST), settings, BlockSettings(block_size=8)
     )
     found = {row["key"]: row["attributes"] for row in pq.read_table(finished).to_pylist()}
     assert list(found) == batch.keys

@@ -15,6 +15,7 @@ from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import OrderKind
 from shards.storage.open import LocalStore
+from shards.stream.settings import BlockSettings, StreamSettings
 from tests.fault_proxy import FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
 from tests.pools import make_pool
@@ -92,14 +93,14 @@ def train(
         pool,
         pool.manifest(TRAIN),
         CLIP,
-        batch_size=batch_size,
-        accumulation=1,
-        num_workers=0,
-        seed=3,
-        epochs=2,
-        order=order,
-        group_shards=group_shards,
-        reading=reading,
+        StreamSettings(
+            batch_size=batch_size,
+            seed=3,
+            epochs=2,
+            order=order,
+            group_shards=group_shards,
+            reading=reading,
+        ),
     )
     stats = ReadStats()
     for _ in range(2):
@@ -172,7 +173,7 @@ def test_what_other_runs_left_in_the_cache_changes_nothing(
         requests_in_flight=1,
     )
     other = remote.manifest("base_to_novel/val_base")  # none of the samples of TRAIN
-    list(build_eval_loader(remote, other, CLIP, block_size=5, num_workers=0, reading=reading))
+    list(build_eval_loader(remote, other, CLIP, BlockSettings(block_size=5, reading=reading)))
     assert held_bytes(tmp_path) > reading.cache_bytes / 3
     plan = plan_of(remote, reading, order)
     assert train(remote, reading, order, batch_size=8) == (plan.all_bytes, plan.all_requests)
@@ -194,7 +195,7 @@ def test_scoring_again_asks_for_what_was_not_kept(
     for _ in range(2):
         before = shard_requests(proxy)
         loader = build_eval_loader(
-            remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading
+            remote, remote.manifest(TRAIN), CLIP, BlockSettings(block_size=5, reading=reading)
         )
         assert sum(len(clips.keys) for clips in loader) == plan.clips == 24
         asked.append(shard_requests(proxy) - before)

@@ -15,7 +15,7 @@ from shards.errors import ConfigError
 from shards.sampling.orders import GroupedOrder, Order, permute
 from shards.sampling.plan import (
     MicroPlan,
-    Place,
+    WorkerSlice,
     check_batch,
     eval_blocks,
     eval_plan,
@@ -32,8 +32,8 @@ def stream_of_rank(
     order: Order, *, num_batches: int, num_workers: int, rank: int, world_size: int, **options: int
 ) -> list[MicroPlan]:
     """What a rank gets: the micro-batches of its workers in turn, as the loader takes them."""
-    places = [Place(rank, world_size, worker, num_workers) for worker in range(num_workers)]
-    workers = [train_plan(order, place=place, **options) for place in places]
+    parts = [WorkerSlice(rank, world_size, worker, num_workers) for worker in range(num_workers)]
+    workers = [train_plan(order, worker=part, **options) for part in parts]
     return [next(workers[number % num_workers]) for number in range(num_batches)]
 
 
@@ -156,7 +156,12 @@ def test_going_on_with_another_batch_size_takes_the_exact_next_sample() -> None:
 def test_steps_are_numbered_within_the_epoch_also_after_a_resume() -> None:
     plans = islice(
         train_plan(
-            Order(10, seed=0), epoch=4, position=3, batch_size=3, accumulation=1, place=Place()
+            Order(10, seed=0),
+            epoch=4,
+            position=3,
+            batch_size=3,
+            accumulation=1,
+            worker=WorkerSlice(),
         ),
         4,
     )
@@ -179,7 +184,7 @@ def test_an_evaluation_visits_each_sample_once_in_the_same_blocks_at_any_world_s
             for plan in eval_plan(
                 num_samples,
                 block_size=block_size,
-                place=Place(rank, world_size, worker, num_workers),
+                worker=WorkerSlice(rank, world_size, worker, num_workers),
             ):
                 assert plan.step % world_size == rank
                 found[plan.step] = plan.rows.tolist()

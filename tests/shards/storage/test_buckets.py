@@ -23,6 +23,7 @@ from shards.maintenance.verify import verify_pool
 from shards.reader import Pool, open_pool
 from shards.storage.buckets import AzureContainer
 from shards.storage.open import LocalStore, open_store
+from shards.stream.settings import BlockSettings
 from tests.fault_proxy import Fault, run_fault_proxy
 from tests.object_store import PUBLIC, ObjectServer
 from tests.shards.stream.test_s3 import CLIP, TRAIN, assert_same, train_loader
@@ -77,7 +78,7 @@ def test_batches_are_those_of_a_folder(
     reading = ReadSettings(cache=tmp_path / "cache" if cached else None)
     assert_same(list(train_loader(remote, reading)), list(train_loader(pool)))
     scored = build_eval_loader(
-        remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading
+        remote, remote.manifest(TRAIN), CLIP, BlockSettings(block_size=5, reading=reading)
     )
     assert [clips.failures for clips in scored] == [[None] * 5, [None] * 5, [None] * 2]
     assert pickle.loads(pickle.dumps(remote)).samples() == pool.samples()

@@ -17,6 +17,7 @@ from shards.loader import build_eval_loader
 from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.storage.open import LocalStore, open_store
+from shards.stream.settings import BlockSettings
 from tests.object_store import READER, WRITER, ObjectServer
 from tests.shards.storage.test_s3 import write_profile
 
@@ -78,7 +79,7 @@ def test_what_was_used_shows_and_carries_no_secret(
     reader = make_reader(remote.store, manifest, reading)
     clip = ClipSettings(frames=2, size_px=16)
     loader = build_eval_loader(
-        remote, manifest, clip, block_size=12, num_workers=0, reading=reading
+        remote, manifest, clip, BlockSettings(block_size=12, reading=reading)
     )
     (clips,) = loader
     assert clips.failures == [None] * 12

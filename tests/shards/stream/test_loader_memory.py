@@ -10,6 +10,7 @@ from shards.loader import build_train_loader
 from shards.reader import Pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.stream.batches import MicroBatch
+from shards.stream.settings import StreamSettings
 from tests.pools import make_pool
 from tests.process_memory import children_of, rss_bytes, uss_bytes
 
@@ -30,7 +31,7 @@ def stream(
     before = descendants_of(os.getpid())
     manifest = pool.manifest("base_to_novel/val_novel")
     loader = build_train_loader(
-        pool, manifest, clip, batch_size=batch_size, accumulation=1, num_workers=2, seed=0
+        pool, manifest, clip, StreamSettings(batch_size=batch_size, num_workers=2, seed=0)
     )
 
     def endless() -> Iterator[MicroBatch]:

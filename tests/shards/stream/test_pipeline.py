@@ -14,7 +14,7 @@ from shards.fetching.frames import ReadSettings, make_reader
 from shards.reader import Pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import Order
-from shards.sampling.plan import MicroPlan, Place, eval_plan
+from shards.sampling.plan import ONE_RANK, MicroPlan, WorkerSlice, eval_plan
 from shards.sampling.sample_rng import sample_rng
 from shards.stream.batch_buffers import BatchBuffers
 from shards.stream.pipeline import PlanStage, StreamState, make_pipeline
@@ -78,27 +78,27 @@ def test_the_randomness_of_a_sample_depends_on_seed_epoch_and_key_alone() -> Non
 
 
 def test_a_plan_without_a_loader_worker_makes_everything_itself(pool: Pool) -> None:
-    seen: list[Place] = []
+    seen: list[WorkerSlice] = []
 
-    def plan(*, place: Place) -> list[MicroPlan]:
-        seen.append(place)
-        return list(eval_plan(4, block_size=3, place=place))
+    def plan(*, worker: WorkerSlice) -> list[MicroPlan]:
+        seen.append(worker)
+        return list(eval_plan(4, block_size=3, worker=worker))
 
     stage = PlanStage(
-        pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None
+        pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, ONE_RANK, None
     )
     assert [item.index for item in stage()] == [0, 1, 2, 3]
-    assert seen == [Place(rank=0, world_size=1, worker=0, num_workers=1)]
+    assert seen == [WorkerSlice(rank=0, world_size=1, worker=0, num_workers=1)]
 
 
 def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
     from webdataset import DataPipeline
 
-    def plan(*, place: Place) -> list[MicroPlan]:
-        return list(eval_plan(4, block_size=3, place=place))
+    def plan(*, worker: WorkerSlice) -> list[MicroPlan]:
+        return list(eval_plan(4, block_size=3, worker=worker))
 
     stage = PlanStage(
-        pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, 0, 1, None
+        pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, ONE_RANK, None
     )
     buffers = BatchBuffers(producers=1, places=2, batch_bytes=3 * stage.clip.clip_bytes)
     pipeline = make_pipeline(

@@ -20,6 +20,7 @@ from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.storage.open import LocalStore
 from shards.stream.batches import MicroBatch
+from shards.stream.settings import BlockSettings, StreamSettings
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
 
@@ -50,11 +51,9 @@ def train_loader(
         pool,
         pool.manifest(TRAIN),
         CLIP,
-        batch_size=4,
-        accumulation=1,
-        num_workers=num_workers,
-        seed=3,
-        reading=reading,
+        StreamSettings(
+            batch_size=4, seed=3, num_workers=num_workers, reading=reading or ReadSettings()
+        ),
     )
 
 
@@ -157,7 +156,7 @@ def test_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) ->
     reading = ReadSettings(cache=tmp_path / "cache")
     list(train_loader(remote, reading))
     loader = build_eval_loader(
-        remote, remote.manifest(TRAIN), CLIP, block_size=5, num_workers=0, reading=reading
+        remote, remote.manifest(TRAIN), CLIP, BlockSettings(block_size=5, reading=reading)
     )
     assert [len(clips.keys) for clips in loader] == [5, 5, 2]
     shutil.rmtree(tmp_path / "cache")
@@ -298,10 +297,7 @@ def test_a_profile_that_cannot_be_read_is_an_empty_place_and_ends_the_run_as_any
         pickle.loads(pickle.dumps(remote)),  # without a client, as in a worker
         remote.manifest(TRAIN),
         CLIP,
-        batch_size=4,
-        accumulation=1,
-        num_workers=0,
-        seed=3,
+        StreamSettings(batch_size=4, seed=3),
     )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
