@@ -28,7 +28,8 @@ from preprocess.records.state import PoolState
 from preprocess.settings import count_cores
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import Decoded, DecodeOptions
-from preprocess.workers.local import WorkerPool, limit_seconds
+from preprocess.workers.in_order import InOrder
+from preprocess.workers.local import LocalWorkers, limit_seconds
 from shards.format.writer import encode_sample
 
 PROBE_SECONDS = 2.0
@@ -174,8 +175,10 @@ def probe_videos(
     writer = Lock()  # a build encodes one sample at a time
     with ExitStack() as stack, ThreadPoolExecutor(num_workers) as threads:
         begun = time.monotonic()
-        pools = [stack.enter_context(WorkerPool(1, limited)) for _ in range(num_workers)]
-        list(threads.map(_start, pools))
+        workers = [
+            InOrder(stack.enter_context(LocalWorkers(1, limited))) for _ in range(num_workers)
+        ]
+        list(threads.map(_start, workers))
         started = time.monotonic()
         encode_sample("", [], {})
         ready = time.monotonic()
@@ -183,7 +186,7 @@ def probe_videos(
         def probe_share(number: int) -> list[tuple[int, Cost]]:
             share = order[number::num_workers]
             costs = _probe_in_turn(
-                pools[number], [videos[position] for position in share], ready, writer
+                workers[number], [videos[position] for position in share], ready, writer
             )
             return list(zip(share, costs, strict=False))
 
@@ -258,13 +261,13 @@ def play_build(costs: Iterable[Cost], num_workers: int, import_seconds: float) -
     return now
 
 
-def _start(pool: WorkerPool) -> None:
+def _start(worker: InOrder) -> None:
     """Have the worker start; an empty file is answered at once."""
-    list(pool.decode([SourceVideo("", Path(os.devnull), "", 0, None)]))
+    list(worker.decode([SourceVideo("", Path(os.devnull), "", 0, None)]))
 
 
 def _probe_in_turn(
-    pool: WorkerPool, videos: Sequence[SourceVideo], ready: float, writer: Lock
+    worker: InOrder, videos: Sequence[SourceVideo], ready: float, writer: Lock
 ) -> list[Cost]:
     """Decode and encode one after the other, as a build does: the next video is decoded while a
     sample is encoded.
@@ -274,7 +277,7 @@ def _probe_in_turn(
     ones; the one behind it is given up."""
     costs = []
     begun = ready
-    with closing(pool.decode(videos)) as answers:
+    with closing(worker.decode(videos)) as answers:
         for answer in answers:
             answered = time.monotonic()
             with writer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from preprocess.coordinator.workspace import Workspace, open_workspace
@@ -18,8 +19,9 @@ from preprocess.records.state import (
 from preprocess.settings import BuildSettings
 from preprocess.sources import Source, SourceVideo, open_source
 from preprocess.workers.child import DecodeOptions
-from preprocess.workers.local import WorkerPool
-from preprocess.workers.ray_engine import RayPool
+from preprocess.workers.in_order import InOrder
+from preprocess.workers.local import LocalWorkers
+from preprocess.workers.ray_engine import RayTasks
 from shards.errors import ConfigError
 from shards.format.schema import POOL_CARD
 from shards.storage.open import Store
@@ -45,13 +47,20 @@ class Job:
         """The pool."""
         return self.workspace.store
 
-    def workers(self) -> WorkerPool:
-        """Decode workers, to be used as a context manager; they start when they get a video."""
+    @contextlib.contextmanager
+    def workers(self) -> Iterator[InOrder]:
+        """Open the executor of `--engine`; a worker starts when it is first needed."""
+        with self._executor() as executor:
+            yield InOrder(executor)
+
+    def _executor(self) -> LocalWorkers | RayTasks:
         settings = self.settings
-        if settings.engine == "ray":
-            num_tasks = settings.workers if "workers" in settings.model_fields_set else None
-            return RayPool(self.decode_options, address=settings.ray_address, num_tasks=num_tasks)
-        return WorkerPool(settings.workers, self.decode_options)
+        if settings.engine == "local":
+            return LocalWorkers(settings.workers, self.decode_options)
+
+        # Without --workers, Ray uses all CPUs of the cluster instead of the cores of this machine.
+        num_tasks = settings.workers if "workers" in settings.model_fields_set else None
+        return RayTasks(self.decode_options, address=settings.ray_address, num_tasks=num_tasks)
 
     @property
     def decode_options(self) -> DecodeOptions:

@@ -1,9 +1,9 @@
-"""The coordinator's side of the decode workers: start them, hand out videos in order, kill what
-hangs.
+"""An executor of decode processes on this machine, which are killed when a video hangs.
 
-A worker is a new Python process with a pipe and a session of its own (Ctrl-C reaches the
-coordinator alone); not forked, since threads of Arrow and obstore do not survive a fork, and not
-`multiprocessing.Process`, which would run the caller's main module again in each worker."""
+A worker is a new Python process with a pipe and a session of its own, so that Ctrl-C reaches the
+coordinator only. It is not forked, since threads of Arrow and obstore do not survive a fork, and
+it is not a `multiprocessing.Process`, which would run the caller's main module in each worker.
+"""
 
 from __future__ import annotations
 
@@ -12,104 +12,48 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
-from preprocess.records.rows import undecodable_row
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import READY, Decoded, DecodeOptions
+from preprocess.workers.in_order import Failure
 from shards.errors import ConfigError
 
-_AHEAD_PER_WORKER = (
-    8  # how far decoding may run ahead of the first unfinished video; about 1 MB a video
-)
-_LARGE_BYTES = (
-    100_000_000  # 10 minutes of 1080p have 300 MB and take 22 s (h264) to 54 s (VP9) of a free core
-)
-_START_SECONDS = 60.0  # for a worker's imports; 0.4 s on an idle machine
-_KILLED_STARTS = 3  # one after the other: a node that goes, or no memory
+# 10 minutes of 1080p have 300 MB and take 22 s (h264) to 54 s (VP9) of a free core.
+_BYTES_PER_TIMEOUT = 100_000_000
+
+# Time limit for the imports of a worker, which take 0.4 s on an idle machine.
+_START_SECONDS = 60.0
+
+# Workers that may be killed in a row while they start, for example by a node that shuts down.
+_MAX_KILLED_STARTS = 3
+
 _SERVE = "import sys; from preprocess.workers.child import serve; serve(int(sys.argv[1]))"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 def limit_seconds(video: SourceVideo, timeout_seconds: float) -> float:
-    """The time that a video has: the timeout, in a file of more than 100 MB the timeout for each
-    100 MB."""
-    return timeout_seconds * max(1.0, video.num_bytes / _LARGE_BYTES)
+    """Return the time limit of a video: the timeout, above 100 MB the timeout per 100 MB."""
+    return timeout_seconds * max(1.0, video.num_bytes / _BYTES_PER_TIMEOUT)
 
 
-class _Worker:
-    """One process and what it is doing; `position` is None while it is idle."""
+class LocalWorkers:
+    """Decodes videos in processes on this machine; as a context manager it kills them at the end.
 
-    def __init__(self, options: DecodeOptions) -> None:
-        self.options = options
-        self.position: int | None = None
-        self.video: SourceVideo | None = None
-        self.limit_seconds = self.deadline = 0.0
-        self._launch(options.timeout_seconds)
-
-    def _launch(self, longest_seconds: float) -> None:
-        """Start the process, which ends itself some time after `longest_seconds` with one video."""
-        self.longest_seconds = longest_seconds
-        self.is_ready = False
-        self.connection, theirs = Pipe()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE, str(theirs.fileno())],
-                cwd=_ROOT,  # so that `-c` finds the packages in a checkout that was never installed
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._send(replace(self.options, timeout_seconds=longest_seconds))
-
-    def start(self, position: int, video: SourceVideo) -> None:
-        """Hand out a video; a larger file than any before takes a new process."""
-        self.limit_seconds = limit_seconds(video, self.options.timeout_seconds)
-        if self.limit_seconds > self.longest_seconds:
-            self.kill()
-            self._launch(self.limit_seconds)
-        self.position, self.video = position, video
-        self.set_deadline()
-        self._send(video)
-
-    def _send(self, what: DecodeOptions | SourceVideo) -> None:
-        with contextlib.suppress(OSError):  # it has died: the read that follows finds out
-            self.connection.send(what)
-
-    def set_deadline(self) -> None:
-        """The time for one video; a worker that is not ready yet gets the time for its imports on
-        top."""
-        self.deadline = (
-            time.monotonic() + self.limit_seconds + (0.0 if self.is_ready else _START_SECONDS)
-        )
-
-    def kill(self) -> int:
-        """End the process whatever it is doing; returns its exit code, negative for a signal."""
-        self.process.kill()
-        self.connection.close()
-        return self.process.wait()
-
-
-class WorkerPool:
-    """Decodes videos in killable processes; a context manager, leaving it kills them.
-
-    A video whose worker hangs or dies is tried once more alone, with nothing else running, and is
-    undecodable
-    after that: the reason says which."""
+    A worker is started when it is first needed.
+    """
 
     def __init__(self, num_workers: int, options: DecodeOptions) -> None:
         self._num_workers = num_workers
         self._options = options
         self._workers: list[_Worker] = []
-        self._killed_starts = 0
+        self._num_killed_starts = 0
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(
@@ -122,112 +66,166 @@ class WorkerPool:
             worker.kill()
         self._workers = []
 
-    def decode(self, videos: Sequence[SourceVideo]) -> Generator[Decoded, None, None]:
-        """Decode all videos; the answers come in the order of `videos`."""
-        waiting = deque(range(len(videos)))
-        alone: deque[int] = deque()
-        failures: dict[int, str] = {}
-        answers: dict[int, Decoded] = {}
-        ahead = _AHEAD_PER_WORKER * self._num_workers
-        for position in range(len(videos)):
-            while position not in answers:
-                self._hand_out(videos, waiting, alone, position + ahead)
-                for done, answer in self._collect():
-                    if isinstance(answer, Decoded):
-                        answers[done] = answer
-                    elif done in failures:
-                        answers[done] = Decoded(undecodable_row(videos[done], answer), [])
-                    else:
-                        failures[done] = answer
-                        alone.append(done)
-            self._hand_out(
-                videos, waiting, alone, position + 1 + ahead
-            )  # nobody waits while this answer is written
-            yield answers.pop(position)
+    @property
+    def num_workers(self) -> int:
+        """Return the number of videos that are decoded at the same time."""
+        return self._num_workers
 
-    def _hand_out(
-        self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int
-    ) -> None:
-        """Give idle workers the next videos; a second try waits until nothing else runs."""
-        num_busy = sum(worker.position is not None for worker in self._workers)
-        while waiting or alone:
-            source = alone or waiting
-            if (alone and num_busy) or num_busy == self._num_workers or source[0] >= horizon:
-                return
-            position = source.popleft()
-            self._idle_worker().start(position, videos[position])
-            num_busy += 1
-            if source is alone:
-                return
+    @property
+    def capacity(self) -> int:
+        """Return the number of videos that may be submitted at the same time."""
+        return self._num_workers
 
-    def _idle_worker(self) -> _Worker:
-        idle = next((worker for worker in self._workers if worker.position is None), None)
-        if idle is None:
-            idle = _Worker(self._options)
-            self._workers.append(idle)
-        return idle
+    @property
+    def num_busy(self) -> int:
+        """Return the number of submitted videos that have not ended."""
+        return len(self._busy_workers())
 
-    def _collect(self) -> Iterator[tuple[int, Decoded | str]]:
-        """Wait for answers, deaths and deadlines; yields (position, answer or what went wrong)."""
-        busy = [worker for worker in self._workers if worker.position is not None]
-        patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-        ready = set(wait([worker.connection for worker in busy], timeout=patience))
+    def submit(self, position: int, video: SourceVideo) -> None:
+        """Start a video on an idle worker."""
+        self._idle_worker().start(position, video)
+
+    def wait(self) -> list[tuple[int, Decoded | Failure]]:
+        """Wait for an answer, a death or a deadline and return the videos that have ended.
+
+        Raises:
+            ConfigError: if a worker fails to start, or if too many are killed while they start.
+        """
+        busy = self._busy_workers()
+        longest_wait = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+        ready = set(wait([worker.connection for worker in busy], timeout=longest_wait))
+
+        ended: list[tuple[int, Decoded | Failure]] = []
         for worker in busy:
             position = worker.position
             assert position is not None
+
             if worker.connection in ready and not worker.is_ready:
-                self._greet(worker)
+                self._receive_ready(worker)
             elif worker.connection in ready:
                 worker.position = None
-                yield position, self._receive(worker)
+                ended.append((position, self._receive_answer(worker)))
             elif time.monotonic() >= worker.deadline:
-                self._replace(worker)
-                yield (
-                    position,
-                    f"the decoder did not end within {worker.limit_seconds:g} s, tried twice",
-                )
+                self._remove(worker)
+                reason = f"the decoder did not end within {worker.limit_seconds:g} s"
+                ended.append((position, Failure(reason)))
+        return ended
 
-    def _greet(self, worker: _Worker) -> None:
-        """Take a worker's first message; one that was killed while it started is replaced, its
-        video not blamed.
+    def _busy_workers(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.position is not None]
 
-        Raises: ConfigError if it could not start by itself, or if one after the other is killed."""
+    def _idle_worker(self) -> _Worker:
+        for worker in self._workers:
+            if worker.position is None:
+                return worker
+
+        worker = _Worker(self._options)
+        self._workers.append(worker)
+        return worker
+
+    def _receive_ready(self, worker: _Worker) -> None:
+        """Receive a worker's first message; replace a worker that died before it.
+
+        Raises:
+            ConfigError: if it failed by itself, or if too many in a row were killed.
+        """
         try:
             worker.is_ready = worker.connection.recv() == READY
         except (EOFError, OSError):
             self._start_again(worker)
             return
-        self._killed_starts = 0
+
+        self._num_killed_starts = 0
         worker.set_deadline()
 
     def _start_again(self, worker: _Worker) -> None:
-        code = self._replace(worker, died=True)
-        self._killed_starts += 1
-        if code != -signal.SIGKILL or self._killed_starts > _KILLED_STARTS:
+        """Give the video of a worker that died while it started to a new one."""
+        code = self._remove(worker, is_dying=True)
+        self._num_killed_starts += 1
+
+        if code != -signal.SIGKILL or self._num_killed_starts > _MAX_KILLED_STARTS:
             raise ConfigError(
-                f"{sys.executable}: a decode worker did not start ({_exit_text(code)}); its error stands above, "
-                "`pip install -e .` installs what it needs; if it was killed for want of memory, lower --workers"
+                f"{sys.executable}: a decode worker did not start ({_exit_text(code)}); its error "
+                "is printed above, `pip install -e .` installs the libraries that it needs; if it "
+                "was killed for lack of memory, lower --workers"
             ) from None
+
         assert worker.position is not None
         assert worker.video is not None
-        self._idle_worker().start(worker.position, worker.video)
+        self.submit(worker.position, worker.video)
 
-    def _receive(self, worker: _Worker) -> Decoded | str:
+    def _receive_answer(self, worker: _Worker) -> Decoded | Failure:
         try:
             answer: Decoded = worker.connection.recv()
         except (EOFError, OSError):
-            return f"the decoder process died ({_exit_text(self._replace(worker, died=True))}), tried twice"
+            code = self._remove(worker, is_dying=True)
+            return Failure(f"the decoder process died ({_exit_text(code)})")
         return answer
 
-    def _replace(self, worker: _Worker, *, died: bool = False) -> int:
-        """Drop a worker; the next one is started when it is needed. Returns its exit code."""
+    def _remove(self, worker: _Worker, *, is_dying: bool = False) -> int:
+        """Kill a worker and return its exit code; the next worker is started when it is needed."""
         self._workers.remove(worker)
-        if (
-            died
-        ):  # its end of the pipe is closed; wait, so that the code is its own and not our SIGKILL
+
+        if is_dying:
+            # Its end of the pipe is closed. Wait, so that the code is its own and not our SIGKILL.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=5)
         return worker.kill()
+
+
+class _Worker:
+    """One process and its current video; `position` is None while it is idle."""
+
+    def __init__(self, options: DecodeOptions) -> None:
+        self.options = options
+        self.position: int | None = None
+        self.video: SourceVideo | None = None
+        self.limit_seconds = self.deadline = 0.0
+        self._launch(options.timeout_seconds)
+
+    def _launch(self, longest_seconds: float) -> None:
+        """Start the process; it ends itself some time after `longest_seconds` with one video."""
+        self.longest_seconds = longest_seconds
+        self.is_ready = False
+
+        self.connection, child_connection = Pipe()
+        with child_connection:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, str(child_connection.fileno())],
+                cwd=_ROOT,  # so that `-c` finds the packages of a checkout that is not installed
+                pass_fds=[child_connection.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+        self._send(replace(self.options, timeout_seconds=longest_seconds))
+
+    def start(self, position: int, video: SourceVideo) -> None:
+        """Start a video; a time limit above that of the process needs a new process."""
+        self.limit_seconds = limit_seconds(video, self.options.timeout_seconds)
+        if self.limit_seconds > self.longest_seconds:
+            self.kill()
+            self._launch(self.limit_seconds)
+
+        self.position, self.video = position, video
+        self.set_deadline()
+        self._send(video)
+
+    def _send(self, message: DecodeOptions | SourceVideo) -> None:
+        # If the worker has died, the next read notices it.
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+
+    def set_deadline(self) -> None:
+        """Set the deadline of the video; a worker that is not ready has time for its imports."""
+        start_seconds = 0.0 if self.is_ready else _START_SECONDS
+        self.deadline = time.monotonic() + self.limit_seconds + start_seconds
+
+    def kill(self) -> int:
+        """Kill the process and return its exit code, which is negative for a signal."""
+        self.process.kill()
+        self.connection.close()
+        return self.process.wait()
 
 
 def _exit_text(code: int) -> str:

@@ -1,31 +1,20 @@
-"""`--engine ray`: decode on all nodes of a Ray cluster; this process still plans, orders and alone
-writes tars.
+"""`--engine ray`: an executor that decodes on all nodes of a Ray cluster.
 
-A task is one video. In it a node's Ray process has a decoder of its own, killable like a local
-worker: a video that hangs or crashes a decoder ends neither Ray's process nor its node, so whatever
-    ends these is never a video's verdict
-and Ray itself sends the task again. The nodes get this code with the job; libraries and videos they
-must have."""
+A task is one video. The coordinator still plans, orders and writes every tar. On a node, the task
+runs in a Ray process with a decode worker of its own, which is killed like a local one: a video
+that hangs or crashes its decoder ends neither the Ray process nor the node. So the end of a Ray
+process or of a node never becomes the verdict of a video; Ray sends the task again. The nodes
+receive this project's code with the job, but must have the libraries and see the videos.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import os
 import re
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -34,81 +23,65 @@ from preprocess.records.state import library_versions
 from preprocess.settings import count_cores
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import Decoded, DecodeOptions
-from preprocess.workers.local import WorkerPool
+from preprocess.workers.in_order import Failure, try_once
+from preprocess.workers.local import LocalWorkers
+from preprocess.workers.ray_cluster import count_cpus, open_cluster
 from shards.errors import BmptError, ConfigError
 from shards.files import hash_file
 
-_RETRIES = (
-    10  # of a task whose node or Ray process is gone; one video that loses eleven is no accident
-)
-_TASKS_PER_CPU = (
-    2  # one waits where it will run: 5 to 10 % less time than with 1, for videos of 25 ms
-)
-_CONNECT_SECONDS, _CLUSTER_SECONDS = (
-    5.0,
-    30.0,
-)  # for a TCP connection, and for a cluster to take a driver
-_PACKAGES = ("preprocess", "shards")
-_ROOT = Path(__file__).resolve().parents[2]
-_JOIN = """
-import logging, ray, sys
-try:
-    ray.init(address=sys.argv[1], logging_level=logging.CRITICAL)
-except Exception as error:
-    print(error)
-    sys.exit(1)
-"""
-_NO_IMPORT = "failed to import on the worker"  # so Ray says what else is a ModuleNotFoundError
-_NO_TOKEN = "InvalidAuthToken"
-# Ray hides GPUs from a task that asks for none, and FFmpeg's -hwaccel needs them
-_NODE_ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-_ENVIRONMENT = {
-    **_NODE_ENVIRONMENT,
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # a task that its node's memory does not hold counts like a decoder that the kernel kills; Ray
-    # tries it for ever
-    "RAY_task_oom_retries": "0",
-}
+# Of a task whose node or Ray process is gone. A video that loses eleven of them is no accident.
+_MAX_RETRIES = 10
+
+# The second task waits on its node: 5 to 10 % less time than with one, for videos of 25 ms.
+_TASKS_PER_CPU = 2
+
+# In the text of an error that Ray raises for a module that exists but cannot be imported.
+_NO_IMPORT = "failed to import on the worker"
 
 
-class RayPool(WorkerPool):
-    """Decodes videos as tasks of a Ray cluster; a context manager, leaving it ends what it started.
+class RayTasks:
+    """Decodes videos as tasks of a Ray cluster; a context manager that starts or joins the cluster.
 
-    Order, look-ahead and the second try alone are those of `WorkerPool`, with one difference: alone
-    means alone in this build, whatever else the cluster does."""
+    A second try runs alone in this build, whatever else the cluster does.
+    """
 
     def __init__(
         self, options: DecodeOptions, *, address: str | None, num_tasks: int | None
     ) -> None:
-        """address: of a running cluster, None starts one of this machine; num_tasks: at once, None
-        for all CPUs."""
-        super().__init__(num_tasks or count_cores(), options)
+        """Describe the cluster; entering the context opens it.
+
+        Args:
+            options: settings for every worker.
+            address: of a running cluster, `auto` or host:port; None starts one on this machine.
+            num_tasks: tasks at the same time; None uses all CPUs.
+        """
+        self._options = options
         self._address = address
         self._num_tasks = num_tasks
         self._libraries = library_versions(options.encoding.decoder, options.hwaccel)
-        self._num_in_flight = 0
+        self._num_workers = num_tasks or count_cores()
+        self._capacity = 0
         self._running: dict[Future[_Answer], tuple[int, SourceVideo]] = {}
-        self._opened = contextlib.ExitStack()
+        self._cluster = contextlib.ExitStack()
         self._task: Any = None
 
-    def __enter__(self) -> RayPool:
-        """Start or join a cluster. Raises: ConfigError if Ray is not installed or no cluster
-        answers."""
-        _check_installed()
+    def __enter__(self) -> RayTasks:
+        """Start or join the cluster.
+
+        Raises:
+            ConfigError: if Ray is not installed, or no cluster answers.
+        """
+        self._cluster.enter_context(open_cluster(self._address, num_cpus=self._num_workers))
         import ray
 
-        if self._address is not None:
-            _check_cluster(self._address)
-        with contextlib.ExitStack() as opened:
-            # Ray prints the log of a node that dies to stdout, which is the report's
-            opened.enter_context(
-                contextlib.redirect_stdout(opened.enter_context(Path(os.devnull).open("w")))
-            )
-            opened.callback(ray.shutdown)
-            _connect(self._address, num_cpus=self._num_workers)
-            self._num_in_flight = self._count_tasks()
-            self._task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_decode_on_node)
-            self._opened = opened.pop_all()
+        if self._address is not None and self._num_tasks is not None:
+            # Others use this cluster too: no more tasks than requested.
+            self._capacity = self._num_tasks
+        else:
+            self._num_workers = count_cpus()
+            self._capacity = self._num_workers * _TASKS_PER_CPU
+
+        self._task = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(_decode_on_node)
         return self
 
     def __exit__(
@@ -117,109 +90,110 @@ class RayPool(WorkerPool):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # not cancelled: Ray 2.60 aborts this process if a task answers while it is cancelled
+        # The tasks are not cancelled: Ray 2.60 aborts this process if a task answers meanwhile.
         self._running = {}
-        with _without_stderr():
-            self._opened.close()
+        self._cluster.close()
 
-    def _count_tasks(self) -> int:
-        """How many are sent: as many as asked for in a cluster of others, else what keeps all CPUs
-        busy."""
-        import ray
+    @property
+    def num_workers(self) -> int:
+        """Return the number of videos that are decoded at the same time."""
+        return self._num_workers
 
-        num_cpus = int(ray.cluster_resources().get("CPU", 0))
-        if num_cpus == 0:
-            raise ConfigError(
-                f"--ray-address {self._address}: no node of the cluster has a CPU for tasks"
-            )
-        if self._address is not None and self._num_tasks is not None:
-            return self._num_tasks
-        self._num_workers = num_cpus
-        return num_cpus * _TASKS_PER_CPU
+    @property
+    def capacity(self) -> int:
+        """Return the number of videos that may be submitted at the same time."""
+        return self._capacity
 
-    def _hand_out(
-        self, videos: Sequence[SourceVideo], waiting: deque[int], alone: deque[int], horizon: int
-    ) -> None:
-        while waiting or alone:
-            source = alone or waiting
-            if (
-                (alone and self._running)
-                or len(self._running) >= self._num_in_flight
-                or source[0] >= horizon
-            ):
-                return
-            position = source.popleft()
-            reference = self._task.remote(self._options, videos[position])
-            self._running[reference.future()] = position, videos[position]
-            if source is alone:
-                return
+    @property
+    def num_busy(self) -> int:
+        """Return the number of submitted videos that have not ended."""
+        return len(self._running)
 
-    def _collect(self) -> Iterator[tuple[int, Decoded | str]]:
-        # not ray.wait(), which makes every exit code 1 when a signal ends the process
-        for task in wait(self._running, return_when=FIRST_COMPLETED).done:
+    def submit(self, position: int, video: SourceVideo) -> None:
+        """Send a video to the cluster."""
+        reference = self._task.remote(self._options, video)
+        self._running[reference.future()] = position, video
+
+    def wait(self) -> list[tuple[int, Decoded | Failure]]:
+        """Wait for at least one answer and return the videos that have ended.
+
+        Raises:
+            ConfigError: if a node cannot decode for this build.
+        """
+        # Not ray.wait(), which makes every exit code 1 when a signal ends the process.
+        done = wait(self._running, return_when=FIRST_COMPLETED).done
+
+        ended: list[tuple[int, Decoded | Failure]] = []
+        for task in done:
             position, video = self._running.pop(task)
-            yield position, self._receive_from_node(task, video)
+            ended.append((position, self._receive(task, video)))
+        return ended
 
-    def _receive_from_node(self, task: Future[_Answer], video: SourceVideo) -> Decoded | str:
-        """Take an answer. Raises: ConfigError if it tells of a node that cannot do this build."""
+    def _receive(self, task: Future[_Answer], video: SourceVideo) -> Decoded | Failure:
+        """Return the result of a task.
+
+        Raises:
+            ConfigError: if the node has other libraries, does not see the video, or is lost.
+        """
         import ray
 
         try:
             answer = task.result()
         except ray.exceptions.OutOfMemoryError:
-            return "the decoder process died (its node ran out of memory), tried twice"
+            return Failure("the decoder process died (its node ran out of memory)")
         except ray.exceptions.RayTaskError as error:
             raise _node_error(error) from None
         except ray.exceptions.RayError as error:
             raise ConfigError(
-                f"{video.path}: Ray gave its task up after {_RETRIES} retries ({_first_line(error)}); `ray status` "
-                "names failed nodes, the same command goes on where it stopped"
+                f"{video.path}: Ray gave its task up after {_MAX_RETRIES} retries "
+                f"({_first_line(error)}); `ray status` names failed nodes, and the same command "
+                "continues the build"
             ) from None
+
         self._check_libraries(answer)
-        _check_sight(answer, video)
+        _check_visible(answer, video)
         return answer.result
 
     def _check_libraries(self, answer: _Answer) -> None:
+        """Check that a node has this machine's library versions.
+
+        Raises:
+            ConfigError: naming the first library that differs.
+        """
         for name, version in self._libraries.items():
-            found = answer.libraries[name]
-            if found != version:
+            node_version = answer.libraries[name]
+            if node_version != version:
                 raise ConfigError(
-                    f"{name} is {found} on node {answer.node} and {version} on this machine, and a pool's bytes "
-                    f"depend on it; install {name} {version} there"
+                    f"{name} is {node_version} on node {answer.node} and {version} on this "
+                    f"machine, and the bytes of a pool depend on it; install {name} {version} there"
                 )
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a node made of one video, or what went wrong with its decoder; `libraries` as
-    `library_versions()`."""
+    """The answer of a node for one video."""
 
     node: str
+    """Host name and IP address, for error messages."""
+
     libraries: dict[str, str]
-    result: Decoded | str
+    """`library_versions()` on the node."""
 
-
-class _Decoder(WorkerPool):
-    """The one decoder of a Ray process, started again after it was killed."""
-
-    def __init__(self, options: DecodeOptions) -> None:
-        super().__init__(1, options)
-
-    def try_once(self, video: SourceVideo) -> Decoded | str:
-        self._hand_out([video], deque([0]), deque(), 1)
-        while True:  # the first message may be the worker's greeting
-            for _, result in self._collect():
-                return result
+    result: Decoded | Failure
 
 
 def _decode_on_node(options: DecodeOptions, video: SourceVideo) -> _Answer:
-    """The task: runs in a Ray process on any node."""
-    return _Answer(_node_name(), _node_libraries(options), _node_decoder(options).try_once(video))
+    """Decode a video in a Ray process of any node: this is the task."""
+    libraries = _node_libraries(options)
+    result = try_once(_node_decoder(options), video)
+    return _Answer(_node_name(), libraries, result)
 
 
-_node_decoder = functools.cache(
-    _Decoder
-)  # once a Ray process, like what follows; a job has one kind of options
+# Once per Ray process, like the other cached functions: a job has one value of options.
+@functools.cache
+def _node_decoder(options: DecodeOptions) -> LocalWorkers:
+    """Return the only decoder of a Ray process; it is started again after it was killed."""
+    return LocalWorkers(1, options)
 
 
 @functools.cache
@@ -236,135 +210,39 @@ def _node_name() -> str:
     return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
 
 
-def _check_installed() -> None:
-    for name, value in _ENVIRONMENT.items():  # read as Ray is imported
-        os.environ.setdefault(name, value)
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "--engine ray needs Ray, which is not installed: pip install -e '.[ray]'"
-        ) from None
+def _check_visible(answer: _Answer, video: SourceVideo) -> None:
+    """Check that a node did not fail to read a file that this machine can read.
 
-
-def _check_cluster(address: str) -> None:
-    """Join in a process that can be killed: ray.init() at a wrong port tries for minutes. Raises:
-    ConfigError."""
-    try:
-        if address != "auto":
-            host, _, port = address.rpartition(":")
-            socket.create_connection(
-                (host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS
-            ).close()
-        subprocess.run(
-            [sys.executable, "-c", _JOIN, address],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_CLUSTER_SECONDS,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stdout.split()) or f"Ray ended with {error.returncode}"
-        if _NO_TOKEN in error.stderr:
-            reason = "it asks for its token, which Ray sends if RAY_AUTH_MODE is set to token"
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {_CLUSTER_SECONDS:g} s"
-    except (
-        OSError,
-        OverflowError,
-        UnicodeError,
-    ) as error:  # the others for a port or a name that none can have
-        reason = getattr(error, "strerror", None) or str(error)
-    else:
-        return
-    raise ConfigError(
-        f"--ray-address {address}: no Ray cluster can be joined there ({reason}); `ray start --head` prints the "
-        "address, and the build must run on one of the cluster's nodes"
-    )
-
-
-def _connect(address: str | None, *, num_cpus: int) -> None:
-    """Join the cluster, or start one of this machine; send this code to the nodes."""
-    import ray
-
-    own: dict[str, Any] = (
-        {"num_cpus": num_cpus, "include_dashboard": False} if address is None else {}
-    )
-    with tempfile.TemporaryDirectory() as folder, _keep_sigterm_handler():
-        _copy_code(Path(folder))
-        ray.init(
-            address=address or "local",
-            runtime_env={"working_dir": folder, "env_vars": _NODE_ENVIRONMENT},
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            **own,
-        )
-
-
-def _copy_code(folder: Path) -> None:
-    """What a node needs of this project, with the version for `library_versions()` there."""
-    for package in _PACKAGES:
-        shutil.copytree(
-            _ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    (folder / "pyproject.toml").write_text(
-        f'version = "{library_versions()["bmpt"]}"\n', encoding="utf-8"
-    )
-
-
-@contextlib.contextmanager
-def _without_stderr() -> Iterator[None]:
-    """Ray's own threads write there, past Python, whom they could not tell of the end."""
-    stderr = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-@contextlib.contextmanager
-def _keep_sigterm_handler() -> Iterator[None]:
-    """ray.init() takes SIGTERM for itself."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
-
-
-def _check_sight(answer: _Answer, video: SourceVideo) -> None:
-    """Raises: ConfigError if a node could not read a file that this machine can: no verdict, a file
-    system."""
-    if isinstance(answer.result, str) or answer.result.row["source_sha256"] is not None:
+    Raises:
+        ConfigError: if it did, which says nothing about the video but that the node cannot see it.
+    """
+    if isinstance(answer.result, Failure) or answer.result.row["source_sha256"] is not None:
         return
     try:
         hash_file(video.path)
     except OSError:
         return
+
     raise ConfigError(
-        f"{video.path}: node {answer.node} cannot see this file ({answer.result.row['reason']}), this machine can; "
-        "--videos must be a folder that all nodes see under one path, for example on a shared file system"
+        f"{video.path}: node {answer.node} cannot see this file ({answer.result.row['reason']}), "
+        "but this machine can; --videos must be a folder that all nodes see under the same path, "
+        "for example on a shared file system"
     )
 
 
 def _node_error(error: Any) -> Exception:
-    """What an exception in a task means: of a node without what it needs a sentence, else a bug and
-    its traceback."""
+    """Return the ConfigError for a node without a library, or else the error: that is a bug."""
     cause = error.cause
-    if not isinstance(cause, (ImportError, BmptError)) and _NO_IMPORT not in str(cause):
+    is_setup_error = isinstance(cause, (ImportError, BmptError)) or _NO_IMPORT in str(cause)
+    if not is_setup_error:
         return error
+
     reason = str(cause).strip().rpartition("\n")[2]
-    node = re.search(
-        r"ip=([^,)\s]+)", str(error)
-    )  # in the text alone: the exception has the cause's attributes
+    # Only the text has the address: Ray gives the exception the attributes of its cause.
+    node = re.search(r"ip=([^,)\s]+)", str(error))
     return ConfigError(
-        f"node {node[1] if node else 'of the cluster'} cannot decode ({reason}); every node needs the libraries of "
-        "this project as this machine has them, install them there"
+        f"node {node[1] if node else 'of the cluster'} cannot decode ({reason}); every node needs "
+        "this project's libraries in the versions of this machine, install them there"
     )
 
 

@@ -16,7 +16,8 @@ from preprocess.coordinator.workspace import open_workspace
 from preprocess.settings import make_build_settings
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import DecodeOptions
-from preprocess.workers.local import WorkerPool
+from preprocess.workers.in_order import InOrder
+from preprocess.workers.local import LocalWorkers
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.format.schema import Encoding
 from shards.reader import open_pool, read_frames
@@ -309,8 +310,8 @@ def source_video(path: Path) -> SourceVideo:
 def test_a_hanging_decoder_is_killed_and_only_its_video_is_lost(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.avi")  # opening it waits for a writer that never comes
     files = [make_video(tmp_path / "a.avi"), tmp_path / "b.avi", make_video(tmp_path / "c.avi")]
-    with WorkerPool(2, DecodeOptions(Encoding(), timeout_seconds=0.7)) as pool:
-        answers = list(pool.decode([source_video(path) for path in files]))
+    with LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=0.7)) as workers:
+        answers = list(InOrder(workers).decode([source_video(path) for path in files]))
     assert [answer.row["key"] for answer in answers] == ["a", "b", "c"]
     assert [answer.row["verdict"] for answer in answers] == ["ok", "undecodable", "ok"]
     assert answers[1].row["reason"] == "the decoder did not end within 0.7 s, tried twice"
@@ -320,17 +321,17 @@ def test_a_decoder_that_dies_takes_only_its_video_along(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.avi")
     files = [tmp_path / "a.avi", make_video(tmp_path / "b.avi")]
     ended = threading.Event()
-    with WorkerPool(1, DecodeOptions(Encoding(), timeout_seconds=60)) as pool:
+    with LocalWorkers(1, DecodeOptions(Encoding(), timeout_seconds=60)) as workers:
 
         def kill_what_reads_the_fifo() -> None:
             while not ended.wait(0.05):
-                for worker in list(pool._workers):
+                for worker in list(workers._workers):
                     if worker.position == 0 and worker.is_ready:
                         worker.process.send_signal(signal.SIGSEGV)
 
         killer = threading.Thread(target=kill_what_reads_the_fifo)
         killer.start()
-        answers = list(pool.decode([source_video(path) for path in files]))
+        answers = list(InOrder(workers).decode([source_video(path) for path in files]))
         ended.set()
         killer.join()
     assert [answer.row["verdict"] for answer in answers] == ["undecodable", "ok"]
@@ -342,10 +343,10 @@ def test_workers_that_cannot_start_end_the_build_instead_of_blaming_videos(
 ) -> None:
     monkeypatch.setattr("preprocess.workers.local._SERVE", "raise SystemExit(3)")
     with (
-        WorkerPool(2, DecodeOptions(Encoding(), timeout_seconds=60)) as pool,
+        LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=60)) as workers,
         pytest.raises(ConfigError, match=r"a decode worker did not start \(exit code 3\)"),
     ):
-        list(pool.decode([source_video(make_video(tmp_path / "a.avi"))]))
+        list(InOrder(workers).decode([source_video(make_video(tmp_path / "a.avi"))]))
 
 
 def _orphans() -> list[str]:

@@ -17,7 +17,8 @@ import pytest
 from preprocess.settings import make_build_settings
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import DecodeOptions
-from preprocess.workers.local import WorkerPool
+from preprocess.workers.in_order import InOrder
+from preprocess.workers.local import LocalWorkers
 from shards.errors import ConfigError
 from shards.format.schema import Encoding
 from tests.preprocess.builds import ROOT, arguments, build
@@ -97,8 +98,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_ffmpeg_outlives_the_time_of_its_video(endless: Path) -> None:
     options = DecodeOptions(Encoding(decoder="ffmpeg"), timeout_seconds=1.0)
-    with WorkerPool(1, options) as pool:
-        (answer,) = pool.decode([SourceVideo("a", endless, "a.mp4", 0, None)])
+    with LocalWorkers(1, options) as workers:
+        (answer,) = InOrder(workers).decode([SourceVideo("a", endless, "a.mp4", 0, None)])
         assert answer.row["reason"] == "the decoder did not end within 1 s, tried twice"
         wait_until(lambda: not ffmpeg_processes(endless), "FFmpeg runs on")
 

@@ -25,7 +25,8 @@ from preprocess.coordinator.pipeline import run_build
 from preprocess.settings import make_build_settings
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import DecodeOptions
-from preprocess.workers.ray_engine import RayPool
+from preprocess.workers.in_order import InOrder
+from preprocess.workers.ray_engine import RayTasks
 from shards.errors import ConfigError
 from shards.format.schema import Encoding
 from tests.preprocess.builds import (
@@ -93,8 +94,8 @@ def build_on(cluster: Any, videos: Path, out: Path) -> None:
     run_build(make_build_settings(values, ENCODING))
 
 
-def pool_of(cluster: Any, *, timeout_seconds: float = 60.0) -> RayPool:
-    return RayPool(
+def tasks_of(cluster: Any, *, timeout_seconds: float = 60.0) -> RayTasks:
+    return RayTasks(
         DecodeOptions(Encoding(), timeout_seconds), address=cluster.address, num_tasks=None
     )
 
@@ -156,8 +157,8 @@ def test_videos_that_hang_or_kill_their_decoder_or_are_gone_get_the_verdicts_of_
     make_video(files["e"])
     killer = threading.Thread(target=lambda: [kill_reader(files["d"]) for _ in range(2)])
     killer.start()
-    with pool_of(cluster, timeout_seconds=1) as pool:
-        answers = list(pool.decode([source_video(path) for path in files.values()]))
+    with tasks_of(cluster, timeout_seconds=1) as tasks:
+        answers = list(InOrder(tasks).decode([source_video(path) for path in files.values()]))
     killer.join()
     assert {answer.row["key"]: answer.row["reason"] for answer in answers} == wanted
     assert [answer.row["verdict"] for answer in answers] == ["ok", *["undecodable"] * 3, "ok"]
@@ -166,8 +167,8 @@ def test_videos_that_hang_or_kill_their_decoder_or_are_gone_get_the_verdicts_of_
 @pytest.mark.long
 def test_a_video_that_no_node_has_the_memory_for_is_undecodable(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.avi")  # stays until Ray's memory monitor comes
-    with cluster_of_one_node(RAY_memory_usage_threshold="0.001") as full, pool_of(full) as pool:
-        (answer,) = pool.decode([source_video(tmp_path / "a.avi")])
+    with cluster_of_one_node(RAY_memory_usage_threshold="0.001") as full, tasks_of(full) as tasks:
+        (answer,) = InOrder(tasks).decode([source_video(tmp_path / "a.avi")])
     assert (
         answer.row["reason"] == "the decoder process died (its node ran out of memory), tried twice"
     )
@@ -266,7 +267,7 @@ def test_without_ray_the_cure_is_one_line(videos: Path, tmp_path: Path) -> None:
 def test_an_address_where_no_cluster_answers_is_one_line(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
-    monkeypatch.setattr("preprocess.workers.ray_engine._CLUSTER_SECONDS", 2.0)
+    monkeypatch.setattr("preprocess.workers.ray_cluster._CLUSTER_SECONDS", 2.0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         if listens:
