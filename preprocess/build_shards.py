@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from preprocess.sources import DATASETS
 from shards.cli import run_app
 
 EXIT_FINDINGS, EXIT_SIGTERM = 1, 143
@@ -27,7 +28,7 @@ _GO_ON = "run the same command again, it goes on where it stopped"
 
 def build(
     dataset: Annotated[
-        str, typer.Option(help="ucf101, hmdb51, kinetics400, kinetics600, ssv2, folder or demo.")
+        str, typer.Option(help=f"{', '.join(DATASETS)}, or one that another package registers.")
     ],
     videos: Annotated[
         Path | None,

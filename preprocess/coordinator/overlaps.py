@@ -89,13 +89,14 @@ def _pairs(manifests: Sequence[ManifestPlan]) -> Iterator[tuple[ManifestPlan, Ma
     """(train, test) of one protocol; where there are several splits, of the same one."""
     for train in manifests:
         for val in manifests:
-            same = train.protocol == val.protocol and _split_number(train) == _split_number(val)
-            if same and (train.split, val.split) == ("train", "val"):
+            same_protocol = train.spec.protocol == val.spec.protocol
+            same = same_protocol and _split_number(train) == _split_number(val)
+            if same and (train.spec.split, val.spec.split) == ("train", "val"):
                 yield train, val
 
 
 def _split_number(manifest: ManifestPlan) -> str:
-    match = _SPLIT_NUMBER.search(manifest.name)
+    match = _SPLIT_NUMBER.search(manifest.spec.name)
     return match[0] if match else ""
 
 

@@ -1,4 +1,4 @@
-"""From split lists, or own draws, to the manifests of a pool."""
+"""Plan the manifests of a pool from split lists or own draws, and write them."""
 
 from preprocess.protocols.manifests import write_manifests
 from preprocess.protocols.plan import plan_protocols

@@ -1,5 +1,6 @@
-"""Find the lists and class files of ViFi-CLIP, BDC-CLIP, BMPT and BIKE checkouts, and of one's own
-folders."""
+"""Find the lists and class files of `--splits`.
+
+These are checkouts of ViFi-CLIP, BDC-CLIP, BMPT or BIKE, or folders of one's own."""
 
 from __future__ import annotations
 
@@ -7,31 +8,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.protocols.catalogue import ListRule, class_files, list_rules
+from preprocess.protocols.catalogue import list_rules
 from preprocess.protocols.lists import read_class_file, read_split_list
-from preprocess.protocols.records import ClassFile, SplitList
+from preprocess.protocols.records import ClassFile, ListRule, SplitList
+from preprocess.sources import DataSet
 from shards.errors import ConfigError
 
 _SPLITS = "datasets_splits"
-_MARKS = (_SPLITS, "labels", "lists", "mapping")
+_CHECKOUT_FOLDERS = (_SPLITS, "labels", "lists", "mapping")
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """One `--splits` folder.
-
-    splits: its folder of lists, which may have another name if it was given itself
-    origin: whose checkout it is, as a manifest's `source` says it; empty for one's own folder. It
-        is read from
-    what the folder holds, never from its name, so that manifests do not depend on where a checkout
-    lies"""
+    """One `--splits` folder."""
 
     root: Path
     splits: Path
+    """Its folder of lists, which has another name if it was given itself."""
     origin: str
+    """The method whose checkout it is, as the `source` of a manifest states it; empty for one's
+    own folder. It follows from the content, not from the path, so that manifests do not depend on
+    the location of a checkout."""
 
     def find(self, name: str) -> Path | None:
-        """The file of a relative name, None if it is not there."""
+        """Return the file with a relative name; None if it does not exist."""
         inner = name.removeprefix(f"{_SPLITS}/")
         path = self.root / name if inner == name else self.splits / inner
         return path if path.is_file() else None
@@ -39,17 +39,17 @@ class Checkout:
 
 @dataclass(frozen=True)
 class ListUse:
-    """A list that is there, with the class file that its labels index (None: no class file was
-    found)."""
+    """A list that exists, with the class file that its labels index."""
 
     rule: ListRule
     source: str
     split_list: SplitList
     class_file: ClassFile | None
+    """None if no checkout has a class file for the list."""
 
 
 def open_checkouts(folders: Sequence[Path]) -> list[Checkout]:
-    """Open `--splits` folders in their order. Raises: ConfigError for a folder that is missing."""
+    """Open the `--splits` folders in order. Raises ConfigError for a missing folder."""
     return [_open_checkout(folder) for folder in folders]
 
 
@@ -58,12 +58,15 @@ def _open_checkout(folder: Path) -> Checkout:
         raise ConfigError(
             f"{folder}: no such folder; give --splits a checkout that holds {_SPLITS}/ and labels/"
         )
-    is_inner = not any((folder / mark).is_dir() for mark in _MARKS) and any(folder.glob("*_splits"))
-    root = folder.absolute().parent if is_inner else folder
-    return Checkout(root, folder if is_inner else folder / _SPLITS, _origin(root))
+    is_root = any((folder / name).is_dir() for name in _CHECKOUT_FOLDERS)
+    if not is_root and any(folder.glob("*_splits")):  # `datasets_splits` itself was given
+        root = folder.absolute().parent
+        return Checkout(root, folder, _origin(root))
+    return Checkout(folder, folder / _SPLITS, _origin(folder))
 
 
 def _origin(root: Path) -> str:
+    """Name the method whose checkout a folder is, from files that only that one has."""
     if (root / "lists").is_dir():
         return "BIKE"
     if (root / "mapping").is_dir():
@@ -73,8 +76,9 @@ def _origin(root: Path) -> str:
     return "ViFi-CLIP" if (root / _SPLITS).is_dir() or (root / "labels").is_dir() else ""
 
 
-def read_lists(dataset: str, checkouts: Sequence[Checkout]) -> list[ListUse]:
-    """Read every list of the data set that is there; the first checkout that has a file wins."""
+def read_lists(dataset: DataSet, checkouts: Sequence[Checkout]) -> list[ListUse]:
+    """Read every list of the data set that exists; the first checkout that has a file is used."""
+    # Several manifests are made from one file, which is read once.
     lists: dict[tuple[Path, int], SplitList] = {}
     files: dict[Path, ClassFile] = {}
     uses = []
@@ -85,6 +89,7 @@ def read_lists(dataset: str, checkouts: Sequence[Checkout]) -> list[ListUse]:
         checkout, path = found
         if (path, rule.num_columns) not in lists:
             lists[path, rule.num_columns] = read_split_list(path, num_columns=rule.num_columns)
+
         class_file = None
         named = find_first(checkouts, rule.class_files)
         if named is not None:
@@ -96,17 +101,17 @@ def read_lists(dataset: str, checkouts: Sequence[Checkout]) -> list[ListUse]:
     return uses
 
 
-def no_lists(dataset: str, checkouts: Sequence[Checkout]) -> ConfigError:
-    """The error of checkouts that hold nothing of the data set."""
+def no_lists(dataset: DataSet, checkouts: Sequence[Checkout]) -> ConfigError:
+    """Return the error for checkouts without any list of the data set."""
     expected = ", ".join(rule.list_file for rule in list_rules(dataset)[:3])
     folders = ", ".join(str(checkout.root) for checkout in checkouts)
     return ConfigError(
-        f"--splits {folders}: no list of {dataset} there; expected files such as {expected}"
+        f"--splits {folders}: no list of {dataset.name} there; expected files such as {expected}"
     )
 
 
 def find_first(checkouts: Sequence[Checkout], names: Sequence[str]) -> tuple[Checkout, Path] | None:
-    """The first file of `names` in the first checkout that has one of them."""
+    """Return the first file of `names` in the first checkout that has one of them."""
     for checkout in checkouts:
         for name in names:
             path = checkout.find(name)
@@ -115,7 +120,7 @@ def find_first(checkouts: Sequence[Checkout], names: Sequence[str]) -> tuple[Che
     return None
 
 
-def full_class_file(dataset: str, checkouts: Sequence[Checkout]) -> ClassFile | None:
-    """The file of all classes of a data set, None if no checkout has it."""
-    found = find_first(checkouts, class_files(dataset))
+def full_class_file(dataset: DataSet, checkouts: Sequence[Checkout]) -> ClassFile | None:
+    """Read the file of all classes of a data set; None if no checkout has it."""
+    found = find_first(checkouts, (dataset.class_file,))
     return read_class_file(found[1]) if found is not None else None

@@ -4,59 +4,79 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from preprocess.protocols.records import ClassFile, SplitList
-from preprocess.sources.textfiles import read_text_file
+from preprocess.sources.textfiles import TextFile, read_text_file
 from shards.errors import ConfigError
+
+_SHOWN_CHARS = 80
 
 
 def read_split_list(path: Path, *, num_columns: int = 2) -> SplitList:
-    """Read `path label` lines, split at the last space; with 3 columns `path frames label` (BIKE).
+    """Read lines `path label`, split at the last space.
 
-    Raises: ConfigError if no line has that form, or if the file is empty."""
+    A repeated line is read once; a line of another form is counted.
+
+    Args:
+        num_columns: 3 for BIKE's `path frames label`
+
+    Raises:
+        ConfigError: no line has the form, or a name has two labels."""
     file = read_text_file(path)
-    names: list[str] = []
-    labels: list[int] = []
     line_numbers: list[int] = []
     malformed: list[int] = []
     label_of: dict[str, int] = {}
     for number, line in enumerate(file.lines(), start=1):
         parts = line.rsplit(None, num_columns - 1)
-        if len(parts) == num_columns and parts[-1].removeprefix("-").isdecimal():
-            name, label = parts[0].lstrip(), int(parts[-1])
-            if label_of.setdefault(name, label) != label:
-                raise ConfigError(
-                    f"{path}: line {number} gives {name!r} label {label}, an earlier line {label_of[name]}; "
-                    "correct one of the lines"
-                )
-            if len(label_of) > len(names):  # a repeated line would be trained and scored twice
-                names.append(name)
-                labels.append(label)
-                line_numbers.append(number)
-        elif parts:
-            malformed.append(number)
-    if not names:
-        found = (
-            f"line {malformed[0]} is {file.lines()[malformed[0] - 1][:80]!r}"
-            if malformed
-            else "the file is empty"
-        )
-        form = "path label" if num_columns == 2 else "path frames label"
-        raise ConfigError(
-            f"{path}: no line has the form `{form}` ({found}); get the list again or take it out of --splits"
-        )
+        if len(parts) < num_columns or not parts[-1].removeprefix("-").isdecimal():
+            if parts:
+                malformed.append(number)
+            continue
+        name, label = parts[0].lstrip(), int(parts[-1])
+        if name not in label_of:
+            label_of[name] = label
+            line_numbers.append(number)
+        elif label_of[name] != label:
+            raise ConfigError(
+                f"{path}: line {number} gives {name!r} label {label}, an earlier line "
+                f"{label_of[name]}; correct one of the lines"
+            )
+    if not label_of:
+        raise _no_line(file, malformed, num_columns)
     return SplitList(
-        path, file.sha256, names, labels, line_numbers, len(malformed), min(malformed, default=None)
+        path=path,
+        sha256=file.sha256,
+        names=list(label_of),
+        labels=list(label_of.values()),
+        line_numbers=line_numbers,
+        num_malformed=len(malformed),
+        first_malformed=min(malformed, default=None),
+    )
+
+
+def _no_line(file: TextFile, malformed: Sequence[int], num_columns: int) -> ConfigError:
+    """Return the error of a list without a usable line."""
+    found = "the file is empty"
+    if malformed:
+        line = file.lines()[malformed[0] - 1]
+        found = f"line {malformed[0]} is {line[:_SHOWN_CHARS]!r}"
+    form = "path label" if num_columns == 2 else "path frames label"
+    return ConfigError(
+        f"{file.path}: no line has the form `{form}` ({found}); get the list again or take it out "
+        "of --splits"
     )
 
 
 def read_class_file(path: Path) -> ClassFile:
-    """Read the names of a CSV `id,name` with ids 0 to K-1, of a mapping `name -> other`, or one
-    name a line.
+    """Read class names; the file name decides the form.
 
-    The form follows the file's name: `*.csv`, `*mapping*.txt`, else one name a line.
-    Raises: ConfigError naming the file and what is wrong."""
+    `*.csv` has lines `id,name` with the ids 0 to K-1, `*mapping*.txt` has lines `name -> other`,
+    and any other file has one name per line.
+
+    Raises:
+        ConfigError: a line of another form, an id that repeats or is absent, or no name."""
     file = read_text_file(path)
     if path.suffix == ".csv":
         names = _names_by_id(path, file.text)
@@ -70,21 +90,21 @@ def read_class_file(path: Path) -> ClassFile:
 
 
 def _names_by_id(path: Path, text: str) -> list[str]:
-    rows = [
-        row
-        for row in csv.reader(io.StringIO(text, newline=""))
-        if any(cell.strip() for cell in row)
-    ]
+    """Read a CSV `id,name`, with or without a header, in the order of the ids."""
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
     if rows and not rows[0][0].strip().isdecimal():
         rows = rows[1:]  # the header, `id,name` or `id,label`
+
     names: dict[int, str] = {}
     for row in rows:
-        name = ",".join(row[1:]).strip()  # an unquoted name with a comma comes as several cells
+        name = ",".join(row[1:]).strip()  # an unquoted name with a comma is several cells
         if not row[0].strip().isdecimal() or not name:
             raise ConfigError(f"{path}: {','.join(row)!r} is not `id,name`; correct that line")
         if int(row[0]) in names:
-            raise ConfigError(f"{path}: id {int(row[0])} stands twice; correct one of the lines")
+            raise ConfigError(f"{path}: id {int(row[0])} occurs twice; correct one of the lines")
         names[int(row[0])] = name
+
     if sorted(names) != list(range(len(names))):
         absent = next(number for number in range(len(names)) if number not in names)
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Plan all manifests of a pool: lists and annotations against the videos that are there."""
+"""Plan all manifests of a pool: match lists and annotations with the videos that are present."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from preprocess.protocols.audit import LABELS, AuditReport, audit
-from preprocess.protocols.catalogue import MAPPING_FILE, SHARED_CLASS_DATASETS
+from preprocess.protocols.catalogue import MAPPING_FILE
 from preprocess.protocols.checkouts import (
+    Checkout,
     ListUse,
     find_first,
     full_class_file,
@@ -16,70 +17,79 @@ from preprocess.protocols.checkouts import (
     read_lists,
 )
 from preprocess.protocols.draw import draw, folder_annotations
-from preprocess.protocols.halves import cut_in_halves
 from preprocess.protocols.lists import read_class_file
 from preprocess.protocols.lookup import ClassFinder, VideoIndex
 from preprocess.protocols.official import cross_dataset, fully_supervised, official_classes
 from preprocess.protocols.records import (
     ClassFile,
     ClassNames,
+    ListSource,
     ManifestPlan,
     MissingVideo,
     PlannedRow,
     ProtocolPlan,
     Selection,
 )
+from preprocess.protocols.zero_shot import cut_in_halves
 from preprocess.sources import Source
-from preprocess.sources.naming import PATH_KEYED, storable, youtube_id
+from preprocess.sources.naming import storable, youtube_id
 from shards.errors import ConfigError
-
-_YOUTUBE_ID_CHARS = 11
 
 
 def plan_protocols(
     source: Source, splits: Sequence[Path], *, labels: str = "csv", seed: int = 0
 ) -> ProtocolPlan:
-    """Plan every manifest that the lists, else own draws, give for these videos; audit the labels.
+    """Plan every manifest of these videos, and audit the labels of the lists.
 
-    splits: checkouts in order, the first that has a file wins; none: few_shot and base_to_novel are
-        drawn by `seed`
-    labels: csv | official | legacy, see `preprocess.protocols.audit`
-    Raises: ConfigError for what a user must correct. A list line whose video is absent is not an
-        error."""
+    Args:
+        splits: checkouts in order, the first that has a file is used; without any, few_shot and
+            base_to_novel are drawn by `seed`
+        labels: csv | official | legacy, see `preprocess.protocols.audit`
+
+    Raises:
+        ConfigError: the lists, class files or labels are unusable. A list line without a video is
+            no error: it counts as missing."""
     if labels not in LABELS:
-        raise ConfigError(f"labels={labels}: not a way to read labels; known: {', '.join(LABELS)}")
+        raise ConfigError(f"labels={labels}: unknown value; choose one of {', '.join(LABELS)}")
+    if splits:
+        return _plan_from_lists(source, open_checkouts(splits), labels)
+    return _plan_own(source, seed)
+
+
+def _plan_from_lists(source: Source, checkouts: Sequence[Checkout], labels: str) -> ProtocolPlan:
+    """Plan the manifests of published lists and of the official lists."""
+    dataset, annotations = source.dataset, source.annotations
+    uses = read_lists(dataset, checkouts)
+    full_file = full_class_file(dataset, checkouts)
+    mapping = None
+    if dataset.shared_classes is not None:
+        mapping = find_first(checkouts, (MAPPING_FILE,))
+    if not uses and (annotations is None or (full_file is None and mapping is None)):
+        raise no_lists(dataset, checkouts)
+
+    files = [use.class_file for use in uses if use.class_file is not None]
+    if full_file is not None:
+        files.append(full_file)
     index = VideoIndex(source)
-    if not splits:
-        return _plan_own(source, index, seed)
-    checkouts = open_checkouts(splits)
-    uses = read_lists(source.dataset, checkouts)
-    full_file = full_class_file(source.dataset, checkouts)
-    mapping = (
-        find_first(checkouts, (MAPPING_FILE,)) if source.dataset in SHARED_CLASS_DATASETS else None
-    )
-    if not uses and (source.annotations is None or (full_file is None and mapping is None)):
-        raise no_lists(source.dataset, checkouts)
-    files = [use.class_file for use in uses if use.class_file is not None] + (
-        [full_file] if full_file else []
-    )
     finder = ClassFinder(source, (name for file in files for name in file.names))
     report = _audit_lines(uses, index, finder, labels)
     full = _full_names(full_file, report, labels)
+
     listed = [selection for use in uses for selection in _selections(use, report)]
     official: list[Selection] = []
-    if source.annotations is not None:
-        official = fully_supervised(source.annotations, official_classes(source.annotations, full))
-        if mapping is not None:
-            official += cross_dataset(
-                source.dataset, source.annotations, read_class_file(mapping[1])
-            )
-    first, second = (official, listed) if source.dataset == "ssv2" else (listed, official)
-    taken = {selection.spec.path for selection in first}
-    selections = first + [selection for selection in second if selection.spec.path not in taken]
-    return _finish(
-        selections,
-        index,
-        finder,
+    if annotations is not None:
+        official += fully_supervised(annotations, official_classes(annotations, full))
+        if mapping is not None and dataset.shared_classes is not None:
+            shared = read_class_file(mapping[1])
+            official += cross_dataset(annotations, dataset.shared_classes, shared)
+    if dataset.official_lists_first:
+        selections = _merge(official, listed)
+    else:
+        selections = _merge(listed, official)
+
+    return ProtocolPlan(
+        manifests=[_plan_manifest(selection, index) for selection in selections],
+        missing=_missing_videos(index, finder),
         classes=full.names if full is not None else _own_classes(source),
         warnings=_malformed(uses),
         num_audited=report.num_audited,
@@ -87,29 +97,31 @@ def plan_protocols(
     )
 
 
-def _plan_own(source: Source, index: VideoIndex, seed: int) -> ProtocolPlan:
-    """Plan without lists: the data set's own split where it has one, and draws from it."""
+def _plan_own(source: Source, seed: int) -> ProtocolPlan:
+    """Plan without published lists: the official split if there is one, and draws from it."""
     annotations = source.annotations
-    if annotations is None and source.dataset in PATH_KEYED:
+    if annotations is None and source.dataset.path_keyed:
         annotations = folder_annotations(source, seed)
         if not annotations.classes:
             raise ConfigError(
-                f"{source.root}: has no class folders, so no video has a class; give the folder that holds one folder "
-                "a class with --videos, or lists with --splits"
+                f"{source.root}: has no class folders, so no video has a class; give the folder "
+                "that holds one folder per class with --videos, or lists with --splits"
             )
     if annotations is None:
         selections: list[Selection] = []
         warnings = [
-            f"{source.dataset}: neither --splits nor --annotations is given, so there are no manifests"
+            f"{source.dataset.name}: neither --splits nor --annotations is given, so there are no "
+            "manifests"
         ]
     else:
         selections = fully_supervised(annotations, official_classes(annotations, None))
         own, warnings = draw(source.dataset, annotations, seed)
         selections += own
-    return _finish(
-        selections,
-        index,
-        ClassFinder(source, ()),
+
+    index = VideoIndex(source)
+    return ProtocolPlan(
+        manifests=[_plan_manifest(selection, index) for selection in selections],
+        missing=_missing_videos(index, ClassFinder(source, ())),
         classes=annotations.classes if annotations is not None else _own_classes(source),
         warnings=warnings,
         num_audited=0,
@@ -120,49 +132,55 @@ def _plan_own(source: Source, index: VideoIndex, seed: int) -> ProtocolPlan:
 def _audit_lines(
     uses: Sequence[ListUse], index: VideoIndex, finder: ClassFinder, labels: str
 ) -> AuditReport:
-    """Look up every list line, so that an ambiguous one is named with its number, and audit its
-    label."""
+    """Look up every list line and audit its label."""
+    # Looked up first with file and line number, which the error of an ambiguous line names.
     for split_list in {use.split_list.path: use.split_list for use in uses}.values():
         for number, name in zip(split_list.line_numbers, split_list.names, strict=True):
             index.find(name, where=f"{split_list.path}: line {number}")
-    return audit(
-        uses, lambda name: finder.class_of(index.key_of(name), index.find(name, where="")), labels
-    )
+
+    def class_of(name: str) -> str | None:
+        return finder.class_of(index.key_of(name), index.find(name, where=""))
+
+    return audit(uses, class_of, labels)
 
 
 def _full_names(full_file: ClassFile | None, report: AuditReport, labels: str) -> ClassNames | None:
-    """The names of all classes: audited if a list uses that file, else as they are in it."""
+    """Return the names of all classes, audited if a list uses their file."""
     if full_file is None:
         return None
-    as_written = ClassNames(
-        full_file.names, "legacy" if labels == "legacy" else "csv", full_file.sha256
-    )
+    kind = "legacy" if labels == "legacy" else "csv"
+    as_written = ClassNames(full_file.names, kind, full_file.sha256)
     return report.names.get(full_file.path, as_written)
 
 
 def _own_classes(source: Source) -> list[str]:
-    """The data set's classes without a class file: the official ones, else those of the videos,
-    sorted."""
+    """Return the official classes, else those of the videos, sorted."""
     if source.annotations is not None:
         return source.annotations.classes
     return sorted({video.class_name for video in source.videos if video.class_name is not None})
 
 
 def _selections(use: ListUse, report: AuditReport) -> list[Selection]:
-    """What one list gives: one manifest, or BIKE's ten halves."""
+    """Return the one manifest of a list, or BIKE's ten halves of it."""
+    split_list = use.split_list
     selection = Selection(
-        use.rule.spec,
-        report.names_of(use),
-        use.source,
-        use.split_list.sha256,
-        use.split_list.names,
-        use.split_list.labels,
+        spec=use.rule.spec,
+        classes=report.names_of(use),
+        source=ListSource(use.source, split_list.sha256),
+        names=split_list.names,
+        labels=split_list.labels,
     )
     return cut_in_halves(selection) if use.rule.in_halves else [selection]
 
 
+def _merge(first: Sequence[Selection], second: Sequence[Selection]) -> list[Selection]:
+    """Return all selections; where both make one manifest, that of `first`."""
+    taken = {selection.spec.path for selection in first}
+    return [*first, *(selection for selection in second if selection.spec.path not in taken)]
+
+
 def _malformed(uses: Iterable[ListUse]) -> list[str]:
-    """One warning for each list with lines that are left out because they have another form."""
+    """Return a warning per list with lines that are left out because of their form."""
     lists = {use.split_list.path: use.split_list for use in uses}
     return [
         f"{path}: {split_list.num_malformed} lines are not `path label` and are left out, "
@@ -172,70 +190,36 @@ def _malformed(uses: Iterable[ListUse]) -> list[str]:
     ]
 
 
-def _finish(
-    selections: Sequence[Selection],
-    index: VideoIndex,
-    finder: ClassFinder,
-    *,
-    classes: list[str],
-    warnings: list[str],
-    num_audited: int,
-    num_not_audited: int,
-) -> ProtocolPlan:
-    """Look up the videos of all selections and collect what is missing."""
-    manifests = [_plan_manifest(selection, index) for selection in selections]
-    return ProtocolPlan(
-        manifests, _missing_videos(index, finder), classes, warnings, num_audited, num_not_audited
-    )
-
-
 def _plan_manifest(selection: Selection, index: VideoIndex) -> ManifestPlan:
+    """Look up the videos of one manifest."""
     rows: list[PlannedRow] = []
     missing: list[str] = []
     for name, label in zip(selection.names, selection.labels, strict=True):
-        video = index.find(name, where=selection.source)
+        video = index.find(name, where=selection.source.name)
         if video is None:
             missing.append(storable(name))
         else:
             rows.append(PlannedRow(video.key, label))
-    spec = selection.spec
-    return ManifestPlan(
-        protocol=spec.protocol,
-        name=spec.name,
-        part=spec.part,
-        split=spec.split,
-        shot=spec.shot,
-        seed=spec.seed,
-        classes=selection.classes.names,
-        labels=selection.classes.labels,
-        source=selection.source,
-        source_sha256=selection.source_sha256,
-        classes_sha256=selection.classes.sha256,
-        expected=len(selection.names),
-        rows=rows,
-        missing=missing,
-    )
+    return ManifestPlan(selection.spec, selection.classes, selection.source, rows, missing)
 
 
 def _missing_videos(index: VideoIndex, finder: ClassFinder) -> list[MissingVideo]:
-    """Each absent video once: those that the annotation files name, then those of the lists just
-    looked up.
+    """Return each missing video of the annotation files and of the lists looked up so far, once.
 
-    Two spellings of one key count once, except in Kinetics, where case matters and a bare YouTube
-    id is left out if a name with times has it."""
-    annotations = index.source.annotations
-    keys = (
-        [key for key in annotations.class_of if not index.has(key)]
-        if annotations is not None
-        else []
-    )
+    Two spellings of a key that differ in case count once, except in Kinetics, where case matters;
+    there a bare YouTube id is left out if a key with times has the same id."""
+    keys: list[str] = []
+    if index.source.annotations is not None:
+        keys += [key for key in index.source.annotations.class_of if not index.has(key)]
     keys += [index.key_of(name) for name in index.absent_names()]
+
     unique: dict[str, str] = {}
     for key in keys:
-        unique.setdefault(key if index.is_kinetics else key.casefold(), key)
+        has_ids = index.source.dataset.has_youtube_ids
+        unique.setdefault(key if has_ids else key.casefold(), key)
     found = list(unique.values())
-    if index.is_kinetics:
-        with_times = {youtube_id(key) for key in found if len(key) > _YOUTUBE_ID_CHARS}
+    if index.source.dataset.has_youtube_ids:
+        with_times = {youtube_id(key) for key in found if key != youtube_id(key)}
         found = [key for key in found if key not in with_times]
     found.sort(key=str.encode)
     return [MissingVideo(key, finder.class_of(key, None)) for key in found]

@@ -1,81 +1,97 @@
-"""Where the videos of a data set are and what their class is; one file a data set."""
+"""The table of data sets, and the step that finds the videos of one of them."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
 
-from preprocess.sources import hmdb51, kinetics, ssv2, ucf101
-from preprocess.sources.folder import folder_class
-from preprocess.sources.folder import read_annotations as read_folder_annotations
-from preprocess.sources.naming import first_clash, fold_name, storable, video_key
-from preprocess.sources.records import Annotations, OfficialList, Source, SourceVideo
-from preprocess.sources.scanner import scan_videos
+from preprocess.sources.folder import DEMO, FOLDER
+from preprocess.sources.hmdb51 import HMDB51
+from preprocess.sources.kinetics import KINETICS400, KINETICS600
+from preprocess.sources.naming import first_clash, storable
+from preprocess.sources.records import Annotations, DataSet, OfficialList, Source, SourceVideo
+from preprocess.sources.registered import find_registered, registered_names
+from preprocess.sources.scanner import VideoFile, scan_videos
+from preprocess.sources.ssv2 import SSV2
+from preprocess.sources.ucf101 import UCF101
 from shards.errors import ConfigError
+from shards.format.names import fold_name
 
-__all__ = ["DATASETS", "Annotations", "OfficialList", "Source", "SourceVideo", "open_source"]
+__all__ = [
+    "DATASETS",
+    "Annotations",
+    "DataSet",
+    "OfficialList",
+    "Source",
+    "SourceVideo",
+    "find_dataset",
+    "open_source",
+]
 
-DATASETS: tuple[str, ...] = (
-    "kinetics400",
-    "kinetics600",
-    "ucf101",
-    "hmdb51",
-    "ssv2",
-    "folder",
-    "demo",
-)
+DATASETS: dict[str, DataSet] = {
+    dataset.name: dataset
+    for dataset in (KINETICS400, KINETICS600, UCF101, HMDB51, SSV2, FOLDER, DEMO)
+}
 
 
-def open_source(dataset: str, videos: Path, annotations: Path | None) -> Source:
+def find_dataset(name: str) -> DataSet:
+    """Return the record of a built-in data set, or of one that another package registers.
+
+    Raises:
+        ConfigError: no data set has this name, or its registration is unusable."""
+    registered = find_registered(name, DATASETS)
+    if registered is not None:
+        return registered
+    if name in DATASETS:
+        return DATASETS[name]
+    known = [*DATASETS, *registered_names()]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"--dataset {name}: unknown data set; {hint}known: {', '.join(known)}")
+
+
+def open_source(name: str, videos: Path, annotations: Path | None) -> Source:
     """Find all videos of a data set and read its annotation files.
 
-    Raises: ConfigError for an unknown data set, a missing folder, unusable annotations, two files
-        of one key."""
-    if dataset not in DATASETS:
-        near = difflib.get_close_matches(dataset, DATASETS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(
-            f"--dataset {dataset}: no such data set; {hint}known: {', '.join(DATASETS)}"
-        )
-    official = _read_annotations(dataset, annotations) if annotations is not None else None
-    spelling = (
-        {fold_name(name): name for name in official.classes} if official is not None else None
-    )
+    Args:
+        name: of the data set, as in `--dataset`
+        videos: folder of the video files
+        annotations: folder of the official annotation files, if given
+
+    Raises:
+        ConfigError: unknown data set, missing folder, unusable annotation files, two files with
+            the same key, or two class folders that lists could not tell apart."""
+    dataset = find_dataset(name)
+    official = dataset.read_annotations(annotations) if annotations is not None else None
+
     found: dict[str, SourceVideo] = {}
-    for file in scan_videos(videos, dataset):
-        key = video_key(dataset, file.relative_path)
-        if key in found:
+    for file in scan_videos(videos, name):
+        video = _source_video(dataset, file, official)
+        if video.key in found:
             raise ConfigError(
-                f"{videos}: {found[key].relative_path} and {storable(file.relative_path)} have one key, {key}; "
-                "remove one of the files"
+                f"{videos}: {found[video.key].relative_path} and {video.relative_path} have the "
+                f"same key, {video.key}; remove one of the files"
             )
-        class_name = official.official_class(key) if official is not None else None
-        if class_name is None:
-            class_name = folder_class(dataset, file.relative_path)
-            if class_name is not None and spelling is not None:
-                class_name = spelling.get(fold_name(class_name))
-        found[key] = SourceVideo(
-            key, file.path, storable(file.relative_path), file.num_bytes, class_name
-        )
-    clash = first_clash(
-        video.class_name for video in found.values() if video.class_name is not None
-    )
+        found[video.key] = video
+
+    names = (video.class_name for video in found.values() if video.class_name is not None)
+    clash = first_clash(names)
     if clash is not None:
         raise ConfigError(
-            f"{videos}: the classes {clash[0]!r} and {clash[1]!r} differ only in case, spaces, `_` or `-`, which lists "
-            "spell as they like; rename one of the folders"
+            f"{videos}: the classes {clash[0]!r} and {clash[1]!r} differ only in case, spaces, "
+            "`_` or `-`, so lists cannot tell them apart; rename one of the folders"
         )
     ordered = sorted(found.values(), key=lambda video: video.key.encode())
     return Source(dataset, videos.absolute(), ordered, official)
 
 
-def _read_annotations(dataset: str, folder: Path) -> Annotations:
-    if dataset == "ucf101":
-        return ucf101.read_annotations(folder)
-    if dataset == "hmdb51":
-        return hmdb51.read_annotations(folder)
-    if dataset == "ssv2":
-        return ssv2.read_annotations(folder)
-    if dataset in ("kinetics400", "kinetics600"):
-        return kinetics.read_annotations(folder, dataset)
-    return read_folder_annotations(dataset, folder)
+def _source_video(dataset: DataSet, file: VideoFile, official: Annotations | None) -> SourceVideo:
+    """Give a file its key and its class."""
+    key = dataset.key_of(file.relative_path)
+    class_name = official.official_class(key) if official is not None else None
+    if class_name is None:
+        class_name = dataset.folder_class(file.relative_path)
+        # With annotations only the official classes count, in their official spelling.
+        if class_name is not None and official is not None:
+            class_name = official.official_spelling.get(fold_name(class_name))
+    return SourceVideo(key, file.path, storable(file.relative_path), file.num_bytes, class_name)

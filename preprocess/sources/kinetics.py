@@ -1,8 +1,8 @@
-"""Kinetics-400 and -600: `<YouTube id>_<start>_<end>.mp4` or the bare id, in class or
-train/val/test folders.
+"""Kinetics-400 and -600: `<YouTube id>_<start>_<end>.mp4` or `<YouTube id>.mp4`.
 
-Official CSVs: columns label, youtube_id, time_start, time_end (seconds; six digits in file
-    names)."""
+The videos lie in class folders or in train/val/test folders. The official CSV files have the
+columns label, youtube_id, time_start, time_end; times are in seconds, with six digits in file
+names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import csv
 import io
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from preprocess.sources.naming import first_clash, video_key
-from preprocess.sources.records import Annotations, OfficialList
+from preprocess.sources.records import Annotations, DataSet, ListFile, OfficialList
 from preprocess.sources.textfiles import (
     TextFile,
     find_annotation_files,
@@ -23,11 +24,14 @@ from preprocess.sources.textfiles import (
 from shards.errors import ConfigError
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+_ID_CHARS = 11
 
 
-def read_annotations(folder: Path, dataset: str) -> Annotations:
-    """Read the official CSVs of one release. Raises: ConfigError naming the file."""
-    pattern = _file_pattern(dataset)
+def read_annotations(folder: Path, *, release: str) -> Annotations:
+    """Read the official CSV files of one release, "400" or "600".
+
+    Raises ConfigError that names the file."""
+    pattern = _file_pattern(release)
     files: dict[str, TextFile] = {}
     for name, path in find_annotation_files(folder, pattern).items():
         match = pattern.fullmatch(name)
@@ -40,25 +44,22 @@ def read_annotations(folder: Path, dataset: str) -> Annotations:
             )
         files[split] = read_text_file(path)
     if not files:
-        raise nothing_found(
-            folder,
-            f"{dataset}_train.csv and {dataset}_val.csv with the columns {','.join(_COLUMNS)}",
-        )
+        names = f"kinetics{release}_train.csv and kinetics{release}_val.csv"
+        raise nothing_found(folder, f"{names} with the columns {','.join(_COLUMNS)}")
+
     lists = [_read_list(file, split) for split, file in sorted(files.items())]
     class_of, class_of_id = _classes_of_videos(lists)
-    classes = sorted(
-        {name for rows in lists for name in rows.classes}, key=lambda name: (name.casefold(), name)
-    )
+    names_in_use = {name for rows in lists for name in rows.classes}
+    classes = sorted(names_in_use, key=lambda name: (name.casefold(), name))
     _check_spellings(classes, folder)
     return Annotations(classes, class_of, lists, class_of_id)
 
 
-def _file_pattern(dataset: str) -> re.Pattern[str]:
-    """`*train.csv`, `*val.csv`, `*validate.csv`, unless the name says another release
-    (kinetics-700_val.csv)."""
-    release = dataset.removeprefix("kinetics")
+def _file_pattern(release: str) -> re.Pattern[str]:
+    """Match `*train.csv`, `*val.csv` and `*validate.csv`, but not `kinetics-700_val.csv`."""
     return re.compile(
-        rf"(?!.*(?:kinetics|k)[-_ ]?(?!{release})\d00)(?:.*[^a-z])?(train|val|validate|validation)\.csv"
+        rf"(?!.*(?:kinetics|k)[-_ ]?(?!{release})\d00)"
+        r"(?:.*[^a-z])?(train|val|validate|validation)\.csv"
     )
 
 
@@ -67,7 +68,8 @@ def _read_list(file: TextFile, split: str) -> OfficialList:
     absent = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
     if absent:
         raise ConfigError(
-            f"{file.path}: has no column {absent[0]}; expected {','.join(_COLUMNS)}, as the official CSVs have"
+            f"{file.path}: has no column {absent[0]}; expected {','.join(_COLUMNS)}, as in the "
+            "official CSV files"
         )
     rows = [row for row in reader if row["youtube_id"] and row["label"]]
     if not rows:
@@ -85,31 +87,59 @@ def _read_list(file: TextFile, split: str) -> OfficialList:
 
 
 def _file_name(row: Mapping[str, str]) -> str:
-    """`<id>_<start>_<end>`, or the bare id where a row has no times."""
+    """Return `<id>_<start>_<end>`, or the bare id for a row without times."""
     try:
-        return f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+        start, end = int(float(row["time_start"])), int(float(row["time_end"]))
     except (TypeError, ValueError):
         return row["youtube_id"]
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}"
 
 
 def _classes_of_videos(lists: list[OfficialList]) -> tuple[dict[str, str], dict[str, str]]:
-    """Class by key, and by YouTube id unless one id has two classes (other times, other action)."""
+    """Return the class by key, and by YouTube id.
+
+    An id is left out if it has two classes: one video shows two actions at different times."""
     class_of: dict[str, str] = {}
-    class_of_id: dict[str, str | None] = {}
+    class_of_id: dict[str, str] = {}
+    ambiguous: set[str] = set()
     for rows in lists:
         for name, class_name in zip(rows.names, rows.classes, strict=True):
-            class_of[video_key("kinetics", name)] = class_name
-            video_id = name[:11]
-            class_of_id[video_id] = (
-                class_name if class_of_id.get(video_id, class_name) == class_name else None
-            )
-    return class_of, {video_id: name for video_id, name in class_of_id.items() if name is not None}
+            class_of[video_key(name)] = class_name
+            video_id = name[:_ID_CHARS]
+            if class_of_id.setdefault(video_id, class_name) != class_name:
+                ambiguous.add(video_id)
+    for video_id in ambiguous:
+        del class_of_id[video_id]
+    return class_of, class_of_id
 
 
 def _check_spellings(classes: list[str], folder: Path) -> None:
     clash = first_clash(classes)
     if clash is not None:
         raise ConfigError(
-            f"{folder}: the train and validation CSVs spell one class {clash[0]!r} and {clash[1]!r}; "
-            "take both files from one release"
+            f"{folder}: the train and validation CSV files spell one class {clash[0]!r} and "
+            f"{clash[1]!r}; take both files from one release"
         )
+
+
+KINETICS400 = DataSet(
+    name="kinetics400",
+    read_annotations=partial(read_annotations, release="400"),
+    has_youtube_ids=True,
+    class_file="labels/kinetics_400_labels.csv",
+    splits_folder="k400_splits",
+    parts_stem="labels/kinetics_400",
+)
+
+KINETICS600 = DataSet(
+    name="kinetics600",
+    read_annotations=partial(read_annotations, release="600"),
+    has_youtube_ids=True,
+    class_file="labels/kinetics_600_labels.csv",
+    splits_folder="k600_splits",
+    zero_shot_lists=(
+        ListFile("ZS_split1_K600_eval.txt", "labels/ZS_split1_K600.csv"),
+        ListFile("ZS_split2_K600_eval.txt", "labels/ZS_split2_K600.csv"),
+        ListFile("ZS_split3_K600_eval.txt", "labels/ZS_split3_K600.csv"),
+    ),
+)

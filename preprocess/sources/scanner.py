@@ -13,21 +13,25 @@ from shards.errors import ConfigError, StorageError
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A file with a video extension; `relative_path` as the system gives it, `/` between parts.
+    """A directory entry with a video extension.
 
-    A broken link or a device is one too, of 0 bytes: it becomes a row, like every video that cannot
-    be read."""
+    A broken link or a device counts too, with 0 bytes: like every unreadable video it becomes a
+    row of the pool."""
 
     path: Path
     relative_path: str
+    """Below the scanned folder, as the operating system spells it, `/` between parts."""
     num_bytes: int
 
 
 def scan_videos(root: Path, dataset: str) -> list[VideoFile]:
-    """List every video file below `root`, symlinks followed (a link to a folder above itself is
-    not).
+    """List every video file below `root`; one `stat` per file.
 
-    Cost: one stat a file. Raises: ConfigError if the folder is missing or holds no video."""
+    Symbolic links are followed, except a link to a folder that contains it.
+
+    Raises:
+        ConfigError: the folder is missing or holds no video.
+        StorageError: a folder cannot be read."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "no such folder"
         raise ConfigError(f"{root}: {what}; put the {dataset} videos there or give --videos DIR")
@@ -35,14 +39,16 @@ def scan_videos(root: Path, dataset: str) -> list[VideoFile]:
     if not files:
         extensions = " ".join(VIDEO_EXTENSIONS)
         raise ConfigError(
-            f"{root}: holds no video file ({extensions}); give the {dataset} videos with --videos DIR"
+            f"{root}: holds no video file ({extensions}); give the {dataset} videos with "
+            "--videos DIR"
         )
     return files
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[VideoFile]:
-    """Yield the videos of one folder and those below it; `above` are the (device, inode) of its
-    ancestors."""
+    """Yield the videos in and below one folder.
+
+    `above` holds the (device, inode) of all folders that contain this one, to end link cycles."""
     try:
         facts = folder.stat()
         here = (facts.st_dev, facts.st_ino)
@@ -54,11 +60,11 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         raise StorageError(
             f"{folder}: cannot be read: {error.strerror or error}; check the permissions"
         ) from None
+
     for entry in entries:
         path = folder / entry.name
         if path.is_dir():
             yield from _walk(path, f"{prefix}{entry.name}/", (*above, here))
         elif strip_extension(entry.name) not in ("", entry.name):
-            yield VideoFile(
-                path, prefix + entry.name, entry.stat().st_size if path.is_file() else 0
-            )
+            num_bytes = entry.stat().st_size if path.is_file() else 0
+            yield VideoFile(path, prefix + entry.name, num_bytes)

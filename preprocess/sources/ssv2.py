@@ -1,8 +1,8 @@
 """Something-Something V2: `<id>.webm` in one folder; labels, train and validation as JSON.
 
-A video's class is its template without the brackets around `[something]`; labels.json gives the
-order. A single JSON file of the validation form under any name is also read, as a validation
-list."""
+The class of a video is its template without the brackets around `[something]`; labels.json gives
+the order of the classes. A single JSON file in the form of the validation file is read as a
+validation list, whatever its name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from preprocess.sources.naming import fold_name, video_key
-from preprocess.sources.records import Annotations, OfficialList
+from preprocess.sources.naming import video_key
+from preprocess.sources.records import Annotations, DataSet, OfficialList
 from preprocess.sources.textfiles import (
     TextFile,
     find_annotation_files,
@@ -20,49 +20,47 @@ from preprocess.sources.textfiles import (
     read_text_file,
 )
 from shards.errors import ConfigError
+from shards.format.names import fold_name
 
 _FILES = re.compile(r"(?:something-something-v2-)?(labels|train|validation)\.json")
 _ANY_JSON = re.compile(r".+\.json")
 
 
 def read_annotations(folder: Path) -> Annotations:
-    """Read the official files. Raises: ConfigError naming the file."""
+    """Read the official files. Raises ConfigError that names the file."""
     files = {
         _kind(path): read_text_file(path) for path in find_annotation_files(folder, _FILES).values()
     }
     if not files:
         files = {"validation": _single_list(folder)}
+
+    # Kind of list -> (id, class) of each video.
     entries = {kind: _entries(files[kind]) for kind in ("train", "validation") if kind in files}
     if "labels" in files:
         classes = _read_classes(files["labels"])
     else:
         classes = sorted({class_name for rows in entries.values() for _, class_name in rows})
-    official = {fold_name(name): name for name in classes}
-    lists = []
+    spelling = {fold_name(name): name for name in classes}
+
+    lists: list[OfficialList] = []
+    class_of: dict[str, str] = {}
     for kind, rows in entries.items():
-        unknown = sorted(
-            {class_name for _, class_name in rows if fold_name(class_name) not in official}
-        )
+        unknown = sorted(name for _, name in rows if fold_name(name) not in spelling)
         if unknown:
             raise ConfigError(
-                f"{files[kind].path}: the template {unknown[0]!r} is not in {files['labels'].path}; "
-                "take both files from one release"
+                f"{files[kind].path}: the template {unknown[0]!r} is not in "
+                f"{files['labels'].path}; take both files from one release"
             )
-        lists.append(
-            OfficialList(
-                number=1,
-                split="train" if kind == "train" else "val",
-                names=[name for name, _ in rows],
-                classes=[official[fold_name(class_name)] for _, class_name in rows],
-                source=f"official {files[kind].path.name}",
-                sha256=files[kind].sha256,
-            )
+        official = OfficialList(
+            number=1,
+            split="train" if kind == "train" else "val",
+            names=[name for name, _ in rows],
+            classes=[spelling[fold_name(class_name)] for _, class_name in rows],
+            source=f"official {files[kind].path.name}",
+            sha256=files[kind].sha256,
         )
-    class_of = {
-        video_key("ssv2", name): class_name
-        for rows in lists
-        for name, class_name in zip(rows.names, rows.classes, strict=True)
-    }
+        lists.append(official)
+        class_of.update(zip(map(video_key, official.names), official.classes, strict=True))
     return Annotations(classes, class_of, lists)
 
 
@@ -73,15 +71,15 @@ def _kind(path: Path) -> str:
 
 
 def _single_list(folder: Path) -> TextFile:
-    """The one JSON file of the validation form in the folder or up to two levels below."""
-    candidates = [
-        read_text_file(path) for path in find_annotation_files(folder, _ANY_JSON).values()
-    ]
-    lists = [file for file in candidates if _is_list(_parse(file))]
+    """Find the one JSON file that is a list of videos, in the folder or up to two levels below."""
+    candidates = find_annotation_files(folder, _ANY_JSON).values()
+    files = [read_text_file(path) for path in candidates]
+    lists = [file for file in files if _is_list(_parse(file))]
     if len(lists) > 1:
         raise ConfigError(
-            f"{folder}: holds {lists[0].path.name} and {lists[1].path.name}, both lists of videos; "
-            "name them something-something-v2-train.json and something-something-v2-validation.json"
+            f"{folder}: holds {lists[0].path.name} and {lists[1].path.name}, both lists of "
+            "videos; name them something-something-v2-train.json and "
+            "something-something-v2-validation.json"
         )
     if not lists:
         raise nothing_found(
@@ -91,27 +89,25 @@ def _single_list(folder: Path) -> TextFile:
 
 
 def _entries(file: TextFile) -> list[tuple[str, str]]:
-    """(id, class) of each video of a train or validation list."""
+    """Read (id, class) of each video of a train or validation list."""
     values = _parse(file)
     if not _is_list(values):
         raise ConfigError(
-            f'{file.path}: is not a list of {{"id": ..., "template": ...}}; get the official file again'
+            f'{file.path}: is not a list of {{"id": ..., "template": ...}}; get the official '
+            "file again"
         )
     return [(str(value["id"]), re.sub(r"[\[\]]", "", value["template"])) for value in values]
 
 
 def _is_list(values: Any) -> bool:
-    return (
-        isinstance(values, list)
-        and bool(values)
-        and all(
-            isinstance(value, dict) and "id" in value and "template" in value for value in values
-        )
-    )
+    """Whether parsed JSON is a list of videos with ids and templates."""
+    if not isinstance(values, list) or not values:
+        return False
+    return all(isinstance(value, dict) and {"id", "template"} <= value.keys() for value in values)
 
 
 def _read_classes(file: TextFile) -> list[str]:
-    """The names of {name: id}, in the order of the ids (numbers written as text)."""
+    """Read {name: id} and return the names in the order of the ids, which are digits in quotes."""
     values = _parse(file)
     if not isinstance(values, dict) or not all(str(value).isdecimal() for value in values.values()):
         raise ConfigError(
@@ -125,3 +121,16 @@ def _parse(file: TextFile) -> Any:
         return json.loads(file.text)
     except ValueError as error:
         raise ConfigError(f"{file.path}: is not JSON: {error}; get the file again") from None
+
+
+SSV2 = DataSet(
+    name="ssv2",
+    read_annotations=read_annotations,
+    has_class_folders=False,
+    class_file="labels/ssv2_labels.csv",
+    splits_folder="ssv2_splits",
+    full_lists={"val": "validation.txt"},
+    few_shot_val="validation.txt",
+    parts_stem="labels/ssv2_174",
+    official_lists_first=True,
+)

@@ -1,4 +1,4 @@
-"""Read small text files of other people: line endings, byte order marks and encodings vary."""
+"""Read annotation files from elsewhere: line endings, byte order marks and encodings vary."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ _LEVELS_BELOW = 2
 
 @dataclass(frozen=True)
 class TextFile:
-    """Text without a byte order mark; bytes that are not UTF-8 are surrogate escapes; sha256 of the
-    raw bytes."""
+    """The content of a text file."""
 
     path: Path
     text: str
+    """Without a byte order mark; bytes that are not UTF-8 are surrogate escapes."""
     sha256: str
+    """Of the raw bytes."""
 
     def lines(self) -> list[str]:
-        """The lines without their ends (LF or CRLF); `str.splitlines` would also cut at U+2028 and
-        form feeds."""
+        """Split the text into lines, without the line ends (LF or CRLF)."""
+        # str.splitlines would also split at U+2028 and at form feeds, which names may contain.
         return [line.removesuffix("\r") for line in self.text.split("\n")]
 
 
 def read_text_file(path: Path) -> TextFile:
-    """Read a whole file. Raises: ConfigError naming it."""
+    """Read a whole file. Raises ConfigError that names it."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -39,11 +40,13 @@ def read_text_file(path: Path) -> TextFile:
 
 
 def find_annotation_files(folder: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
-    """The files whose names match, by name, from the first of: `folder`, one level below, two
-    levels below.
+    """Find the files whose name matches, in the folder or up to two levels below.
 
-    Raises: ConfigError if the folder is missing or one name is there twice; an empty answer is the
-        caller's."""
+    Returns:
+        Name -> path, from the first level that holds such a file; empty if none does.
+
+    Raises:
+        ConfigError: the folder is missing, or one level holds a name twice."""
     for level in _levels(folder):
         found: dict[str, Path] = {}
         for path in level:
@@ -51,7 +54,8 @@ def find_annotation_files(folder: Path, pattern: re.Pattern[str]) -> dict[str, P
                 continue
             if path.name in found:
                 raise ConfigError(
-                    f"{folder}: holds both {found[path.name]} and {path}; give --annotations the folder of one"
+                    f"{folder}: holds both {found[path.name]} and {path}; give --annotations the "
+                    "folder of one"
                 )
             found[path.name] = path
         if found:
@@ -60,7 +64,7 @@ def find_annotation_files(folder: Path, pattern: re.Pattern[str]) -> dict[str, P
 
 
 def nothing_found(folder: Path, expected: str) -> ConfigError:
-    """The error of an annotation folder without a file that is known."""
+    """Return the error for an annotation folder that holds none of the expected files."""
     return ConfigError(
         f"{folder}: no annotation file there or up to two levels below; expected {expected}; "
         "give their folder with --annotations DIR"
@@ -68,19 +72,15 @@ def nothing_found(folder: Path, expected: str) -> ConfigError:
 
 
 def _levels(folder: Path) -> Iterator[list[Path]]:
-    """The files of the folder, then those of its subfolders, then those of theirs; hidden ones left
-    out."""
+    """Yield the files of the folder, of its subfolders, and of theirs; hidden names are skipped."""
     if not folder.is_dir():
         raise ConfigError(
             f"{folder}: no such folder; give --annotations the folder of the annotation files"
         )
     folders = [folder]
     for _ in range(_LEVELS_BELOW + 1):
-        entries = [
-            entry
-            for parent in folders
-            for entry in sorted(parent.iterdir())
-            if not entry.name.startswith(".")
-        ]
+        entries: list[Path] = []
+        for parent in folders:
+            entries += sorted(path for path in parent.iterdir() if not path.name.startswith("."))
         yield [entry for entry in entries if not entry.is_dir()]
         folders = [entry for entry in entries if entry.is_dir()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from preprocess.protocols import ManifestPlan, ProtocolPlan
-from preprocess.sources import Source
+from preprocess.sources import DATASETS, Source
 
 
 def write_tree(root: Path, files: Mapping[str, str | bytes]) -> Path:
@@ -48,7 +48,7 @@ def hmdb_checkout(root: Path, classes: Sequence[str], names_in_csv: Sequence[str
 
 def no_videos(dataset: str) -> Source:
     """A source without files or annotations: every list line is missing, and still audited."""
-    return Source(dataset, Path("/nowhere"), [], None)
+    return Source(DATASETS[dataset], Path("/nowhere"), [], None)
 
 
 def by_path(plan: ProtocolPlan) -> dict[str, ManifestPlan]:

@@ -19,6 +19,7 @@ from preprocess.coordinator.overlaps import (
     warn_of,
 )
 from preprocess.protocols import ManifestPlan, PlannedRow
+from preprocess.protocols.records import ClassNames, ListSource, ManifestSpec
 from preprocess.records.rows import missing_row
 from preprocess.records.tables import rows_table
 from tests.preprocess.builds import build
@@ -35,20 +36,8 @@ def samples(sources: Sequence[tuple[str, str | None, int]]) -> object:
 def manifest(path: str, split: str, keys: Sequence[str]) -> ManifestPlan:
     protocol, name = path.split("/")
     rows = [PlannedRow(key, 0) for key in keys]
-    facts = {"labels": "csv", "source": "list", "source_sha256": "", "classes_sha256": ""}
-    return ManifestPlan(
-        protocol,
-        name,
-        "all",
-        split,
-        None,
-        None,
-        ["a"],
-        **facts,
-        expected=len(keys),
-        rows=rows,
-        missing=[],
-    )
+    spec = ManifestSpec(protocol, name, split)
+    return ManifestPlan(spec, ClassNames(["a"], "csv", ""), ListSource("list", ""), rows, [])
 
 
 def test_videos_with_the_same_bytes_are_duplicates_and_empty_or_unread_files_are_not() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.protocols import ProtocolPlan, plan_protocols
-from preprocess.sources import Source, open_source
+from preprocess.sources import DATASETS, Source, open_source
 from shards.errors import ConfigError
 from tests.preprocess.trees import (
     by_path,
@@ -26,12 +26,12 @@ SWAPPED = ["golf", "kick ball", "kick"]
 def annotated(annotations: Path, videos: Path) -> Source:
     """A source without files that has annotations."""
     official = open_source("hmdb51", write_videos(videos, ["nothing.avi"]), annotations).annotations
-    return Source("hmdb51", videos, [], official)
+    return Source(DATASETS["hmdb51"], videos, [], official)
 
 
 def classes_of(plan: ProtocolPlan, path: str) -> tuple[list[str], str]:
     manifest = by_path(plan)[path]
-    return manifest.classes, manifest.labels
+    return manifest.classes.names, manifest.classes.labels
 
 
 def test_names_that_differ_only_in_spelling_pass(tmp_path: Path) -> None:
@@ -47,9 +47,10 @@ def test_swapped_names_stop_with_the_classes_and_both_cures(tmp_path: Path) -> N
         plan_protocols(no_videos("hmdb51"), [checkout])
     message = str(caught.value)
     assert message == (
-        f"{checkout}/labels/hmdb_51_labels.csv: the names of 2 classes disagree with the data set: kick, kick ball "
-        "(id 1 is 'kick ball' there, its videos are 'kick'); take the data set's names with "
-        "`--set labels=official`, or keep these to repeat published numbers with `--set labels=legacy`"
+        f"{checkout}/labels/hmdb_51_labels.csv: the names of 2 classes disagree with the data set: "
+        "kick, kick ball (id 1 is 'kick ball' there, its videos are 'kick'); use the data set's "
+        "names with `--set labels=official`, or keep these to reproduce published numbers with "
+        "`--set labels=legacy`"
     )
 
 
@@ -71,7 +72,7 @@ def test_legacy_labels_keep_the_class_file_and_say_so(tmp_path: Path) -> None:
 
 def test_an_unknown_way_to_read_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"labels=mine: not a way to read labels; known: csv, official, legacy"
+        ConfigError, match=r"labels=mine: unknown value; choose one of csv, official, legacy"
     ):
         plan_protocols(no_videos("hmdb51"), [tmp_path], labels="mine")
 
@@ -90,7 +91,7 @@ def test_an_id_with_two_official_classes_stops(tmp_path: Path) -> None:
 def test_official_names_that_would_stand_twice_stop(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, ["golf", "kick"], ["golf", "kick ball", "kick"])
     with pytest.raises(
-        ConfigError, match=r"two ids have the name 'kick', since the lists at hand do not name"
+        ConfigError, match=r"two ids have the name 'kick', because the given lists do not name"
     ):
         plan_protocols(no_videos("hmdb51"), [checkout], labels="official")
 
@@ -163,7 +164,7 @@ def test_without_a_class_file_the_names_are_the_data_sets_own(tmp_path: Path) ->
     assert classes_of(plan, "few_shot/val") == (CLASSES, "official")
     with pytest.raises(
         ConfigError,
-        match=r"val1\.txt: no class file for it in --splits, and the data set does not tell",
+        match=r"val1\.txt: --splits holds no class file for it, and the class of a label is not known",
     ):
         plan_protocols(no_videos("hmdb51"), [checkout])
 

@@ -70,7 +70,7 @@ def test_a_draw_takes_the_official_list_not_the_files_that_are_there(tmp_path: P
     none = drawn_manifests(official_source(tmp_path / "b", ["x.avi"]))
     for path, manifest in few.items():
         assert manifest.expected == none[path].expected
-        assert manifest.source_sha256 == none[path].source_sha256
+        assert manifest.source.sha256 == none[path].source.sha256
     assert len(few["fully_supervised/train"].rows) == 1
 
 
@@ -83,8 +83,8 @@ def test_another_seed_draws_other_videos(tmp_path: Path) -> None:
 
 def test_base_classes_are_those_with_most_training_videos_ties_by_name(tmp_path: Path) -> None:
     manifests = drawn_manifests(official_source(tmp_path, ["x.avi"]))
-    assert manifests["base_to_novel/val_base"].classes == ["Archery", "Diving", "Punch"]
-    assert manifests["base_to_novel/val_novel"].classes == ["Surfing", "Biking"]
+    assert manifests["base_to_novel/val_base"].classes.names == ["Archery", "Diving", "Punch"]
+    assert manifests["base_to_novel/val_novel"].classes.names == ["Surfing", "Biking"]
     assert manifests["base_to_novel/train_base"].expected == 20 + 18 + 18
     assert [manifests[f"base_to_novel/train_base_s{seed}"].expected for seed in (1, 2, 3)] == [
         48,
@@ -103,18 +103,22 @@ def test_drawn_manifests_say_so(tmp_path: Path) -> None:
     drawn = [
         manifest for path, manifest in manifests.items() if not path.startswith("fully_supervised/")
     ]
-    assert {manifest.source for manifest in drawn} == {"drawn, seed 0"}
-    assert manifests["fully_supervised/train"].source == "official trainlist01.txt"
-    assert manifests["few_shot/train_k2"].seed == 0
-    assert manifests["few_shot/val"].seed is None
-    assert [manifests[f"base_to_novel/train_base_s{seed}"].seed for seed in (1, 2, 3)] == [1, 2, 3]
+    assert {manifest.source.name for manifest in drawn} == {"drawn, seed 0"}
+    assert manifests["fully_supervised/train"].source.name == "official trainlist01.txt"
+    assert manifests["few_shot/train_k2"].spec.seed == 0
+    assert manifests["few_shot/val"].spec.seed is None
+    assert [manifests[f"base_to_novel/train_base_s{seed}"].spec.seed for seed in (1, 2, 3)] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_a_class_with_too_few_videos_gives_them_all_and_a_warning(tmp_path: Path) -> None:
     plan = plan_protocols(official_source(tmp_path, ["x.avi"]), [])
     assert plan.warnings == [
         f"few_shot/train_k{shot}: 1 of 5 classes have fewer than {shot} training videos, for example Biking (3); "
-        "it takes what they have"
+        "all their videos are used"
         for shot in (4, 8, 16)
     ]
 
@@ -148,15 +152,15 @@ def test_a_folder_data_set_is_split_80_to_20_in_each_class(tmp_path: Path, datas
     source = open_source(dataset, write_videos(tmp_path, [*names, "outside.mp4"]), None)
     manifests = drawn_manifests(source)
     train, val = manifests["fully_supervised/train"], manifests["fully_supervised/val"]
-    assert train.classes == val.classes == sorted(counts)
+    assert train.classes.names == val.classes.names == sorted(counts)
     assert [sum(row.label == label for row in train.rows) for label in range(4)] == [8, 3, 1, 1]
     assert [sum(row.label == label for row in val.rows) for label in range(4)] == [2, 1, 0, 1]
     assert {row.key for row in train.rows}.isdisjoint(row.key for row in val.rows)
-    assert {manifest.source for manifest in manifests.values()} == {"drawn, seed 0"}
+    assert {manifest.source.name for manifest in manifests.values()} == {"drawn, seed 0"}
     assert {row.key for row in manifests["few_shot/train_k16"].rows} == {
         row.key for row in train.rows
     }
-    assert manifests["base_to_novel/val_novel"].classes == ["sit", "wave"]
+    assert manifests["base_to_novel/val_novel"].classes.names == ["sit", "wave"]
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
@@ -168,12 +172,12 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
         plan_protocols(source, [])
 
 
-def test_a_part_of_one_class_is_warned_about_since_its_answer_is_given(tmp_path: Path) -> None:
+def test_a_data_set_with_a_part_of_a_single_class_gives_a_warning(tmp_path: Path) -> None:
     names = [f"{name}/{i}.mp4" for name in ("jump", "run") for i in range(40)]
     plan = plan_protocols(open_source("folder", write_videos(tmp_path, names), None), [])
-    assert (
-        plan.warnings[0]
-        == "folder: 2 classes leave base or novel with one class, whose answer is given"
+    assert plan.warnings[0] == (
+        "folder: with 2 classes the base or the novel part has a single class, so its accuracy is "
+        "always 100 %"
     )
 
 
@@ -197,6 +201,6 @@ def test_real_official_lists_give_whole_draws() -> None:
     assert manifests["few_shot/train_k16"].expected == 816
     assert manifests["base_to_novel/train_base_s3"].expected == 416
     assert (
-        manifests["base_to_novel/val_base"].classes
-        == sorted(manifests["few_shot/val"].classes)[:26]
+        manifests["base_to_novel/val_base"].classes.names
+        == sorted(manifests["few_shot/val"].classes.names)[:26]
     )

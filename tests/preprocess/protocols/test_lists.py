@@ -8,7 +8,7 @@ import pytest
 
 from preprocess.protocols.lists import read_class_file, read_split_list
 from preprocess.protocols.lookup import ClassFinder, VideoIndex
-from preprocess.sources import Source, SourceVideo, open_source
+from preprocess.sources import DATASETS, Source, SourceVideo, open_source
 from shards.errors import ConfigError
 from tests.preprocess.trees import hmdb_name, write_tree, write_videos
 from tests.shared_data import shared_data
@@ -113,7 +113,7 @@ def test_a_text_class_file_has_one_name_a_line_and_a_mapping_its_sorted_keys(
     [
         ("id,name\n", r"a\.csv: holds no class name"),
         ("id,name\n0,a\n2,b\n", r"a\.csv: 2 names, but no id 1; ids must be 0 to 1"),
-        ("id,name\n0,a\n0,b\n", r"a\.csv: id 0 stands twice"),
+        ("id,name\n0,a\n0,b\n", r"a\.csv: id 0 occurs twice"),
         ("id,name\n0,a\nx,b\n", r"a\.csv: 'x,b' is not `id,name`"),
         ("id,name\n0\n", r"a\.csv: '0' is not `id,name`"),
     ],
@@ -217,18 +217,20 @@ HMDB_CLASSES = [
 def test_the_class_of_an_hmdb_name_is_its_last_whole_token(
     name: str, class_name: str | None
 ) -> None:
-    finder = ClassFinder(Source("hmdb51", Path("/nowhere"), [], None), HMDB_CLASSES)
+    finder = ClassFinder(Source(DATASETS["hmdb51"], Path("/nowhere"), [], None), HMDB_CLASSES)
     assert finder.class_of(name.removesuffix(".avi"), None) == class_name
 
 
 def test_the_class_of_a_ucf_name_needs_a_known_class() -> None:
-    finder = ClassFinder(Source("ucf101", Path("/nowhere"), [], None), ["Handstand Pushups"])
+    finder = ClassFinder(
+        Source(DATASETS["ucf101"], Path("/nowhere"), [], None), ["Handstand Pushups"]
+    )
     assert finder.class_of("v_HandStandPushups_g01_c01", None) == "HandStandPushups"
     assert finder.class_of("v_Archery_g01_c01", None) is None
 
 
 def test_a_folder_that_is_no_class_tells_nothing() -> None:
-    finder = ClassFinder(Source("ssv2", Path("/nowhere"), [], None), ["jump"])
+    finder = ClassFinder(Source(DATASETS["ssv2"], Path("/nowhere"), [], None), ["jump"])
     video = SourceVideo("a", Path("/nowhere/part_1/a.avi"), "part_1/a.avi", 1, "part_1")
     assert finder.class_of("a", video) is None
 
@@ -237,7 +239,9 @@ def test_all_real_hmdb_names_tell_their_official_class() -> None:
     data = shared_data()
     source = open_source("hmdb51", data / "clips/hmdb51", data / "splits/official/hmdb51")
     assert source.annotations is not None
-    finder = ClassFinder(Source("hmdb51", source.root, [], None), source.annotations.classes)
+    finder = ClassFinder(
+        Source(DATASETS["hmdb51"], source.root, [], None), source.annotations.classes
+    )
     told = {key: finder.class_of(key, None) for key in source.annotations.class_of}
     assert told == source.annotations.class_of
     assert len(told) == 6766

@@ -12,23 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.protocols import ManifestPlan, PlannedRow, ProtocolPlan, write_manifests
+from preprocess.protocols.records import ClassNames, ListSource, ManifestSpec
 from shards.format.schema import MANIFEST_SCHEMA, SAMPLES_SCHEMA, fingerprint, manifest_info
 from shards.maintenance.pool_report import report_manifest
 from shards.storage.open import open_store
 
 PLAN = ManifestPlan(
-    protocol="few_shot",
-    name="train_k2",
-    part="all",
-    split="train",
-    shot=2,
-    seed=None,
-    classes=["golf", "kick ball"],
-    labels="csv",
-    source="ViFi-CLIP datasets_splits/hmdb_splits/train1_few_shot_2.txt",
-    source_sha256="1" * 64,
-    classes_sha256="2" * 64,
-    expected=7,
+    ManifestSpec("few_shot", "train_k2", "train", shot=2),
+    ClassNames(["golf", "kick ball"], "csv", "2" * 64),
+    ListSource("ViFi-CLIP datasets_splits/hmdb_splits/train1_few_shot_2.txt", "1" * 64),
     rows=[
         PlannedRow(key, label)
         for key, label in (("e", 1), ("a", 0), ("b", 1), ("c", 0), ("d", 0), ("z", 1))
@@ -114,7 +106,7 @@ def test_the_fingerprint_is_of_path_classes_and_rows(tmp_path: Path) -> None:
 
 
 def test_a_list_with_nothing_found_is_a_manifest_of_no_rows(tmp_path: Path) -> None:
-    nothing = replace(PLAN, rows=[], expected=1)
+    nothing = replace(PLAN, rows=[])
     (info,) = write_manifests(
         plan_of(nothing), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
     )
@@ -130,7 +122,7 @@ def test_equal_input_gives_equal_bytes_however_the_table_is_chunked(
     edges = [0, *cuts, len(VERDICTS)]
     whole = samples()
     chunked = pa.concat_tables([whole.slice(a, b - a) for a, b in pairwise(edges)])
-    other = replace(PLAN, name="val")
+    other = replace(PLAN, spec=ManifestSpec("few_shot", "val", "val"))
     for name, table in (("a", whole), ("b", chunked)):
         write_manifests(
             plan_of(PLAN, other), table, open_store(tmp_path / name), dataset="hmdb51", pool_id="p"

@@ -35,7 +35,7 @@ def test_rows_keep_the_order_of_the_list_and_absent_lines_are_named(tmp_path: Pa
     manifest = by_path(plan)["few_shot/val"]
     assert manifest.rows == [PlannedRow("v_Archery_g01_c02", 0), PlannedRow("v_Punch_g01_c01", 1)]
     assert manifest.missing == ["v_Archery_g01_c01.avi"]
-    assert (manifest.expected, manifest.classes, manifest.labels) == (
+    assert (manifest.expected, manifest.classes.names, manifest.classes.labels) == (
         3,
         ["Archery", "Punch"],
         "csv",
@@ -59,7 +59,7 @@ def test_only_lists_that_are_there_give_manifests(tmp_path: Path) -> None:
     plan = plan_protocols(no_videos("ucf101"), [checkout])
     assert list(by_path(plan)) == ["few_shot/train_k4", "few_shot/val", "zero_shot/split1"]
     manifest = by_path(plan)["few_shot/train_k4"]
-    assert (manifest.shot, manifest.seed, manifest.part, manifest.split) == (
+    assert (manifest.spec.shot, manifest.spec.seed, manifest.spec.part, manifest.spec.split) == (
         4,
         None,
         "all",
@@ -72,9 +72,9 @@ def test_a_manifest_states_its_list_by_what_the_checkout_is_not_by_where_it_lies
 ) -> None:
     checkout = ucf_checkout(tmp_path, {"ucf_splits/val1.txt": UCF_ARCHERY})
     manifest = by_path(plan_protocols(no_videos("ucf101"), [checkout]))["few_shot/val"]
-    assert manifest.source == "ViFi-CLIP datasets_splits/ucf_splits/val1.txt"
-    assert manifest.source_sha256 == sha256(UCF_ARCHERY.encode()).hexdigest()
-    assert manifest.classes_sha256 == sha256(UCF_CSV.encode()).hexdigest()
+    assert manifest.source.name == "ViFi-CLIP datasets_splits/ucf_splits/val1.txt"
+    assert manifest.source.sha256 == sha256(UCF_ARCHERY.encode()).hexdigest()
+    assert manifest.classes.sha256 == sha256(UCF_CSV.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_origin_of_a_checkout_is_read_from_its_content(
         ucf_checkout(tmp_path, {"ucf_splits/val1.txt": UCF_ARCHERY}), {extra: "0,golf"}
     )
     manifest = by_path(plan_protocols(no_videos("ucf101"), [checkout]))["few_shot/val"]
-    assert manifest.source == f"{origin} datasets_splits/ucf_splits/val1.txt"
+    assert manifest.source.name == f"{origin} datasets_splits/ucf_splits/val1.txt"
 
 
 def test_the_folder_datasets_splits_itself_may_be_given(
@@ -119,7 +119,7 @@ def test_the_first_checkout_that_has_a_file_wins(tmp_path: Path) -> None:
     manifests = by_path(plan_protocols(no_videos("ucf101"), [first, second]))
     assert manifests["zero_shot/split1"].expected == 1
     assert manifests["zero_shot/split2"].expected == 1
-    assert manifests["zero_shot/split2"].classes == ["Archery A", "Punch A"]
+    assert manifests["zero_shot/split2"].classes.names == ["Archery A", "Punch A"]
 
 
 def test_a_corrected_class_file_comes_before_the_plain_one(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_corrected_class_file_comes_before_the_plain_one(tmp_path: Path) -> No
         },
     )
     manifests = by_path(plan_protocols(no_videos("ucf101"), [checkout]))
-    assert manifests["base_to_novel/val_base"].classes == ["Playing Violin"]
+    assert manifests["base_to_novel/val_base"].classes.names == ["Playing Violin"]
     assert (
-        manifests["base_to_novel/val_novel"].classes,
-        manifests["base_to_novel/val_novel"].part,
+        manifests["base_to_novel/val_novel"].classes.names,
+        manifests["base_to_novel/val_novel"].spec.part,
     ) == (
         ["Typing"],
         "novel",
@@ -216,7 +216,7 @@ def test_a_folder_data_set_reads_its_own_lists(tmp_path: Path) -> None:
         PlannedRow("jump/clip 7", 1),
         PlannedRow("run/clip 7", 0),
     ]
-    assert manifests["fully_supervised/train"].source == "train.txt"
+    assert manifests["fully_supervised/train"].source.name == "train.txt"
     assert plan.classes == ["run", "jump"]
     assert (plan.num_audited, plan.num_not_audited) == (3, 0)
 
@@ -237,7 +237,7 @@ def test_a_folder_data_set_without_a_class_file_is_named_by_its_folders(tmp_path
     videos = write_videos(tmp_path / "videos", ["jump/a.mp4", "run/b.mp4"])
     write_tree(tmp_path / "splits", {"val.txt": "run/b.mp4 0\njump/a.mp4 1\n"})
     plan = plan_protocols(open_source("folder", videos, None), [tmp_path / "splits"])
-    assert (by_path(plan)["fully_supervised/val"].classes, plan.classes) == (
+    assert (by_path(plan)["fully_supervised/val"].classes.names, plan.classes) == (
         ["run", "jump"],
         ["jump", "run"],
     )
@@ -250,7 +250,7 @@ def test_each_kinetics_600_split_has_its_own_class_file(tmp_path: Path) -> None:
     }
     classes = {f"labels/ZS_split{i}_K600.csv": f"0,class {i}" for i in (1, 2, 3)}
     plan = plan_protocols(no_videos("kinetics600"), [write_tree(tmp_path, lists | classes)])
-    assert {path: manifest.classes for path, manifest in by_path(plan).items()} == {
+    assert {path: manifest.classes.names for path, manifest in by_path(plan).items()} == {
         f"zero_shot/split{i}": [f"class {i}"] for i in (1, 2, 3)
     }
 
@@ -267,7 +267,7 @@ def test_the_official_json_of_ssv2_comes_before_the_validation_list(tmp_path: Pa
     source = open_source("ssv2", write_videos(tmp_path / "v", ["7.webm"]), tmp_path / "a")
     plan = plan_protocols(source, [tmp_path / "s"])
     manifests = by_path(plan)
-    assert manifests["fully_supervised/val"].source == "official mine.json"
+    assert manifests["fully_supervised/val"].source.name == "official mine.json"
     assert manifests["fully_supervised/val"].rows == [PlannedRow("7", 1)]
     assert manifests["few_shot/val"].expected == 2
     assert plan.classes == ["Opening something", "Closing something"]
@@ -288,9 +288,9 @@ def test_bike_halves_are_numpys_permutation_with_labels_by_ascending_id(tmp_path
         np.random.seed(seed)
         chosen = sorted(np.random.permutation(5)[: 5 // 2].tolist())
         manifest = manifests[f"zero_shot/half_{seed}"]
-        assert manifest.classes == [f"C{k}" for k in chosen]
+        assert manifest.classes.names == [f"C{k}" for k in chosen]
         assert manifest.missing == [f"C{k}/v_C{k}_g01_c0{i}" for k in chosen for i in (1, 2)]
-        assert (manifest.seed, manifest.expected, manifest.split) == (seed, 4, "val")
+        assert (manifest.spec.seed, manifest.expected, manifest.spec.split) == (seed, 4, "val")
 
 
 def test_bike_halves_number_their_rows_anew(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_bike_halves_number_their_rows_anew(tmp_path: Path) -> None:
     plan = plan_protocols(open_source("ucf101", videos, None), [write_tree(tmp_path / "s", BIKE)])
     for manifest in plan.manifests:
         assert [(row.key[2:4], row.label) for row in manifest.rows] == [
-            (name, label) for label, name in enumerate(manifest.classes) for _ in (1, 2)
+            (name, label) for label, name in enumerate(manifest.classes.names) for _ in (1, 2)
         ]
 
 
@@ -330,14 +330,14 @@ def test_fully_supervised_is_the_official_split_in_the_order_of_the_class_file(
     manifests = by_path(plan_protocols(official_ucf(tmp_path), [checkout]))
     train = manifests["fully_supervised/train"]
     assert train.rows == [PlannedRow("v_Archery_g08_c01", 3), PlannedRow("v_Diving_g08_c01", 2)]
-    assert train.classes == ["Punch", "Rope Climbing", "diving", "Archery"]
-    assert train.source == "official trainlist01.txt"
+    assert train.classes.names == ["Punch", "Rope Climbing", "diving", "Archery"]
+    assert train.source.name == "official trainlist01.txt"
     assert "fully_supervised/train_split2" in manifests
 
 
 def test_without_a_class_file_official_lists_have_the_official_order(tmp_path: Path) -> None:
     manifest = by_path(plan_protocols(official_ucf(tmp_path), []))["fully_supervised/train"]
-    assert (manifest.classes, manifest.labels) == (
+    assert (manifest.classes.names, manifest.classes.labels) == (
         ["Archery", "Diving", "Punch", "RopeClimbing"],
         "official",
     )
@@ -350,7 +350,7 @@ def test_a_class_file_that_lacks_an_official_class_is_not_used_for_official_list
         tmp_path / "splits", {"ucf_splits/val1.txt": "v_Archery_g01_c01.avi 0\n"}
     )
     manifest = by_path(plan_protocols(official_ucf(tmp_path), [checkout]))["fully_supervised/val"]
-    assert manifest.classes == ["Archery", "Diving", "Punch", "RopeClimbing"]
+    assert manifest.classes.names == ["Archery", "Diving", "Punch", "RopeClimbing"]
 
 
 def test_videos_that_only_annotation_files_name_are_missing_too(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_cross_dataset_maps_ucf_classes_to_the_shared_ones(tmp_path: Path) -> No
         plan_protocols(official_ucf(tmp_path), [write_tree(tmp_path / "splits", mapping)])
     )
     train, val = manifests["cross_dataset/train"], manifests["cross_dataset/val"]
-    assert train.classes == val.classes == ["climb", "punch", "shoot_bow"]
+    assert train.classes.names == val.classes.names == ["climb", "punch", "shoot_bow"]
     assert train.missing == ["Archery/v_Archery_g08_c01.avi", "Punch/v_Punch_g08_c01.avi"]
     assert val.missing == ["RopeClimbing/v_RopeClimbing_g01_c01.avi"]
 
@@ -395,7 +395,7 @@ def test_a_list_of_kinetics_comes_before_the_official_csv(tmp_path: Path) -> Non
     manifests = by_path(
         plan_protocols(open_source("kinetics600", tmp_path / "v", tmp_path / "a"), [tmp_path / "s"])
     )
-    assert {path: manifest.source for path, manifest in manifests.items()} == {
+    assert {path: manifest.source.name for path, manifest in manifests.items()} == {
         "fully_supervised/val": "ViFi-CLIP datasets_splits/k600_splits/val.txt",
         "fully_supervised/train": "official train.csv",
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.protocols import plan_protocols
-from preprocess.sources import Source, open_source
+from preprocess.sources import DATASETS, Source, open_source
 from tests.preprocess.trees import by_path, no_videos, write_tree
 from tests.shared_data import shared_data
 
@@ -19,7 +19,7 @@ def expected_counts(
     source = no_videos(dataset)
     if annotations is not None:
         official = open_source(dataset, shared_data() / "clips" / dataset, annotations).annotations
-        source = Source(dataset, Path("/nowhere"), [], official)
+        source = Source(DATASETS[dataset], Path("/nowhere"), [], official)
     plan = plan_protocols(source, splits, labels="legacy")
     return {path: manifest.expected for path, manifest in by_path(plan).items()}
 
@@ -49,10 +49,10 @@ def test_base_to_novel_has_its_published_sizes(
     }
     shot = counts.pop("shot")
     sizes = counts | {f"train_base_s{seed}": shot for seed in (1, 2, 3)}
-    assert {manifest.name: manifest.expected for manifest in manifests.values()} == sizes
+    assert {manifest.spec.name: manifest.expected for manifest in manifests.values()} == sizes
     for manifest in manifests.values():
-        assert manifest.part == ("novel" if manifest.name == "val_novel" else "base")
-        assert len(manifest.classes) == (novel if manifest.part == "novel" else base)
+        assert manifest.spec.part == ("novel" if manifest.spec.name == "val_novel" else "base")
+        assert len(manifest.classes.names) == (novel if manifest.spec.part == "novel" else base)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_zero_shot_splits_have_their_published_sizes(dataset: str, sizes: list[i
 def test_kinetics_600_splits_have_their_own_class_files() -> None:
     plan = plan_protocols(no_videos("kinetics600"), [shared_data() / "splits/vificlip"])
     manifests = by_path(plan)
-    assert [len(manifests[f"zero_shot/split{number}"].classes) for number in (1, 2, 3)] == [
+    assert [len(manifests[f"zero_shot/split{number}"].classes.names) for number in (1, 2, 3)] == [
         160,
         160,
         160,
@@ -123,8 +123,10 @@ def test_fully_supervised_without_annotations_are_the_published_validation_lists
 def test_bike_halves_are_cut_from_all_videos(dataset: str, total: int, num_classes: int) -> None:
     plan = plan_protocols(no_videos(dataset), [shared_data() / "splits/bike"])
     assert plan.num_audited == total
-    assert [manifest.name for manifest in plan.manifests] == [f"half_{seed}" for seed in range(10)]
-    assert {len(manifest.classes) for manifest in plan.manifests} == {num_classes // 2}
+    assert [manifest.spec.name for manifest in plan.manifests] == [
+        f"half_{seed}" for seed in range(10)
+    ]
+    assert {len(manifest.classes.names) for manifest in plan.manifests} == {num_classes // 2}
 
 
 def test_the_sample_clips_are_found_by_the_published_lists() -> None:

@@ -173,7 +173,7 @@ def test_kinetics_rows_get_the_six_digit_file_name(tmp_path: Path) -> None:
         KINETICS_HEADER
         + '"playing ""x"", loudly",-a_b-c_d-e_,417,427,val,0\nyoga,c1O_FxuKCI0,0.0,10.0,val,0\n'
     )
-    annotations = read_kinetics(write_tree(tmp_path, {"kinetics-400_val.csv": text}), "kinetics400")
+    annotations = read_kinetics(write_tree(tmp_path, {"kinetics-400_val.csv": text}), release="400")
     assert annotations.lists[0].names == ["-a_b-c_d-e__000417_000427", "c1O_FxuKCI0_000000_000010"]
     assert annotations.classes == ['playing "x", loudly', "yoga"]
     assert annotations.official_class("c1O_FxuKCI0") == "yoga"
@@ -183,7 +183,7 @@ def test_kinetics_rows_get_the_six_digit_file_name(tmp_path: Path) -> None:
 
 def test_a_youtube_id_with_two_classes_is_told_only_by_its_times(tmp_path: Path) -> None:
     text = KINETICS_HEADER + "yoga,c1O_FxuKCI0,0,10,val,0\nskiing,c1O_FxuKCI0,50,60,val,0\n"
-    annotations = read_kinetics(write_tree(tmp_path, {"val.csv": text}), "kinetics400")
+    annotations = read_kinetics(write_tree(tmp_path, {"val.csv": text}), release="400")
     assert annotations.official_class("c1O_FxuKCI0_000050_000060") == "skiing"
     assert annotations.official_class("c1O_FxuKCI0") is None
 
@@ -194,13 +194,13 @@ def test_the_csv_of_another_kinetics_release_is_left_out(tmp_path: Path) -> None
         for n in (400, 600)
     }
     write_tree(tmp_path, files)
-    assert read_kinetics(tmp_path, "kinetics600").classes == ["class 600"]
-    assert read_kinetics(tmp_path, "kinetics400").classes == ["class 400"]
+    assert read_kinetics(tmp_path, release="600").classes == ["class 600"]
+    assert read_kinetics(tmp_path, release="400").classes == ["class 400"]
 
 
 def test_a_row_without_times_keeps_the_bare_id(tmp_path: Path) -> None:
     write_tree(tmp_path, {"train.csv": KINETICS_HEADER + "yoga,c1O_FxuKCI0,,,train,0\n"})
-    assert read_kinetics(tmp_path, "kinetics400").lists[0].names == ["c1O_FxuKCI0"]
+    assert read_kinetics(tmp_path, release="400").lists[0].names == ["c1O_FxuKCI0"]
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_an_unusable_kinetics_csv_is_named(
     tmp_path: Path, files: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_kinetics(write_tree(tmp_path, files), "kinetics400")
+        read_kinetics(write_tree(tmp_path, files), release="400")
 
 
 @pytest.mark.parametrize("below", ["", "ucfTrainTestlist", "annotations/ucfTrainTestlist"])
@@ -301,7 +301,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
         tmp_path,
         {"val.csv": ("\ufeff" + KINETICS_HEADER + "yoga,c1O_FxuKCI0,0,10,val,0\n").encode()},
     )
-    assert read_kinetics(tmp_path, "kinetics400").classes == ["yoga"]
+    assert read_kinetics(tmp_path, release="400").classes == ["yoga"]
 
 
 def test_the_real_official_files_have_their_published_sizes() -> None:
@@ -328,6 +328,6 @@ def test_the_real_ssv2_and_kinetics_files_are_read() -> None:
     assert ssv2.classes[57] == ssv2.official_class("166766")
     clips = read_ssv2(data / "clips/ssv2")
     assert clips.official_class("900411") == "Moving something away from the camera"
-    kinetics = read_kinetics(data / "splits/official/kinetics", "kinetics400")
+    kinetics = read_kinetics(data / "splits/official/kinetics", release="400")
     assert (len(kinetics.classes), len(kinetics.class_of)) == (400, 19906)
     assert kinetics.official_class("zkXOcxGnUhs_000025_000035") == "bungee jumping"

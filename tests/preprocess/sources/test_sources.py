@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from preprocess.protocols import plan_protocols
 from preprocess.sources import DATASETS, open_source
-from preprocess.sources.naming import fold_name, storable, strip_extension, video_key, youtube_id
+from preprocess.sources.naming import storable, strip_extension, video_key, youtube_id
 from shards.errors import ConfigError
+from shards.format.names import fold_name
 from tests.preprocess.trees import by_path, write_tree, write_videos
 from tests.shared_data import shared_data
 
@@ -91,7 +92,7 @@ def test_class_folders_that_lists_could_not_tell_apart_are_refused(tmp_path: Pat
 def test_two_files_of_one_key_are_refused_and_both_named(tmp_path: Path) -> None:
     write_videos(tmp_path, ["a/clip.avi", "b/clip.mp4"])
     with pytest.raises(
-        ConfigError, match=r"a/clip\.avi and b/clip\.mp4 have one key, clip; remove"
+        ConfigError, match=r"a/clip\.avi and b/clip\.mp4 have the same key, clip; remove"
     ):
         open_source("ucf101", tmp_path, None)
 
@@ -127,7 +128,7 @@ def test_a_file_given_as_folder_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_data_set_names_its_nearest_neighbour(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"--dataset ucf-101: no such data set; did you mean ucf101\?"
+        ConfigError, match=r"--dataset ucf-101: unknown data set; did you mean ucf101\?"
     ):
         open_source("ucf-101", tmp_path, None)
 
@@ -181,7 +182,7 @@ def test_an_annotation_folder_without_a_split_names_what_is_expected(tmp_path: P
     ],
 )
 def test_a_key_is_the_name_with_only_four_things_encoded(dataset: str, name: str, key: str) -> None:
-    assert video_key(dataset, name) == key
+    assert DATASETS[dataset].key_of(name) == key
 
 
 @given(
@@ -193,7 +194,7 @@ def test_a_key_is_the_name_with_only_four_things_encoded(dataset: str, name: str
     )
 )
 def test_different_names_have_different_keys(names: list[str]) -> None:
-    first, second = (video_key("ssv2", f"{name}.avi") for name in names)
+    first, second = (video_key(f"{name}.avi") for name in names)
     assert first != second
     assert not set(first) & set(".\n\t\r\0")
 
