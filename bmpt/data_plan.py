@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmpt.config import TrainConfig, load_config
+from bmpt.config import RunConfig, load_config
 from shards.config import build_settings, merge, parse_override
 from shards.errors import ConfigError
 from shards.fetching.request_cost import measure_request_cost
@@ -100,7 +100,7 @@ def run_plan_text(plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def plan_run(config: TrainConfig, pool: Pool) -> list[ReadPlan]:
+def plan_run(config: RunConfig, pool: Pool) -> list[ReadPlan]:
     """Plan the training, if there is one, and the scoring of each manifest; under torchrun for all
     of its ranks.
 
@@ -143,7 +143,7 @@ def plan_run(config: TrainConfig, pool: Pool) -> list[ReadPlan]:
 
 def _config_of_manifest(
     address: str, name: str, overrides: Sequence[str]
-) -> tuple[TrainConfig, Pool]:
+) -> tuple[RunConfig, Pool]:
     pool = open_pool(address)
     manifest = pool.manifest(name)
     use = "train" if manifest.info.split == "train" else "val"
@@ -153,4 +153,4 @@ def _config_of_manifest(
     }
     for override in overrides:
         values = merge(values, parse_override(override))
-    return build_settings(TrainConfig, values, where="--set"), pool
+    return build_settings(RunConfig, values, where="--set"), pool

@@ -19,7 +19,7 @@ from bmpt.checkpoints.checkpoint import (
     load_checkpoint,
     read_trained_classes,
 )
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.engine.train import Trainer
 from bmpt.evaluation.evaluate import evaluate
 from bmpt.runtime import run_folder
@@ -38,7 +38,7 @@ class RunOutcome:
     was_stopped: bool = False
 
 
-def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> RunOutcome:
+def run_training(config: RunConfig, world: World, *, fresh: bool = False) -> RunOutcome:
     """Train, go on from state.pt if the folder has one, then score; a finished run is read, not
     redone.
 
@@ -57,7 +57,7 @@ def run_training(config: TrainConfig, world: World, *, fresh: bool = False) -> R
 
 
 def run_evaluation(
-    config: TrainConfig, world: World, *, checkpoint: Path | None, keep_finished: bool = False
+    config: RunConfig, world: World, *, checkpoint: Path | None, keep_finished: bool = False
 ) -> RunOutcome:
     """Score the manifests of a config, with a checkpoint unless the method trains nothing.
 
@@ -115,7 +115,7 @@ def _check_classes(checkpoint: Path, trained: Sequence[str], task: Task) -> None
 
 @contextmanager
 def _holding(
-    config: TrainConfig, world: World, *, fresh: bool = False, scores_only: bool = False
+    config: RunConfig, world: World, *, fresh: bool = False, scores_only: bool = False
 ) -> Iterator[None]:
     """Hold the run folder on the main rank, see `run_folder.hold`, whose errors all ranks raise."""
     with ExitStack() as held:

@@ -13,11 +13,12 @@ import torch
 
 from bmpt.checkpoints.wise_ft import base_weights
 from bmpt.clip.backbone import Backbone, load_backbone
-from bmpt.config import TextSettings, TrainConfig
-from bmpt.methods import build_method, method_kind
+from bmpt.config import RunConfig
+from bmpt.methods import METHODS, build_method, find_method
 from bmpt.methods.base import COSINE, ClassTexts, Method
 from bmpt.offline.attributes import read_attributes
 from bmpt.runtime.distributed import World
+from bmpt.settings import TextSettings
 from bmpt.texts.class_texts import ClassSentences, class_sentences, cut_warning, negative_sentences
 from bmpt.texts.knowledge_file import read_knowledge
 from shards.errors import ConfigError
@@ -54,7 +55,7 @@ class Task:
     base: the untuned weights, where `eval.wise_ft` mixes them into what is scored
     text_files: sha256 of the files that `text` names, by key, 64 hex digits"""
 
-    config: TrainConfig
+    config: RunConfig
     world: World
     pool: Pool
     backbone: Backbone
@@ -77,7 +78,7 @@ class Task:
 
 
 def open_task(
-    config: TrainConfig, world: World, *, trains: bool, trained_classes: Sequence[str] = ()
+    config: RunConfig, world: World, *, trains: bool, trained_classes: Sequence[str] = ()
 ) -> Task:
     """Open pool, manifests, backbone and method. Raises: ConfigError, FormatError, StorageError in
     one line.
@@ -90,7 +91,7 @@ def open_task(
             "data.train is not set: name a manifest, for example --set data.train=few_shot/train_k16 "
             "(what trains nothing is scored with `bmpt eval`)"
         )
-    method_kind(config.method)  # before anything is read
+    find_method(config.method.name)  # before anything is read
     pool = open_pool(config.data.pool)
     names = [config.data.train] if trains and config.data.train is not None else []
     names += _names_to_score(config)
@@ -105,13 +106,13 @@ def open_task(
         seed=config.seed,
         classes=trained_classes,
     )
-    if trains and method.compares_clips:
+    if trains and method.settings.traits.compares_clips:
         _check_clips_together(config)
     if trains and not method.trained_groups():
         raise ConfigError(
             f"method.name={config.method.name}: trains nothing; score it with `bmpt eval CONFIG`"
         )
-    _check_text_files(config, method)
+    _check_text_files(config)
     splits: dict[str, Split] = {}
     notes = _notes_on_backbone(config, backbone, method)
     for name, manifest in manifests.items():
@@ -140,7 +141,7 @@ def open_task(
     return task
 
 
-def _check_clips_together(config: TrainConfig) -> None:
+def _check_clips_together(config: RunConfig) -> None:
     """Raises: ConfigError for settings that a loss of clips among each other cannot have."""
     name, train = config.method.name, config.train
     if train.accumulation > 1:
@@ -156,7 +157,7 @@ def _check_clips_together(config: TrainConfig) -> None:
 
 
 def _open_split(
-    config: TrainConfig,
+    config: RunConfig,
     manifest: Manifest,
     method: Method,
     backbone: Backbone,
@@ -197,7 +198,7 @@ def _open_split(
     return split, notes
 
 
-def _notes_on_backbone(config: TrainConfig, backbone: Backbone, method: Method) -> list[str]:
+def _notes_on_backbone(config: RunConfig, backbone: Backbone, method: Method) -> list[str]:
     """What was assumed of its weights, and what they hold that the method leaves out."""
     notes = [] if backbone.note is None else [backbone.note]
     if backbone.temporal_TE is None or method.temporal_TE is not None:
@@ -209,7 +210,7 @@ def _notes_on_backbone(config: TrainConfig, backbone: Backbone, method: Method) 
     ]
 
 
-def notes_on_training(config: TrainConfig, manifest: Manifest) -> list[str]:
+def notes_on_training(config: RunConfig, manifest: Manifest) -> list[str]:
     """What is short of what the config says."""
     info, notes = manifest.info, []
     if info.missing > 0:
@@ -233,30 +234,39 @@ def _notes_on(texts: ClassSentences, what: str, method: Method, backbone: Backbo
     return [*texts.notes, *([cut] if cut else [])]
 
 
-def _check_text_files(config: TrainConfig, method: Method) -> None:
-    """Raises: ConfigError for text files that the method does not read, or one that it needs and
-    has not."""
-    name = config.method.name
-    unread = [key for key in ("negatives", "knowledge", "attributes") if getattr(config.text, key)]
-    unread = [f"text.{key}" for key in unread if key not in method.reads]
-    if "text.attributes" in unread and name == "bike":
-        raise ConfigError(
-            "text.attributes: bike reads it with method.attributes=true; set both or none of them"
-        )
+def _check_text_files(config: RunConfig) -> None:
+    """Raise ConfigError for text files that the method does not read, or one that it needs."""
+    name, traits = config.method.name, config.method.traits
+    given = [key for key in ("negatives", "knowledge", "attributes") if getattr(config.text, key)]
+    unread = [key for key in given if key not in traits.reads]
+    for key in unread:
+        if key in traits.reads_with:
+            raise ConfigError(
+                f"text.{key}: {name} reads it with {traits.reads_with[key]}; set both or none of "
+                "them"
+            )
     if unread:
+        keys = ", ".join(f"text.{key}" for key in unread)
+        what = "none of them" if len(unread) > 1 else "no such file"
         raise ConfigError(
-            f"{', '.join(unread)}: method {name} reads {'none of them' if len(unread) > 1 else 'no such file'}; leave "
-            f"out what it does not read, or set method.name={'bike' if 'text.attributes' in unread else 'bmpt'}"
+            f"{keys}: method {name} reads {what}; leave out what it does not read, or set "
+            f"method.name={_reader_of(unread[-1])}"
         )
-    if config.method.attributes and "attributes" not in method.reads:
-        raise ConfigError(
-            f"method.attributes=true: {name} has no branch for them; leave it out or set method.name=bike"
-        )
-    if config.method.attributes and not config.text.attributes:
-        raise ConfigError(
-            "method.attributes=true: needs text.attributes=[FILE], which `bmpt attributes POOL MANIFEST --out FILE` "
-            "makes of each list"
-        )
+    for key, setting in traits.reads_with.items():
+        if key in traits.reads and key not in given:
+            raise ConfigError(
+                f"{setting}: needs text.{key}=[FILE], which `bmpt {key} POOL MANIFEST --out FILE` "
+                "makes of each list"
+            )
+
+
+def _reader_of(key: str) -> str:
+    """Return the first method that can read a key of the section `text`."""
+    for name, (_, settings) in METHODS.items():
+        traits = settings.model_validate({}).traits
+        if key in traits.reads or key in traits.reads_with:
+            return name
+    raise ValueError(f"no method reads text.{key}")
 
 
 def _hash_text_files(text: TextSettings) -> dict[str, str]:
@@ -312,7 +322,7 @@ def _check_texts(task: Task) -> None:
                 )
 
 
-def _names_to_score(config: TrainConfig) -> list[str]:
+def _names_to_score(config: RunConfig) -> list[str]:
     """Raises: ConfigError if there is nothing to score."""
     names = list(config.scored_manifests)
     if not names:

@@ -116,11 +116,13 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         said = item["msg"].removeprefix("Value error, ")
         got = "" if isinstance(item["input"], Mapping) else f", got {item['input']!r}"
         return f"{name}: {said}{got}" if name else said + got
-    known = _fields_at(model, path[:-1])
-    near = difflib.get_close_matches(path[-1], known, n=1)
-    return f"unknown key {name}" + (
-        f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-    )
+    return f"unknown key {name}; {suggest_key(path[-1], _fields_at(model, path[:-1]))}"
+
+
+def suggest_key(key: str, known: Sequence[str]) -> str:
+    """Return the end of an error message on an unknown key: the nearest known key, else all."""
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:

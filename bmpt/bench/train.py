@@ -28,12 +28,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.clip.towers import encode_text_tokens, take_eot
-from bmpt.config import MethodSettings
 from bmpt.engine.step import ClassEncoder, ClipsAndTargets, StepGradient
 from bmpt.methods.base import COSINE, ClassTexts, Group, Method, Targets
-from bmpt.methods.bmpt import NEGATIVE, Bmpt
-from bmpt.methods.vifi_clip import VifiClip
+from bmpt.methods.bmpt import NEGATIVE, Bmpt, BmptSettings
+from bmpt.methods.vifi_clip import VifiClip, VifiClipSettings
 from bmpt.runtime.distributed import World, sum_over_ranks
+from bmpt.settings import MethodSettings
 from bmpt.texts.class_texts import ClassSentences
 
 TEXT_TOKENS = 30  # of a class text; the median of UCF-101's and HMDB-51's prompt files is 31 and 26
@@ -187,7 +187,7 @@ def _side(backbone: Backbone, size: BenchmarkSize, world: World, way: Way) -> tu
 
 def _frozen_text_sides(backbone: Backbone, size: BenchmarkSize, world: World) -> Sides:
     """ViFi-CLIP's visual tower: the texts in every micro-batch, or once a run."""
-    method = _ready(VifiClip, MethodSettings(name="vifi_clip", tune="image"), backbone, size, world)
+    method = _ready(VifiClip, VifiClipSettings(tune="image"), backbone, size, world)
     texts = _texts(method, size, world, negatives=False)
     encoders = {"frozen_plain": None, "frozen_text_once_a_run": ClassEncoder(method, texts, world)}
     sides: Sides = {}
@@ -233,10 +233,10 @@ class _WholeContextBmpt(Bmpt):
         return found
 
 
-def _bmpt_settings(backbone: Backbone) -> MethodSettings:
+def _bmpt_settings(backbone: Backbone) -> BmptSettings:
     """The defaults, but no deeper than the towers: those of open_clip's `alt` models have 10 text
     blocks."""
-    whole = MethodSettings(name="bmpt")
+    whole = BmptSettings()
     vision_depth = min(whole.vision_depth, backbone.vision_layers)
     text_depth = min(whole.text_depth, backbone.text_layers)
     return whole.model_copy(update={"vision_depth": vision_depth, "text_depth": text_depth})

@@ -16,11 +16,11 @@ from safetensors.torch import save
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.weights import UNREADABLE, read_safetensors
-from bmpt.config import MethodSettings, TrainConfig, identity
+from bmpt.config import RunConfig, identity
 from bmpt.methods.base import Method
 from shards.errors import ConfigError, FormatError, StorageError
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2  # 2: its config has the settings of its own method alone
 STATE_FORMAT = 3  # 2: failures_in_a_row; 3: inputs
 METADATA_KEY = "bmpt"
 # settings that change what trained tensors mean, and the shape of none
@@ -42,7 +42,7 @@ class CheckpointInfo:
     selection: str = "last"
 
 
-def config_sha256(config: TrainConfig) -> str:
+def config_sha256(config: RunConfig) -> str:
     """Hash what decides the numbers, see `bmpt.config.identity`."""
     values = identity(config, with_places=False)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -67,7 +67,7 @@ def save_checkpoint(
     path: Path,
     method: Method,
     backbone: Backbone,
-    config: TrainConfig,
+    config: RunConfig,
     *,
     step: int,
     provenance: dict[str, Any],
@@ -97,7 +97,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, method: Method, backbone: Backbone, config: TrainConfig
+    path: Path, method: Method, backbone: Backbone, config: RunConfig
 ) -> CheckpointInfo:
     """Load trained tensors into a method built by `config`.
 
@@ -167,7 +167,7 @@ def _check_activation(path: Path, stated: dict[str, Any], backbone: Backbone) ->
         )
 
 
-def _check_method(path: Path, metadata: dict[str, Any], config: TrainConfig) -> None:
+def _check_method(path: Path, metadata: dict[str, Any], config: RunConfig) -> None:
     """Raises: ConfigError for a checkpoint of another method, or of other settings that no tensor's
     shape shows."""
     theirs, ours = metadata["config"]["method"], config.method.model_dump(mode="json")
@@ -185,14 +185,16 @@ def _check_method(path: Path, metadata: dict[str, Any], config: TrainConfig) -> 
             )
 
 
-def _differences(theirs: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+def _differences(theirs: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """The settings of a checkpoint's method that the config has otherwise; defaults for those it is
     older than."""
     ours = config.method.model_dump(mode="json")
     return {
         key: value
         for key, value in (
-            MethodSettings().model_dump(mode="json") | theirs | {"tune": _tune_of(theirs)}
+            type(config.method).model_validate({}).model_dump(mode="json")
+            | theirs
+            | {"tune": _tune_of(theirs)}
         ).items()
         if value != ours.get(key)
     }

@@ -22,7 +22,7 @@ from bmpt.checkpoints.checkpoint import METADATA_KEY, load_checkpoint, write_fil
 from bmpt.checkpoints.wise_ft import apply_wise_ft, base_weights
 from bmpt.clip.backbone import Backbone, backbone_from_state, load_backbone, weights_metadata
 from bmpt.clip.weights import METHOD_PREFIX, TEMPORAL_KEY, read_safetensors, read_weights
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from shards.errors import ConfigError, FormatError
@@ -56,7 +56,7 @@ class ExportedModel:
 
     backbone: Backbone
     method: Method
-    config: TrainConfig
+    config: RunConfig
     metadata: dict[str, Any]
 
 
@@ -151,7 +151,7 @@ def _settings_of_tower(method: Method) -> list[str]:
     return [*found, "method.causal=true"] if method.settings.causal else found
 
 
-def _build(backbone: Backbone, config: TrainConfig, metadata: Mapping[str, Any]) -> Method:
+def _build(backbone: Backbone, config: RunConfig, metadata: Mapping[str, Any]) -> Method:
     classes = metadata.get("classes") or ()
     return build_method(
         backbone,
@@ -192,7 +192,7 @@ def _fill(path: Path, method: Method, added: Mapping[str, torch.Tensor]) -> None
             own[name].copy_(value)
 
 
-def _read_metadata(checkpoint: Path) -> tuple[dict[str, Any], TrainConfig]:
+def _read_metadata(checkpoint: Path) -> tuple[dict[str, Any], RunConfig]:
     try:
         metadata = json.loads(read_safetensors(checkpoint)[1][METADATA_KEY])
     except (SafetensorError, OSError, ValueError, KeyError):
@@ -203,9 +203,9 @@ def _read_metadata(checkpoint: Path) -> tuple[dict[str, Any], TrainConfig]:
     return metadata, _config_of(checkpoint, metadata)
 
 
-def _config_of(path: Path, metadata: Mapping[str, Any]) -> TrainConfig:
+def _config_of(path: Path, metadata: Mapping[str, Any]) -> RunConfig:
     try:
-        return TrainConfig.model_validate(metadata["config"])
+        return RunConfig.model_validate(metadata["config"])
     except (KeyError, TypeError, ValidationError) as error:
         why = " ".join(str(error).split())[:200]
         raise FormatError(

@@ -32,9 +32,10 @@ from bmpt.checkpoints.published_keys import (
 from bmpt.checkpoints.published_tensors import MethodTensors, PublishedTensors, Tensors, to_method
 from bmpt.clip.backbone import Backbone, backbone_from_state, weights_metadata
 from bmpt.clip.weights import read_torch_file
-from bmpt.config import DataSettings, ModelSettings, TrainConfig
+from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
+from bmpt.settings import DataSettings, ModelSettings
 from shards.errors import ConfigError, FormatError
 
 CLIP_FILE, CHECKPOINT_FILE, TENSORS_FILE = (
@@ -337,7 +338,7 @@ def _as_checkpoint(
     base: Backbone,
     model: ModelSettings,
     classes: Sequence[str],
-) -> tuple[Method, TrainConfig, dict[str, Any]]:
+) -> tuple[Method, RunConfig, dict[str, Any]]:
     """(our method with these tensors, its config, where they come from). Raises: ConfigError;
     nothing is written."""
     num_classes = converted.num_classes or 0
@@ -347,7 +348,7 @@ def _as_checkpoint(
             f"{report.file}: its classifier has {num_classes} classes, --classes names {len(names)}"
         )
     frames = _frames_of(report.config)
-    config = TrainConfig(
+    config = RunConfig(
         data=DataSettings(pool="", frames=frames), model=model, method=converted.settings
     )
     copied = dataclasses.replace(base, model=copy.deepcopy(base.model))  # the base stays as it is

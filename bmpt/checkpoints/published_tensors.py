@@ -18,10 +18,12 @@ from bmpt.checkpoints.published_keys import (
     temporal_layers,
 )
 from bmpt.clip.backbone import Backbone
-from bmpt.config import MethodSettings
 from bmpt.methods.base import Method
-from bmpt.methods.bdc_clip import BdcClip
-from bmpt.methods.bmpt import Bmpt
+from bmpt.methods.bdc_clip import BdcClip, BdcClipSettings
+from bmpt.methods.bike import BikeSettings
+from bmpt.methods.bmpt import Bmpt, BmptSettings
+from bmpt.methods.vifi_clip import VifiClipSettings
+from bmpt.settings import MethodSettings
 
 Tensors = dict[str, torch.Tensor]
 
@@ -64,9 +66,9 @@ def to_method(system: str, found: PublishedTensors, base: Backbone) -> MethodTen
 def _vifi_clip(found: PublishedTensors) -> MethodTensors:
     """Every weight, or prompts on a frozen CLIP."""
     if not found.prompts:
-        return MethodTensors(MethodSettings(name="vifi_clip", tune="all"), _tuned_clip(found))
+        return MethodTensors(VifiClipSettings(tune="all"), _tuned_clip(found))
     settings, tensors = _prompt_tensors("vifi_clip", found.prompts)
-    return MethodTensors(MethodSettings(name="vifi_clip", tune="prompts", **settings), tensors)
+    return MethodTensors(VifiClipSettings(tune="prompts", **settings), tensors)
 
 
 def _bmpt(found: PublishedTensors, base: Backbone) -> MethodTensors:
@@ -74,9 +76,7 @@ def _bmpt(found: PublishedTensors, base: Backbone) -> MethodTensors:
     depth for it."""
     settings, tensors = _prompt_tensors("bmpt", found.prompts)
     settings["text_depth"] += 1 if settings["text_depth"] else 0
-    method = MethodSettings(
-        name="bmpt", tune="all", exchange="none", **settings, **_blocks_there(Bmpt, base)
-    )
+    method = BmptSettings(tune="all", exchange="none", **settings, **_blocks_there(Bmpt, base))
     return MethodTensors(method, {**_tuned_clip(found), **tensors})
 
 
@@ -88,9 +88,7 @@ def _bdc_clip(found: PublishedTensors, base: Backbone) -> MethodTensors:
         for key, v in found.heads.items()
     }
     width = len(heads["heads.vision_q_proj.weight"])
-    settings = MethodSettings(
-        name="bdc_clip", tune="all", reduced_width=width, **_blocks_there(BdcClip, base)
-    )
+    settings = BdcClipSettings(tune="all", reduced_width=width, **_blocks_there(BdcClip, base))
     num_classes = len(heads["heads.vision_bdc_head.bias"])
     return MethodTensors(settings, {**_tuned_clip(found), **heads}, num_classes)
 
@@ -112,8 +110,7 @@ def _bike(found: PublishedTensors) -> MethodTensors | None:
             f"{branch}.{key.removeprefix(f'{BIKE_STATES[1]}.')}": value
             for key, value in heads.items()
         }
-    settings = MethodSettings(
-        name="bike",
+    settings = BikeSettings(
         tune="image" if found.attributes else "all",
         attributes=bool(found.attributes),
         temporal_layers=temporal_layers(found.heads),

@@ -185,7 +185,7 @@ def import_checkpoint(
     )
     from bmpt.checkpoints.published_import import import_checkpoint as read_published
     from bmpt.clip.backbone import load_backbone
-    from bmpt.config import ModelSettings
+    from bmpt.settings import ModelSettings
     from preprocess.protocols.lists import read_class_file
 
     for file in (checkpoint, attributes_head):

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from bmpt.config import TrainSettings
 from bmpt.methods.base import Method
+from bmpt.settings import TrainSettings
 
 LOWEST_SHARE = 0.01  # of the base rate, at the end
 

@@ -145,7 +145,7 @@ class ClassEncoder:
 
 def class_encoder(method: Method, texts: ClassTexts, world: World) -> ClassEncoder | None:
     """What encodes the classes once a step, None for a method that cannot."""
-    return None if method.encodes_together else ClassEncoder(method, texts, world)
+    return None if method.settings.traits.couples_towers else ClassEncoder(method, texts, world)
 
 
 def draw_sentences(texts: ClassTexts, *, seed: int, step: int) -> torch.Tensor:

@@ -182,7 +182,7 @@ class Trainer:
         """How a step takes less memory than with so many clips at once."""
         if num_clips == 1:
             return "lower data.frames"
-        if self.method.compares_clips:
+        if self.method.settings.traits.compares_clips:
             return f"{self.config.method.name} compares them: lower data.batch_size or start more ranks"
         return f"raise train.accumulation, it is {self.config.train.accumulation}"
 
@@ -322,7 +322,7 @@ class Trainer:
         alone."""
         found = {"model.pretrained": self.task.backbone.weights_sha256}
         found |= {f"text.{key}": value for key, value in self.task.text_files.items()}
-        if self.config.depends_on_spread:
+        if self.config.method.traits.depends_on_batch:
             found["number of ranks"] = str(self.world.size)
         return found
 

@@ -95,7 +95,9 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
     num_blocks = -(-num_samples // task.config.eval.batch_size)
     method = task.method.eval()
     with task.autocast():
-        classes = None if method.encodes_together else method.class_features(split.texts)
+        classes = (
+            None if method.settings.traits.couples_towers else method.class_features(split.texts)
+        )
         blocks, of_this_rank = [], iter(loader)
         for first in range(
             0, num_blocks, world.size

@@ -20,9 +20,9 @@ from torch import nn
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.precision import cosines, unit, widen
 from bmpt.clip.towers import FrameWalk, Prompts, encode_texts, walked
-from bmpt.config import MethodSettings
 from bmpt.methods.components.fusion import mean_over_sentences
 from bmpt.methods.components.losses import cross_entropy_sum
+from bmpt.settings import MethodSettings
 from bmpt.texts.class_texts import ClassSentences
 from shards.errors import ConfigError
 
@@ -89,13 +89,6 @@ class Method(nn.Module):
     """CLIP with mean-pooled frames; a method overrides what it changes."""
 
     default_space_time_blocks: tuple[int, ...] = ()
-    tunes: tuple[str, ...] = ("prompts", "all", "image", "text")
-    takes_start_words = False
-    reads: frozenset[str] = frozenset()  # keys of the section `text` that not every method can use
-    compares_clips = False  # whether the loss of a clip depends on which clips are computed at once
-    encodes_together = (
-        False  # whether class features depend on the clips that they are computed with
-    )
 
     def __init__(
         self,
@@ -108,14 +101,11 @@ class Method(nn.Module):
         """classes: those it is trained on. Raises: ConfigError for settings that the backbone
         cannot carry."""
         super().__init__()
-        if settings.tune not in self.tunes:
+        tunes = settings.traits.tunes
+        if settings.tune not in tunes:
             raise ConfigError(
-                f"method.tune={settings.tune}: {settings.name} can tune {' or '.join(self.tunes)}; set one of them"
-            )
-        if settings.start_words is not None and not self.takes_start_words:
-            raise ConfigError(
-                f"method.start_words={settings.start_words!r}: {settings.name} starts no prompts from words; leave it "
-                "out"
+                f"method.tune={settings.tune}: {settings.name} can tune {' or '.join(tunes)}; set "
+                "one of them"
             )
         self.clip = backbone.model
         self.settings = settings

@@ -6,16 +6,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.precision import unit
 from bmpt.clip.towers import encode_text_tokens, take_eot
-from bmpt.config import MethodSettings
 from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method
 from bmpt.methods.components.bdc import BdcHeads
 from bmpt.methods.components.fusion import fuse_probabilities
+from bmpt.settings import MethodSettings, MethodTraits
 
 COVARIANCE, CLASSIFIER = "covariance", "classifier"
+
+
+class BdcClipSettings(MethodSettings):
+    """Settings of `bdc_clip`."""
+
+    name: str = "bdc_clip"
+    reduced_width: int = Field(192, ge=1, description="channels whose covariance is taken")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the classifier")
+    coefficients: tuple[float, float, float] = Field(
+        (0.2, 0.3, 0.5),
+        description="weights of the probabilities of cosine, classifier and covariance",
+    )
+    scale_divisor: float = Field(
+        5.0, gt=0, description="divisor of the scale of the covariance logits in scoring"
+    )
+    floors_scale: bool = Field(
+        False, description="round the divided scale down, as the released code does"
+    )
+
+    @property
+    def traits(self) -> MethodTraits:
+        """Return the traits: dropout draws other numbers for every way to spread a step."""
+        return MethodTraits(tunes=("all",), depends_on_batch=self.dropout > 0)
 
 
 class BdcClip(Method):
@@ -25,12 +49,12 @@ class BdcClip(Method):
     out."""
 
     default_space_time_blocks = (3, 7, 11)
-    tunes = ("all",)
+    settings: BdcClipSettings
 
     def __init__(
         self,
         backbone: Backbone,
-        settings: MethodSettings,
+        settings: BdcClipSettings,
         *,
         num_frames: int,
         classes: Sequence[str] = (),

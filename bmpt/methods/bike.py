@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import torch
+from pydantic import Field
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.precision import widen
 from bmpt.clip.towers import cut_to_longest, encode_text_tokens, take_eot
-from bmpt.config import MethodSettings
 from bmpt.methods.base import ATTRIBUTES, COSINE, ClassTexts, Features, Group, Method, Targets
 from bmpt.methods.components.bike_attributes import ATTRIBUTES_SHARE, VIDEO_SHARE, AttributeHead
 from bmpt.methods.components.bike_video import (
@@ -31,23 +32,53 @@ from bmpt.methods.components.bike_video import (
 from bmpt.methods.components.fusion import fuse_probabilities
 from bmpt.methods.components.gather import row_gather
 from bmpt.methods.components.losses import matching_sum
+from bmpt.settings import MethodSettings, MethodTraits
 from bmpt.texts.class_texts import ClassSentences
 from shards.errors import ConfigError
 
 FRAMES, WORDS, IS_WORD = "frames", "words", "is_word"
 
 
+class BikeSettings(MethodSettings):
+    """Settings of `bike`."""
+
+    name: str = "bike"
+    interaction: Literal["DP", "VCS"] = Field(
+        "VCS",
+        description="DP: mean of all frames; VCS: frames weighted by their match with the words",
+    )
+    temporal_layers: int = Field(
+        6, ge=0, description="layers of the temporal transformer; 0 for none"
+    )
+    counts_padding: bool = Field(
+        False, description="let VCS average over padding too, as the released code does"
+    )
+    attributes: bool = Field(
+        False, description="add the attributes branch, which reads text.attributes"
+    )
+    dual_softmax: bool = Field(False, description="use the loss DS instead of NCE")
+
+    @property
+    def traits(self) -> MethodTraits:
+        """Return the traits; the attributes branch reads attribute sentences."""
+        return MethodTraits(
+            tunes=("image", "all"),
+            reads=frozenset({"attributes"} if self.attributes else ()),
+            reads_with={"attributes": "method.attributes=true"},
+            compares_clips=True,
+        )
+
+
 class Bike(Method):
     """`tune: image` trains the visual tower and the temporal transformer (`fix_text`), `all` the
     text tower too."""
 
-    tunes = ("image", "all")
-    compares_clips = True
+    settings: BikeSettings
 
     def __init__(
         self,
         backbone: Backbone,
-        settings: MethodSettings,
+        settings: BikeSettings,
         *,
         num_frames: int,
         classes: Sequence[str] = (),
@@ -60,10 +91,7 @@ class Bike(Method):
             )
         self.attributes = None
         if settings.attributes:
-            self.attributes, self.reads = (
-                AttributeHead(backbone.joint_width),
-                frozenset({"attributes"}),
-            )
+            self.attributes = AttributeHead(backbone.joint_width)
         self.temporal = None
         if settings.temporal_layers > 0:
             num_heads = max(1, backbone.text_width // 64)

@@ -9,22 +9,51 @@ and from block 1 on text prompts overwrite the first caption tokens."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from pydantic import Field
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.precision import unit, widen
 from bmpt.clip.towers import Prompts, TextWalk, cut_to_longest
-from bmpt.config import MethodSettings
 from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method, Targets
 from bmpt.methods.components.batch_gated import BatchGatedExchange
 from bmpt.methods.components.fusion import mean_over_sentences
 from bmpt.methods.components.losses import cross_entropy_sum, knowledge_logits, negative_margin_sum
-from bmpt.methods.components.prompted import check_depth, slot_texts
+from bmpt.methods.components.prompted import PromptSettings, check_depth, slot_texts
 from bmpt.methods.components.prompts import Exchange, check_exchange, new_prompts
+from bmpt.settings import MethodTraits
 from shards.errors import ConfigError
 
 NEGATIVE = "negative"
+
+
+class BmptSettings(PromptSettings):
+    """Settings of `bmpt`."""
+
+    name: str = "bmpt"
+    exchange: Literal["none", "bidirectional", "batch_gated"] = Field(
+        "bidirectional",
+        description="none: as released; bidirectional: between prompts; batch_gated: between "
+        "features, so that class features depend on the clips computed with them",
+    )
+    exchange_width: int = Field(
+        256, ge=1, description="hidden width of the exchange's two-layer maps"
+    )
+    negative_weight: float = Field(1.0, ge=0, description="weight of the margin loss on negatives")
+    knowledge_weight: float = Field(1.0, ge=0, description="weight of the loss on knowledge texts")
+
+    @property
+    def traits(self) -> MethodTraits:
+        """Return the traits; an exchange of features couples the towers."""
+        is_coupled = self.exchange == "batch_gated"
+        return MethodTraits(
+            tunes=("prompts", "all"),
+            reads=frozenset({"negatives", "knowledge"}),
+            couples_towers=is_coupled,
+            depends_on_batch=is_coupled,
+        )
 
 
 class Bmpt(Method):
@@ -32,13 +61,12 @@ class Bmpt(Method):
     everything."""
 
     default_space_time_blocks = (3, 7, 11)
-    tunes = ("prompts", "all")
-    reads = frozenset({"negatives", "knowledge"})
+    settings: BmptSettings
 
     def __init__(
         self,
         backbone: Backbone,
-        settings: MethodSettings,
+        settings: BmptSettings,
         *,
         num_frames: int,
         classes: Sequence[str] = (),
@@ -48,7 +76,6 @@ class Bmpt(Method):
         check_depth("vision", settings.vision_depth, backbone.vision_layers)
         check_depth("text", settings.text_depth, backbone.text_layers)
         self.has_slots = settings.exchange != "none"
-        self.encodes_together = settings.exchange == "batch_gated"
         # the released text side has no prompt of layer 0: its layers 1 .. depth - 1 are stored
         text_layers = settings.text_depth if self.has_slots else max(0, settings.text_depth - 1)
         self.vision_LPE = new_prompts(
@@ -61,7 +88,7 @@ class Bmpt(Method):
         if not self.has_slots:
             return None
         check_exchange(self.settings.exchange, self.vision_LPE, self.text_LPE)
-        if not self.encodes_together:
+        if not self.settings.traits.couples_towers:
             return Exchange(self.vision_LPE, self.text_LPE, self.settings.exchange_width)
         num_blocks = min(backbone.vision_layers, backbone.text_layers)
         widths = (backbone.vision_width, backbone.text_width, self.settings.exchange_width)
@@ -145,7 +172,7 @@ class Bmpt(Method):
     ) -> torch.Tensor:
         """Under `batch_gated` class features belong to the clips they are computed with: all
         sentences in one walk."""
-        if not self.encodes_together:
+        if not self.settings.traits.couples_towers:
             return super().score(frames_BVTCHW, texts, weights_B, classes=classes)
         every_sentence = ClassTexts((), texts.ids_KPS.flatten(0, 1).unsqueeze(1))
         clips, found = self.encode_together(frames_BVTCHW, every_sentence, weights_B)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.towers import Prompts
-from bmpt.config import MethodSettings
 from bmpt.methods.base import Group, Method
-from bmpt.methods.components.prompted import check_depth, slot_texts
+from bmpt.methods.components.prompted import PromptSettings, check_depth, slot_texts
 from bmpt.methods.components.prompts import new_prompts
 from shards.errors import ConfigError
 
@@ -25,15 +25,22 @@ _TOWERS = {
 _TEXT_POSITIONS = "clip.positional_embedding"
 
 
+class VifiClipSettings(PromptSettings):
+    """Settings of `vifi_clip`."""
+
+    name: str = "vifi_clip"
+    start_words: str | None = Field(None, description="words that the text tokens start from")
+
+
 class VifiClip(Method):
     """`tune`: both (or all), image, text, prompts."""
 
-    takes_start_words = True
+    settings: VifiClipSettings
 
     def __init__(
         self,
         backbone: Backbone,
-        settings: MethodSettings,
+        settings: VifiClipSettings,
         *,
         num_frames: int,
         classes: Sequence[str] = (),

@@ -6,9 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bmpt.clip.backbone import Backbone
-from bmpt.config import MethodSettings
 from bmpt.methods.base import Method
+from bmpt.settings import MethodSettings
 from shards.errors import ConfigError
+
+
+class ZeroShotSettings(MethodSettings):
+    """Settings of `zero_shot`: those that all methods share."""
+
+    name: str = "zero_shot"
 
 
 class ZeroShot(Method):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bmpt.checkpoints.checkpoint import write_file
-from bmpt.config import TrainConfig, identity
+from bmpt.config import RunConfig, identity
 from shards.config import build_settings, read_yaml_with_base, to_yaml
 from shards.errors import ConfigError, StorageError
 
@@ -24,7 +24,7 @@ PREDICTIONS = "predictions"
 
 
 @contextmanager
-def hold(config: TrainConfig, *, fresh: bool = False, scores_only: bool = False) -> Iterator[Path]:
+def hold(config: RunConfig, *, fresh: bool = False, scores_only: bool = False) -> Iterator[Path]:
     """Hold the run folder for this config; what an earlier start left in it stays unless `fresh`.
 
     scores_only: an evaluation may score other manifests than the run that the folder belongs to.
@@ -55,11 +55,11 @@ def hold(config: TrainConfig, *, fresh: bool = False, scores_only: bool = False)
         os.close(descriptor)
 
 
-def _check_owner(folder: Path, config: TrainConfig, *, scores_only: bool) -> None:
+def _check_owner(folder: Path, config: RunConfig, *, scores_only: bool) -> None:
     """Raises: ConfigError naming the first key in which the folder's config differs."""
     if (folder / CONFIG).exists():
         stored = build_settings(
-            TrainConfig, read_yaml_with_base(folder / CONFIG), where=str(folder / CONFIG)
+            RunConfig, read_yaml_with_base(folder / CONFIG), where=str(folder / CONFIG)
         )
         theirs, ours = (identity(each, with_places=True) for each in (stored, config))
         if scores_only:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bmpt.config import TextSettings
+from bmpt.settings import TextSettings
 from shards.errors import ConfigError
 from shards.format.names import fold_name
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from tests.bmpt.runs import VAL, run
 from tests.bmpt.tiny import make_config, write_clip
 from tests.pools import make_pool
 
-MakeConfig = Callable[..., TrainConfig]
+MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +47,14 @@ def config(tmp_path: Path, clip: Path, toy_pool: Path) -> MakeConfig:
     """Make a config in this test's folder; keyword arguments are sections, `run` names the run
     folder."""
 
-    def make(*, run: str = "run", **sections: Any) -> TrainConfig:
+    def make(*, run: str = "run", **sections: Any) -> RunConfig:
         return make_config(tmp_path, clip, toy_pool, run=run, **sections)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) -> TrainConfig:
+def finished(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) -> RunConfig:
     """One run through training and evaluation that several tests look at and none changes."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("finished")

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.run import RunOutcome, run_training
 from shards.cli import RANK_WAIT_VARIABLE
 from shards.reader import open_pool
@@ -113,19 +113,19 @@ def kill_tree(pid: int) -> None:
             os.kill(each, signal.SIGKILL)
 
 
-def run(settings: TrainConfig, *, fresh: bool = False) -> RunOutcome:
+def run(settings: RunConfig, *, fresh: bool = False) -> RunOutcome:
     return run_training(settings, ALONE, fresh=fresh)
 
 
-def folder_of(settings: TrainConfig) -> Path:
+def folder_of(settings: RunConfig) -> Path:
     return Path(str(settings.run.dir))
 
 
-def checkpoint_of(settings: TrainConfig) -> dict[str, torch.Tensor]:
+def checkpoint_of(settings: RunConfig) -> dict[str, torch.Tensor]:
     return load_file(folder_of(settings) / "prompts.safetensors")
 
 
-def assert_same_run(one: TrainConfig, other: TrainConfig, *, tolerance: float) -> None:
+def assert_same_run(one: RunConfig, other: RunConfig, *, tolerance: float) -> None:
     """The same steps, losses and trained tensors up to a tolerance."""
     first, second = losses_of(folder_of(one)), losses_of(folder_of(other))
     assert [step for step, _ in first] == [step for step, _ in second]
@@ -162,7 +162,7 @@ def sigterm_after(steps: int, run_dir: Path) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def stop_early(settings: TrainConfig) -> int:
+def stop_early(settings: RunConfig) -> int:
     """Run until a SIGTERM after the third step; returns the number of steps that were done."""
     with sigterm_after(3, folder_of(settings)):
         outcome = run(settings)
@@ -183,5 +183,5 @@ def damage_a_sample(pool: Path, manifest: str, index: int) -> str:
     return row["key"]
 
 
-def results_of(settings: TrainConfig) -> dict[str, Any]:
+def results_of(settings: RunConfig) -> dict[str, Any]:
     return json.loads((folder_of(settings) / "results.json").read_text(encoding="utf-8"))

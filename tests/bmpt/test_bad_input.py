@@ -18,7 +18,7 @@ import torch
 
 from bmpt.checkpoints.checkpoint import save_checkpoint
 from bmpt.cli.app import app
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.texts.knowledge_file import KnowledgeRow, write_knowledge
 from shards.cli import run_app
@@ -33,7 +33,7 @@ BDC: dict[str, Any] = {"name": "bdc_clip", "tune": "all", "reduced_width": 4}
 BIKE: dict[str, Any] = {"name": "bike", "tune": "image", "temporal_layers": 1}
 
 
-def write_checkpoint(config: TrainConfig, path: Path, classes: Sequence[str]) -> None:
+def write_checkpoint(config: RunConfig, path: Path, classes: Sequence[str]) -> None:
     """What a run of these classes leaves."""
     backbone = load_tiny(Path(config.model.pretrained))
     method = build_method(
@@ -222,8 +222,8 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
     ),
     (
         {"method": {"attributes": True}},
-        "method.attributes=true: ",
-        "bmpt has no branch for them",
+        "run.yaml: method.attributes: ",
+        "method bmpt has no such key, it belongs to bike",
         "leave it out or set method.name=bike",
     ),
     (

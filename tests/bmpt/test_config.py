@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from bmpt.config import MethodSettings, TrainConfig, identity, load_config
+from bmpt.config import RunConfig, identity, load_config
+from bmpt.methods.bmpt import BmptSettings
 from shards.config import merge, parse_override, read_yaml_with_base, to_yaml
 from shards.errors import ConfigError
 
@@ -31,6 +34,7 @@ def test_a_minimal_config_has_the_stated_defaults(minimal: Path) -> None:
     assert config.run.threads == 1
     assert (config.data.frames, config.data.batch_size, config.data.order) == (8, 64, "global")
     assert config.data.verdicts == ("ok", "short", "damaged")
+    assert isinstance(config.method, BmptSettings)
     assert (config.method.name, config.method.exchange, config.method.exchange_width) == (
         "bmpt",
         "bidirectional",
@@ -93,6 +97,50 @@ def test_a_value_that_cannot_be_is_refused_with_key_and_value(
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_config(minimal, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_method_is_refused_with_the_list_of_methods(minimal: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"minimal\.yaml: method\.name: unknown method; choose one of zero_shot, vifi_clip, "
+        r"bdc_clip, bmpt, bike, got 'clip'",
+    ):
+        load_config(minimal, ["method.name=clip"])
+
+
+def test_a_key_of_another_method_is_refused_with_the_method_that_has_it(minimal: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(minimal, ["method.name=bike", "method.exchange=none"])
+    assert str(caught.value) == (
+        f"{minimal}: method.exchange: method bike has no such key, it belongs to bmpt; leave it "
+        "out or set method.name=bmpt, got 'none'"
+    )
+
+
+def test_a_key_of_two_other_methods_names_both(minimal: Path) -> None:
+    with pytest.raises(ConfigError, match=r"belongs to vifi_clip and bmpt; .*name=vifi_clip"):
+        load_config(minimal, ["method.name=zero_shot", "method.text_depth=3"])
+
+
+def test_a_misspelt_key_of_a_method_is_refused_with_its_neighbour(minimal: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"method\.exchnge: unknown key of method bmpt; did you mean exchange\?",
+    ):
+        load_config(minimal, ["method.exchnge=none"])
+
+
+def test_a_config_holds_the_settings_of_its_own_method_alone(minimal: Path) -> None:
+    stored = to_yaml(load_config(minimal, ["method.name=zero_shot"]))
+    assert set(yaml.safe_load(stored)["method"]) == {
+        *("name", "tune", "space_time_blocks", "temporal_position", "causal")
+    }
+
+
+def test_importing_the_config_does_not_import_torch() -> None:
+    code = "import bmpt.config, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf"])
@@ -226,7 +274,7 @@ def test_a_config_written_as_yaml_reads_back_equal(minimal: Path, tmp_path: Path
     config = load_config(minimal, overrides)
     path = write(tmp_path, "again.yaml", to_yaml(config))
     assert load_config(path) == config
-    assert TrainConfig.model_validate(read_yaml_with_base(path)) == config
+    assert RunConfig.model_validate(read_yaml_with_base(path)) == config
 
 
 def test_a_config_cannot_be_changed(minimal: Path) -> None:
@@ -236,7 +284,7 @@ def test_a_config_cannot_be_changed(minimal: Path) -> None:
 
 def test_both_is_another_name_of_all() -> None:
     both, all_ = (
-        TrainConfig.model_validate({"data": {"pool": "p"}, "method": {"tune": tune}})
+        RunConfig.model_validate({"data": {"pool": "p"}, "method": {"tune": tune}})
         for tune in ("both", "all")
     )
     assert identity(both, with_places=True) == identity(all_, with_places=True)
@@ -255,17 +303,17 @@ def test_how_a_step_is_cut_decides_the_numbers_of_some(
 ) -> None:
     def of(accumulation: int) -> dict[str, Any]:
         values = {"data": {"pool": "p"}, "method": method, "train": {"accumulation": accumulation}}
-        return identity(TrainConfig.model_validate(values), with_places=False)
+        return identity(RunConfig.model_validate(values), with_places=False)
 
     assert (of(1) != of(2)) == depends
 
 
 def test_causal_is_a_temporal_position_too() -> None:
-    settings = MethodSettings.model_validate({"temporal_position": "causal"})
+    settings = BmptSettings.model_validate({"temporal_position": "causal"})
     assert (settings.temporal_position, settings.causal) == ("none", True)
     with pytest.raises(
         ValidationError, match="temporal_position=causal and causal=false exclude each other"
     ):
-        MethodSettings.model_validate({"temporal_position": "causal", "causal": False})
-    both = MethodSettings.model_validate({"temporal_position": "learned", "causal": True})
+        BmptSettings.model_validate({"temporal_position": "causal", "causal": False})
+    both = BmptSettings.model_validate({"temporal_position": "learned", "causal": True})
     assert (both.temporal_position, both.causal) == ("learned", True)

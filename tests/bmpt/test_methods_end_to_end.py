@@ -17,7 +17,7 @@ import torch
 from bmpt.checkpoints.export import load_model
 from bmpt.cli.app import app
 from bmpt.clip.normalize import normalize
-from bmpt.config import TrainConfig, load_config
+from bmpt.config import RunConfig, load_config
 from bmpt.methods.base import Method
 from bmpt.offline.attributes import read_attributes
 from bmpt.run import run_evaluation
@@ -33,7 +33,7 @@ from tests.bmpt.methods.method_ranks import stop_after_a_step
 from tests.bmpt.runs import assert_same_run, folder_of, results_of, run, torchrun
 from tests.bmpt.tiny import ALONE, JOINT_WIDTH, load_tiny, losses_of, make_config, write_config
 
-Runs = dict[str, TrainConfig]
+Runs = dict[str, RunConfig]
 Sections = dict[str, Any]
 
 TRAIN, VAL = "few_shot/train_k2", "few_shot/val"
@@ -179,18 +179,18 @@ def two_ranks(
     return made
 
 
-def numbers_of(settings: TrainConfig) -> dict[str, Any]:
+def numbers_of(settings: RunConfig) -> dict[str, Any]:
     """results.json without the state of the checkout, in which someone may be working."""
     return {
         key: value for key, value in results_of(settings).items() if key not in ("commit", "dirty")
     }
 
 
-def predictions_of(settings: TrainConfig) -> bytes:
+def predictions_of(settings: RunConfig) -> bytes:
     return (folder_of(settings) / PREDICTIONS).read_bytes()
 
 
-def assert_finished(settings: TrainConfig) -> None:
+def assert_finished(settings: RunConfig) -> None:
     """Four steps of finite losses, and all 12 clips scored."""
     losses = losses_of(folder_of(settings))
     assert [step for step, _ in losses] == [1, 2, 3, 4]
@@ -261,7 +261,7 @@ def test_eval_gives_the_results_of_train_on_one_rank_and_on_two(
 
 
 @torch.no_grad()
-def scores_of(method: Method, settings: TrainConfig, clip: Path) -> np.ndarray:
+def scores_of(method: Method, settings: RunConfig, clip: Path) -> np.ndarray:
     """Scores of the validation list in blocks as `bmpt eval` takes them; clip: what attributes were
     made with."""
     pool, base = open_pool(settings.data.pool), load_tiny(clip)
@@ -288,7 +288,7 @@ def scores_of(method: Method, settings: TrainConfig, clip: Path) -> np.ndarray:
     return torch.cat(scores).numpy()
 
 
-def assert_scored(settings: TrainConfig, scores_NK: np.ndarray) -> None:
+def assert_scored(settings: RunConfig, scores_NK: np.ndarray) -> None:
     found = np.array(pq.read_table(folder_of(settings) / PREDICTIONS)["scores"].to_pylist())
     np.testing.assert_allclose(scores_NK, found, rtol=1e-4, atol=1e-5)
 
@@ -307,7 +307,7 @@ def test_an_export_scores_what_train_scored(
 def test_wise_ft_scores_tuned_weights_at_1_and_those_of_the_base_at_0(
     alone: Runs, config: MakeConfig, texts: dict[str, Any], name: str
 ) -> None:
-    def scored(share: float | None) -> TrainConfig:
+    def scored(share: float | None) -> RunConfig:
         settings = config(
             run=f"share-{share}", **{**sections_of(name, texts), "eval": {"wise_ft": share}}
         )

@@ -13,10 +13,11 @@ import yaml
 from safetensors.torch import save_file
 
 from bmpt.clip.backbone import SPEC_METADATA_KEY, TEMPORAL_KEY, Backbone, build_clip, load_backbone
-from bmpt.config import MethodSettings, TrainConfig, load_config
-from bmpt.methods import build_method
+from bmpt.config import RunConfig, load_config
+from bmpt.methods import build_method, find_method, validate_method_settings
 from bmpt.methods.base import COSINE, ClassTexts, Method
 from bmpt.runtime.distributed import World
+from bmpt.settings import MethodSettings
 from shards.config import merge
 
 SPEC: dict[str, Any] = {
@@ -58,9 +59,16 @@ def write_clip(
     return path
 
 
-def settings_of(config: dict[str, Any], **changes: Any) -> MethodSettings:
-    """Settings of a method: those of `tiny_values`, with changes."""
-    return MethodSettings.model_validate({**config, **changes})
+def method_values(shared: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return shared values that the method of `changes` knows, with the changes on top."""
+    name = changes.get("name", shared.get("name", "bmpt"))
+    known = find_method(name)[1].model_fields
+    return {**{key: value for key, value in shared.items() if key in known}, **changes}
+
+
+def settings_of(shared: dict[str, Any], **changes: Any) -> MethodSettings:
+    """Return settings of a method: shared values that it knows, with changes on top."""
+    return validate_method_settings({"name": "bmpt", **method_values(shared, changes)})
 
 
 METHOD: dict[str, Any] = {
@@ -110,14 +118,16 @@ def write_config(
     top."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run}.yaml"
-    values = merge(tiny_values(clip, pool, folder / run), sections)
+    values = tiny_values(clip, pool, folder / run)
+    values["method"] = method_values(values["method"], sections.get("method", {}))
+    values = merge(values, sections)
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
 
 
 def make_config(
     folder: Path, clip: Path, pool: Path, *, run: str = "run", **sections: Any
-) -> TrainConfig:
+) -> RunConfig:
     """The same as an object, read from that file."""
     return load_config(write_config(folder, clip, pool, run=run, **sections))
 

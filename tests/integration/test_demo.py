@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bmpt.clip.backbone import BUNDLED
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.demo.render import MOTIONS, PLAIN
 from bmpt.demo.run import run_demo
 from bmpt.demo.videos import CODECS, DemoVideo, write_video
@@ -48,7 +48,7 @@ def test_the_shipped_clip_knows_the_motions_in_its_own_look_after_ffmpeg_and_jpe
         "vp9",
         "mpeg4",
     }
-    config = TrainConfig.model_validate(
+    config = RunConfig.model_validate(
         {
             "data": {"pool": str(tmp_path / "pool"), "crop": "whole"},
             "model": {"name": "motion-clip", "pretrained": "demo"},

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.run import run_training
 from bmpt.runtime.distributed import start_world
 from preprocess.coordinator.pipeline import run_build
@@ -106,7 +106,7 @@ def test_bmpt_trains_on_the_two_shot_clips_and_counts_every_clip_once(
     pools: dict[str, Pool], tmp_path: Path
 ) -> None:
     pool = pools["ucf101"]
-    config = TrainConfig.model_validate(
+    config = RunConfig.model_validate(
         {
             "run": {"dir": str(tmp_path / "run"), "threads": 2},
             "data": {

@@ -6,10 +6,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 
 from bmpt.clip.towers import insert_slots
-from bmpt.config import MethodSettings
+from bmpt.settings import MethodSettings
 from shards.errors import ConfigError
+
+
+class PromptSettings(MethodSettings):
+    """Settings of methods with deep prompts in both towers."""
+
+    vision_depth: int = Field(
+        12, ge=0, description="visual blocks with prompt tokens of their own, from the first on"
+    )
+    vision_tokens: int = Field(8, ge=1, description="prompt tokens per visual block")
+    text_depth: int = Field(
+        12, ge=0, description="text blocks with prompt tokens of their own, from the first on"
+    )
+    text_tokens: int = Field(8, ge=1, description="prompt tokens per text block")
 
 
 def check_depth(tower: str, depth: int, layers: int) -> None:
@@ -21,7 +35,7 @@ def check_depth(tower: str, depth: int, layers: int) -> None:
 
 
 def slot_texts(
-    texts: Sequence[str], ids_KS: torch.Tensor, settings: MethodSettings
+    texts: Sequence[str], ids_KS: torch.Tensor, settings: PromptSettings
 ) -> torch.Tensor:
     """Token ids with `text_tokens` slots between SOT and caption.
 

@@ -20,7 +20,7 @@ from bmpt.checkpoints.checkpoint import (
     save_state,
     write_file,
 )
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
@@ -35,13 +35,13 @@ PROVENANCE = {
 }
 
 
-def build(config: TrainConfig, *, seed: int = 0) -> Method:
+def build(config: RunConfig, *, seed: int = 0) -> Method:
     return build_method(
         load_tiny(Path(config.model.pretrained)), config.method, num_frames=4, seed=seed
     )
 
 
-def save(path: Path, config: TrainConfig, *, seed: int = 5, **provenance: Any) -> CheckpointInfo:
+def save(path: Path, config: RunConfig, *, seed: int = 5, **provenance: Any) -> CheckpointInfo:
     """Write the checkpoint of a method whose tensors were drawn from `seed`."""
     backbone = load_tiny(Path(config.model.pretrained))
     method = build(config, seed=seed)
@@ -50,7 +50,7 @@ def save(path: Path, config: TrainConfig, *, seed: int = 5, **provenance: Any) -
     )
 
 
-def load(path: Path, config: TrainConfig) -> Method:
+def load(path: Path, config: RunConfig) -> Method:
     method = build(config)
     load_checkpoint(path, method, load_tiny(Path(config.model.pretrained)), config)
     return method
@@ -61,7 +61,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
         return json.loads(opened.metadata()["bmpt"])
 
 
-def refused(path: Path, config: TrainConfig, kind: type[BmptError], sentence: str) -> None:
+def refused(path: Path, config: RunConfig, kind: type[BmptError], sentence: str) -> None:
     """Loading raises this sentence, in one line that names the file, and leaves the method as it
     was."""
     method = build(config)
@@ -107,7 +107,7 @@ def test_the_metadata_says_where_the_tensors_come_from(
     settings = config()
     info = save(tmp_path / "prompts.safetensors", settings)
     metadata = metadata_of(tmp_path / "prompts.safetensors")
-    saved = TrainConfig.model_validate(metadata["config"])
+    saved = RunConfig.model_validate(metadata["config"])
     assert saved.model_dump(exclude={"run"}) == settings.model_dump(exclude={"run"})
     assert metadata["model"] == {
         "name": "tiny",
@@ -214,11 +214,11 @@ def test_weights_that_are_no_checkpoint_are_refused(config: MakeConfig, clip: Pa
         clip,
         config(),
         FormatError,
-        "has checkpoint format None, this code reads 1; give a prompts.safetensors",
+        "has checkpoint format None, this code reads 2; give a prompts.safetensors",
     )
 
 
-@pytest.mark.parametrize("text", ["{broken", "[]", '"text"', '{"format_version": 1}'])
+@pytest.mark.parametrize("text", ["{broken", "[]", '"text"', '{"format_version": 2}'])
 def test_metadata_that_cannot_be_understood_is_refused(
     config: MakeConfig, tmp_path: Path, text: str
 ) -> None:

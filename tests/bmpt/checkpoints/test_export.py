@@ -16,7 +16,7 @@ from bmpt.checkpoints.export import EXPORT_KEY, export_checkpoint, export_text, 
 from bmpt.cli.app import app
 from bmpt.clip.backbone import load_backbone
 from bmpt.clip.weights import SPEC_METADATA_KEY
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from shards.cli import run_app
@@ -34,7 +34,7 @@ PROVENANCE = {
 TEXTS = ["a walk in the park", "a sword is drawn"]
 
 
-def trained(config: TrainConfig, checkpoint: Path) -> Method:
+def trained(config: RunConfig, checkpoint: Path) -> Method:
     """A method with moved tensors, and its checkpoint."""
     backbone = load_tiny(Path(config.model.pretrained))
     method = build_method(backbone, config.method, num_frames=config.data.frames, seed=config.seed)
@@ -103,7 +103,7 @@ def test_an_export_of_tuned_weights_alone_is_a_base_model(
         "method.name=zero_shot",
         *(setting for setting in report.settings if setting.startswith("method.")),
     ]
-    zero_shot = load_settings(TrainConfig, None, ["data.pool=none", *overrides]).method
+    zero_shot = load_settings(RunConfig, None, ["data.pool=none", *overrides]).method
     torch.testing.assert_close(
         logits(build_method(backbone, zero_shot, num_frames=4, seed=9)), expected
     )

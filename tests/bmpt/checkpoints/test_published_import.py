@@ -31,10 +31,11 @@ from bmpt.checkpoints.published_import import (
 from bmpt.cli.app import app
 from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.clip.weights import hash_weights
-from bmpt.config import MethodSettings, ModelSettings, TrainConfig
+from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from bmpt.methods.bmpt import Bmpt
+from bmpt.settings import MethodSettings, ModelSettings
 from bmpt.texts.class_texts import ClassSentences
 from shards.cli import run_app
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
@@ -317,7 +318,7 @@ def test_the_released_vifi_clip_is_a_checkpoint_and_a_base_of_ours(
     )
 
 
-def built(clip: Path, settings: TrainConfig) -> Method:
+def built(clip: Path, settings: RunConfig) -> Method:
     return build_method(load_tiny(clip), settings.method, num_frames=4, seed=5)
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from bmpt.checkpoints.checkpoint import load_state
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from shards.errors import StorageError
 from shards.reader import open_pool
 from shards.sampling.orders import permute
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unbroken(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> TrainConfig:
+def unbroken(folder: Path, clip: Path, failing: set[str], s3: ObjectServer) -> RunConfig:
     """One process, here, to the end; made by the first test that needs it."""
     settings = make_config(folder, clip, Path(), run="unbroken", **SECTIONS)
     if not (folder / "unbroken" / "results.json").exists():
@@ -137,7 +137,7 @@ def files_with_credentials(folder: Path) -> list[Path]:
 
 
 def test_the_run_was_killed_within_an_epoch_and_has_seen_what_one_process_sees(
-    killed: Path, unbroken: TrainConfig
+    killed: Path, unbroken: RunConfig
 ) -> None:
     done = metrics_of(killed)[-1]["step"]
     saved = load_state(killed / "state.pt")
@@ -148,7 +148,7 @@ def test_the_run_was_killed_within_an_epoch_and_has_seen_what_one_process_sees(
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_killed_run_goes_on_with_other_ranks_to_the_unbroken_end(
-    folder: Path, clip: Path, killed: Path, unbroken: TrainConfig, failing: set[str], ranks: int
+    folder: Path, clip: Path, killed: Path, unbroken: RunConfig, failing: set[str], ranks: int
 ) -> None:
     name = f"resumed{ranks}"
     shutil.copytree(killed, folder / name)
@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_with_other_ranks_to_the_unbroken_end(
     assert sum(3 - row["valid_clips"] for row in ours) == 2 * len(failing)
 
 
-def test_the_log_says_what_was_read_of_the_bucket(unbroken: TrainConfig) -> None:
+def test_the_log_says_what_was_read_of_the_bucket(unbroken: RunConfig) -> None:
     rows = metrics_of(folder_of(unbroken))
     for row in rows:
         assert row["requests"] == row["valid_clips"] or row["valid_clips"] < 3
@@ -186,7 +186,7 @@ def test_the_log_says_what_was_read_of_the_bucket(unbroken: TrainConfig) -> None
 
 
 def test_no_file_and_no_line_of_a_run_holds_credentials(
-    folder: Path, killed: Path, unbroken: TrainConfig, tmp_path: Path
+    folder: Path, killed: Path, unbroken: RunConfig, tmp_path: Path
 ) -> None:
     assert files_with_credentials(folder) == []
     (tmp_path / "log").write_text(f"... {WRITER[1]} ...")

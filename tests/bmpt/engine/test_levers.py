@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.engine.train import Trainer
 from bmpt.evaluation.evaluate import evaluate
 from bmpt.methods.base import Method
@@ -53,7 +53,7 @@ class Encoded:
 Encode = Callable[..., Encoded]
 
 
-def encode(settings: TrainConfig) -> Encoded:
+def encode(settings: RunConfig) -> Encoded:
     """Train for four steps and score three lists, of the base classes, the novel ones and all."""
     task = open_task(settings, ALONE, trains=True)
     folder_of(settings).mkdir()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bmpt.config import TrainSettings
 from bmpt.engine.optim import LOWEST_SHARE, build_optimizer, lr_share, set_lr
+from bmpt.settings import TrainSettings
 from tests.bmpt.tiny import method_on
 
 

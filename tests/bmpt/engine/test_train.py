@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from bmpt.clip.backbone import hash_weights
 from bmpt.clip.normalize import normalize
-from bmpt.config import TrainConfig, load_config
+from bmpt.config import RunConfig, load_config
 from bmpt.engine.optim import lr_share
 from bmpt.engine.train import Trainer, steps_of
 from bmpt.methods import METHODS, build_method
@@ -66,7 +66,7 @@ EVALUATION_KEYS = [
 ]
 
 
-def test_a_run_folder_holds_what_the_format_says(finished: TrainConfig) -> None:
+def test_a_run_folder_holds_what_the_format_says(finished: RunConfig) -> None:
     found = {
         str(path.relative_to(folder_of(finished)))
         for path in folder_of(finished).rglob("*")
@@ -87,7 +87,7 @@ def test_a_run_folder_holds_what_the_format_says(finished: TrainConfig) -> None:
     }
 
 
-def test_results_have_exactly_the_stated_keys(finished: TrainConfig) -> None:
+def test_results_have_exactly_the_stated_keys(finished: RunConfig) -> None:
     results = results_of(finished)
     assert list(results) == RESULT_KEYS
     assert [list(entry) for entry in results["evaluations"]] == [EVALUATION_KEYS] * 3
@@ -96,7 +96,7 @@ def test_results_have_exactly_the_stated_keys(finished: TrainConfig) -> None:
 
 
 def test_results_name_the_data_the_weights_and_the_checkpoint(
-    finished: TrainConfig, clip: Path
+    finished: RunConfig, clip: Path
 ) -> None:
     results, pool = results_of(finished), open_pool(finished.data.pool)
     assert results["pool_id"] == pool.card.pool_id
@@ -109,7 +109,7 @@ def test_results_name_the_data_the_weights_and_the_checkpoint(
         assert entry["fingerprint"] == pool.manifest(entry["manifest"]).info.fingerprint
 
 
-def test_every_clip_is_counted_once_in_manifest_order(finished: TrainConfig) -> None:
+def test_every_clip_is_counted_once_in_manifest_order(finished: RunConfig) -> None:
     pool = open_pool(finished.data.pool)
     for entry in results_of(finished)["evaluations"]:
         manifest = pool.manifest(entry["manifest"])
@@ -120,7 +120,7 @@ def test_every_clip_is_counted_once_in_manifest_order(finished: TrainConfig) -> 
         assert entry["verdicts"] == {"ok": len(manifest)}
 
 
-def test_the_percentages_are_those_of_the_predictions(finished: TrainConfig) -> None:
+def test_the_percentages_are_those_of_the_predictions(finished: RunConfig) -> None:
     for entry in results_of(finished)["evaluations"]:
         rows = pq.read_table(folder_of(finished) / entry["predictions"]).to_pylist()
         correct = sum(row["top5"][0] == row["label"] for row in rows)
@@ -134,7 +134,7 @@ def test_the_percentages_are_those_of_the_predictions(finished: TrainConfig) -> 
             assert row["scores"][row["top5"][0]] == max(row["scores"])
 
 
-def test_hm_is_that_of_base_and_novel(finished: TrainConfig, config: MakeConfig) -> None:
+def test_hm_is_that_of_base_and_novel(finished: RunConfig, config: MakeConfig) -> None:
     results = results_of(finished)
     base, novel = (entry["top1"] for entry in results["evaluations"][:2])
     expected = 0.0 if min(base, novel) == 0 else 2 * base * novel / (base + novel)
@@ -146,7 +146,7 @@ def test_hm_is_that_of_base_and_novel(finished: TrainConfig, config: MakeConfig)
     assert (only_base["hm"], only_base["hm_of"]) == (None, None)
 
 
-def test_every_step_is_logged_once_with_its_rate_and_clips(finished: TrainConfig) -> None:
+def test_every_step_is_logged_once_with_its_rate_and_clips(finished: RunConfig) -> None:
     rows = metrics_of(folder_of(finished))
     assert [(row["step"], row["epoch"]) for row in rows] == [(1, 0), (2, 0), (3, 1), (4, 1)]
     assert {row["valid_clips"] for row in rows} == {4}
@@ -156,12 +156,12 @@ def test_every_step_is_logged_once_with_its_rate_and_clips(finished: TrainConfig
     )
 
 
-def test_the_config_in_the_run_folder_is_the_one_that_ran(finished: TrainConfig) -> None:
+def test_the_config_in_the_run_folder_is_the_one_that_ran(finished: RunConfig) -> None:
     assert load_config(folder_of(finished) / "config.yaml") == finished
 
 
 def test_two_runs_in_two_folders_give_the_same_bytes(
-    finished: TrainConfig, config: MakeConfig
+    finished: RunConfig, config: MakeConfig
 ) -> None:
     again = config(run="elsewhere", eval={"manifests": [*VAL, "few_shot/val"]})
     run(again)
@@ -409,7 +409,7 @@ def test_a_pool_whose_shards_are_gone_stops_with_a_sentence(
 
 
 def test_eval_with_the_checkpoint_gives_the_numbers_of_train(
-    finished: TrainConfig, config: MakeConfig
+    finished: RunConfig, config: MakeConfig
 ) -> None:
     settings = config(run="eval", eval={"manifests": [*VAL, "few_shot/val"]})
     outcome = run_evaluation(
@@ -421,7 +421,7 @@ def test_eval_with_the_checkpoint_gives_the_numbers_of_train(
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_the_trained_prompts_are_what_is_scored(finished: TrainConfig, config: MakeConfig) -> None:
+def test_the_trained_prompts_are_what_is_scored(finished: RunConfig, config: MakeConfig) -> None:
     settings = config(
         run="plain", method={"name": "zero_shot"}, eval={"manifests": ["few_shot/val"]}
     )
@@ -448,7 +448,7 @@ def test_a_method_that_trains_is_not_scored_without_a_checkpoint(config: MakeCon
 
 @pytest.mark.parametrize("block_size", [1, 12, 100])
 def test_the_size_of_the_evaluation_blocks_changes_scores_by_rounding_alone(
-    finished: TrainConfig, config: MakeConfig, block_size: int
+    finished: RunConfig, config: MakeConfig, block_size: int
 ) -> None:
     settings = config(run=f"b{block_size}", eval={"batch_size": block_size})
     run_evaluation(settings, ALONE, checkpoint=folder_of(finished) / "prompts.safetensors")

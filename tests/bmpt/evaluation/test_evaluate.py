@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils.data import BatchSampler, DistributedSampler, SubsetRandomSampler
 
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.run import run_evaluation
 from shards.errors import ConfigError
 from shards.reader import open_pool
@@ -75,7 +75,7 @@ def test_we_score_every_clip_of_hmdb_once_at_8_gpus(
 
 
 def test_scores_that_are_not_finite_are_ranked_as_no_class(
-    finished: TrainConfig, config: MakeConfig, tmp_path: Path
+    finished: RunConfig, config: MakeConfig, tmp_path: Path
 ) -> None:
     make_pool(tmp_path / "pool", samples_per_class=5)
     damage_a_sample(

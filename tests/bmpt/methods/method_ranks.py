@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from bmpt.config import TrainConfig, load_config
+from bmpt.config import RunConfig, load_config
 from bmpt.engine.train import Trainer
 from bmpt.run import run_evaluation, run_training
 from bmpt.runtime.distributed import World, leave_world, start_world
@@ -14,7 +14,7 @@ from bmpt.task import open_task
 from shards.progress import ProgressBars
 
 
-def stop_after_a_step(config: TrainConfig, world: World) -> None:
+def stop_after_a_step(config: RunConfig, world: World) -> None:
     """What SIGTERM in the first step leaves."""
     trainer = Trainer(open_task(config, world, trains=True), Path(str(config.run.dir)))
     assert not trainer.run(ProgressBars(enabled=False), wants_stop=lambda: True)

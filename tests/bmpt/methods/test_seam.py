@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from bmpt.config import MethodSettings, TrainConfig
-from bmpt.methods import METHODS, build_method
+from bmpt.config import RunConfig
+from bmpt.methods import METHODS, build_method, validate_method_settings
 from bmpt.methods.base import COSINE, Method, Targets, TrainingLoss
-from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip
+from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip, BdcClipSettings
 from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import NEGATIVE
 from bmpt.texts.class_texts import ClassSentences, class_sentences
@@ -231,7 +231,7 @@ def test_bdc_clip_through_the_seam_gives_the_originals_logits(
         "reduced_width": len(state["vision_reduce.weight"]),
         "space_time_blocks": space_time_blocks(backbone),
     }
-    settings = MethodSettings(name="bdc_clip", tune="all", floors_scale=True, **sized)
+    settings = BdcClipSettings(tune="all", floors_scale=True, **sized)
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0, classes=meta["classes"])
     assert isinstance(method, BdcClip)
     method.heads.load_state_dict(state)
@@ -257,7 +257,7 @@ def test_bike_through_the_seam_gives_the_originals_logits(
     tensors, meta = read(reference / "bike.safetensors")
     temporal = naive.below(tensors, "param.")
     layers = 0 if header == "None" else len(naive.blocks(temporal))
-    settings = MethodSettings.model_validate(
+    settings = validate_method_settings(
         {
             **{"name": "bike", "tune": "image", "interaction": interaction},
             **{"temporal_layers": layers, "counts_padding": True},
@@ -285,7 +285,7 @@ def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(
     tensors, meta = read(reference / "vifi.safetensors")
     method = vifi_clip_of_the_release(backbone, tensors, meta)
     text = load_settings(
-        TrainConfig, ROOT / "configs" / "methods" / "vifi_clip_prompts.yaml", ["data.pool=none"]
+        RunConfig, ROOT / "configs" / "methods" / "vifi_clip_prompts.yaml", ["data.pool=none"]
     ).text
     names = ["ApplyEyeMakeup", "brush_hair"]
     assert method.prepare_texts(class_sentences(names, text).at(0)).equal(

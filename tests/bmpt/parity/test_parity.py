@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.clip.towers import encode_frames, encode_text_tokens, encode_texts, take_eot
 from bmpt.clip.weights import read_safetensors
-from bmpt.config import MethodSettings, TextSettings
-from bmpt.methods import build_method
+from bmpt.methods import build_method, validate_method_settings
 from bmpt.methods.bmpt import Bmpt
 from bmpt.methods.components.bdc import BdcHeads
 from bmpt.methods.components.bike_attributes import AttributeHead
@@ -31,7 +30,9 @@ from bmpt.methods.components.bike_video import (
 )
 from bmpt.methods.components.fusion import mean_over_sentences
 from bmpt.methods.components.losses import knowledge_logits, matching_sum
-from bmpt.methods.vifi_clip import VifiClip
+from bmpt.methods.vifi_clip import VifiClip, VifiClipSettings
+from bmpt.methods.zero_shot import ZeroShotSettings
+from bmpt.settings import TextSettings
 from bmpt.texts.class_texts import class_sentences
 from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.tiny import cosine_logits, encode_classes
@@ -105,7 +106,7 @@ def test_vifi_clip_gives_the_originals_logits(
     reference: Path, backbone: Backbone, logits: str, template: str
 ) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
-    settings = MethodSettings(name="vifi_clip", tune="all")
+    settings = VifiClipSettings(tune="all")
     method = build_method(backbone, settings, num_frames=meta["T"], seed=0)
     texts = class_sentences(meta["classes"], TextSettings(template=template, raw_names=True)).at(0)
     ours = cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts))
@@ -117,7 +118,7 @@ def test_zero_shot_gives_the_logits_of_an_untrained_vifi_clip(
     reference: Path, backbone: Backbone
 ) -> None:
     tensors, meta = read(reference / "vifi.safetensors")
-    method = build_method(backbone, MethodSettings(name="zero_shot"), num_frames=meta["T"], seed=0)
+    method = build_method(backbone, ZeroShotSettings(), num_frames=meta["T"], seed=0)
     texts = class_sentences(meta["classes"], TextSettings(template="{}", raw_names=True)).at(0)
     assert_close(
         cosine_logits(method, tensors["images"].unsqueeze(1), method.prepare_texts(texts)),
@@ -169,7 +170,7 @@ def prompted(
     for tower, prompts in (("vision", vision), ("text", text)):
         settings |= {f"{tower}_tokens": len(prompts[0])} if prompts else {}
     method = build_method(
-        backbone, MethodSettings.model_validate(settings), num_frames=num_frames, seed=0
+        backbone, validate_method_settings(settings), num_frames=num_frames, seed=0
     )
     assert isinstance(method, VifiClip | Bmpt)
     with torch.no_grad():

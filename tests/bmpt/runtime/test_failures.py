@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.runtime.failures import name_failures
 from shards.errors import StorageError
 from shards.stream.failures import FailureRule
@@ -17,7 +17,7 @@ from tests.bmpt.tiny import metrics_of
 from tests.pools import make_pool
 
 
-def saving_every_step(settings: TrainConfig) -> TrainConfig:
+def saving_every_step(settings: RunConfig) -> RunConfig:
     return settings.model_copy(
         update={"run": settings.run.model_copy(update={"save_every_steps": 1})}
     )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bmpt.config import TrainConfig, load_config
+from bmpt.config import RunConfig, load_config
 from bmpt.run import run_evaluation, run_training
 from shards.cli import RANK_WAIT_VARIABLE
 from shards.errors import StorageError
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, clip: Path, toy_pool: Path) -> TrainConfig:
+def alone(folder: Path, clip: Path, toy_pool: Path) -> RunConfig:
     """A run of one process, here."""
     torch.set_num_threads(1)
     config = make_config(
@@ -41,7 +41,7 @@ def alone(folder: Path, clip: Path, toy_pool: Path) -> TrainConfig:
 
 
 def test_two_ranks_give_the_losses_and_tensors_of_one_process(
-    folder: Path, clip: Path, toy_pool: Path, alone: TrainConfig
+    folder: Path, clip: Path, toy_pool: Path, alone: RunConfig
 ) -> None:
     # 5 clips over 2 ranks are 2 and 3, and 2 micro-batches of them 1, 1 and 1, 2
     sections = {"data": {"batch_size": 5}, "train": {"epochs": 3, "accumulation": 2}}
@@ -69,7 +69,7 @@ def damaged_pool(folder: Path) -> Path:
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_several_ranks_score_to_the_bytes_of_one_process(
-    folder: Path, clip: Path, damaged_pool: Path, alone: TrainConfig, ranks: int
+    folder: Path, clip: Path, damaged_pool: Path, alone: RunConfig, ranks: int
 ) -> None:
     checkpoint = folder / "alone" / "prompts.safetensors"
     # blocks of 5: base_to_novel/val_novel has two, few_shot/val three, so that some ranks have none

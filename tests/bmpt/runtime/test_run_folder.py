@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bmpt.checkpoints.checkpoint import load_state, save_state
-from bmpt.config import TrainConfig
+from bmpt.config import RunConfig
 from bmpt.run import run_evaluation
 from bmpt.runtime.run_folder import hold
 from shards.errors import BmptError, ConfigError, FormatError
@@ -182,7 +182,7 @@ def test_a_finished_run_whose_checkpoint_was_replaced_is_not_taken_for_finished(
 )
 def test_a_folder_of_another_config_is_refused(
     config: MakeConfig,
-    finished: TrainConfig,
+    finished: RunConfig,
     tmp_path: Path,
     changes: dict[str, Any],
     sentence: str,
@@ -215,7 +215,7 @@ def test_fresh_leaves_nothing_of_the_earlier_run(config: MakeConfig, tmp_path: P
 
 
 def test_a_run_that_was_killed_while_it_was_scored_is_only_scored_again(
-    config: MakeConfig, finished: TrainConfig, tmp_path: Path
+    config: MakeConfig, finished: RunConfig, tmp_path: Path
 ) -> None:
     shutil.copytree(folder_of(finished), tmp_path / "run")
     settings = config(eval={"manifests": [*VAL, "few_shot/val"]})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bmpt.config import TextSettings
+from bmpt.settings import TextSettings
 from bmpt.texts.class_texts import (
     class_sentences,
     cut_warning,
