@@ -12,7 +12,8 @@ import pyarrow as pa
 from shards.errors import ConfigError
 from shards.format.schema import SAMPLE_FACTS, SAMPLES_SCHEMA
 from shards.reader import Pool
-from shards.storage.open import Store, open_store
+from shards.storage.base import Store
+from shards.storage.open import open_store
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -89,7 +90,7 @@ class _ObjectReader(io.RawIOBase):
 
     def __init__(self, store: Store, name: str) -> None:
         whole, rest = divmod(store.size(name), _PIECE_BYTES)
-        self._pieces: Iterator[memoryview] = store.read_pieces(
+        self._pieces: Iterator[memoryview] = store.read_chunks(
             name, [_PIECE_BYTES] * whole + [rest]
         )
         self._piece = memoryview(b"")

@@ -28,7 +28,8 @@ from shards.format.schema import (
     manifest_info,
     parse_card,
 )
-from shards.storage.open import Store, open_store
+from shards.storage.base import Store
+from shards.storage.open import open_store
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from shards.format.schema import (
     pool_id,
 )
 from shards.maintenance.pool_report import ManifestReport
-from shards.storage.open import Store
+from shards.storage.base import Store
 
 _PART_NAME = re.compile(r"parts/(\d+)-of-(\d+)\.parquet")
 

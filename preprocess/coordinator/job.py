@@ -24,7 +24,7 @@ from preprocess.workers.local import LocalWorkers
 from preprocess.workers.ray_engine import RayTasks
 from shards.errors import ConfigError
 from shards.format.schema import POOL_CARD
-from shards.storage.open import Store
+from shards.storage.base import Store
 
 Progress = Callable[
     [int, int], None

@@ -27,7 +27,8 @@ from shards.files import hash_file
 from shards.format.schema import POOL_CARD, SAMPLES
 from shards.maintenance.verify import Verification, verify_pool
 from shards.reader import Pool, open_pool
-from shards.storage.open import LocalStore, open_store
+from shards.storage.local import LocalStore
+from shards.storage.open import open_store
 
 _REBUILD = (
     "repair cannot restore it; build the pool again into another folder with `bmpt build --out`"
@@ -170,7 +171,7 @@ def _restore_shards(
                 f"was built with {_versions(pool.card.libraries)}: install these, or build the pool again"
             )
     for name in names:
-        pool.store.adopt(name, beside / name)
+        pool.store.move_in(name, beside / name)
     return work.num_to_decode
 
 
@@ -250,7 +251,7 @@ def _restore_manifests(
                 f"the pool was built with; {cure}"
             )
     for name in names:
-        pool.store.adopt(name, beside / name)
+        pool.store.move_in(name, beside / name)
 
 
 def _versions(libraries: dict[str, str]) -> str:

@@ -37,7 +37,9 @@ from preprocess.settings import BuildSettings
 from shards.errors import ConfigError, StorageError
 from shards.format.schema import POOL_CARD, ShardEntry
 from shards.format.writer import ShardWriter
-from shards.storage.open import LocalStore, Store, open_store
+from shards.storage.base import Store
+from shards.storage.local import LocalStore
+from shards.storage.open import open_store
 
 _UPLOADS_AHEAD = 2  # finished shards that wait for theirs, so that scratch stays bounded
 
@@ -283,7 +285,7 @@ class ScratchWorkspace(Workspace):
 
     def _upload(self, shard: ShardRows) -> None:
         name = shard.plan.name
-        self.store.adopt(tar_name(name), self.folder / tar_name(name))
+        self.store.move_in(tar_name(name), self.folder / tar_name(name))
         self.store.put(
             _receipt(name), to_parquet(join_tables([shard], rows_table([]), with_entries=True))
         )

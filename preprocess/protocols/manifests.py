@@ -18,7 +18,7 @@ from shards.format.schema import (
     manifest_table,
 )
 from shards.maintenance.pool_report import ManifestReport, report_manifest
-from shards.storage.open import Store
+from shards.storage.base import Store
 
 _FROM_PLAN = ("label", "class_name")
 

@@ -18,7 +18,7 @@ from preprocess.records.tables import ShardRows, end_of_tar, read_samples, split
 from preprocess.settings import BuildSettings
 from shards.errors import ConfigError, FormatError
 from shards.format.schema import POOL_CARD, SAMPLES, PoolCard, parse_card
-from shards.storage.open import Store
+from shards.storage.base import Store
 
 BUILD_NOTE = ".build.json"
 SHARDS, PARTS = "shards", "parts"

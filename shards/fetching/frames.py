@@ -27,7 +27,8 @@ from shards.fetching.extents import (
     plan_retention,
 )
 from shards.reader import Manifest, check_frames, first_wrong_frame
-from shards.storage.open import LocalStore, Store
+from shards.storage.base import Store
+from shards.storage.local import LocalStore
 
 _LATENCY_BUCKETS = 24  # of 0.1 ms, 0.2 ms, 0.4 ms, ...
 

@@ -9,7 +9,7 @@ import time
 from shards.errors import ConfigError
 from shards.fetching.extents import RequestCost
 from shards.reader import Pool
-from shards.storage.open import LocalStore
+from shards.storage.local import LocalStore
 
 _SMALL_READS, _SMALL_BYTES = 16, 1024
 _LARGE_READS, _LARGE_BYTES = 4, 8_000_000

@@ -20,7 +20,8 @@ from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import IndexArray, OrderKind, make_order
 from shards.sampling.plan import num_steps
 from shards.sampling.sample_rng import sample_rng
-from shards.storage.open import LocalStore, Store
+from shards.storage.base import Store
+from shards.storage.local import LocalStore
 
 # that are read without the cache; later passes are taken to be like those that were counted
 _COUNTED_CLIPS = 250_000

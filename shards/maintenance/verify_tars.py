@@ -16,7 +16,7 @@ from shards.errors import SampleError, StorageError
 from shards.format import jpeg
 from shards.format.schema import POOL_CARD, SAMPLES, ShardEntry
 from shards.maintenance.verify_tables import BLOCK_BYTES, Finding, padded
-from shards.storage.open import Store
+from shards.storage.base import Store
 
 Row = dict[str, Any]
 _END_BYTES = 2 * BLOCK_BYTES  # two zero blocks end a tar
@@ -167,7 +167,7 @@ def _hash_tar(store: Store, name: str, size: int, rows: Sequence[Row]) -> _Conte
     digest = hashlib.sha256()
     wrong_crc: dict[str, int] = {}
     misplaced: list[str] = []
-    for number, data in enumerate(store.read_pieces(name, pieces)):
+    for number, data in enumerate(store.read_chunks(name, pieces)):
         digest.update(data)
         if number >= len(known):
             continue

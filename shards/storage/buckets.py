@@ -1,15 +1,10 @@
-"""Pools in object storage or behind a web server, through obstore: S3 and what speaks it, Google,
-Azure, HTTP.
-
-A store that has not answered yet gives up soon, since its address or key is likely wrong; one that
-has is waited for, so that a long run outlives a server that restarts. What a server refuses is
-never asked twice."""
+"""What all remote stores share: ranged reads, checked uploads, and the words of errors."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,101 +14,102 @@ from pydantic import Field
 
 from shards.config import Settings
 from shards.errors import ConfigError, StorageError
-from shards.files import hash_file
-from shards.storage.aws_profile import profile_credentials, read_aws_profile
+from shards.files import hash_file, os_error_text
 from shards.storage.base import FAILURES, READ_BYTES, Store
+from shards.storage.retries import retry_config
 
 if TYPE_CHECKING:
-    from obstore.store import (
-        AzureConfig,
-        ClientConfig,
-        GCSConfig,
-        RetryConfig,
-        S3Config,
-        S3Credential,
-    )
+    from obstore.store import ClientConfig, RetryConfig
 
-_FIRST_SECONDS = 10.0  # for which a store is tried that has never answered
-_REQUEST_SECONDS = 900.0  # a whole one; obstore's 30 s cut off what is large or slow
-_BACKOFF_BASE = 3  # with obstore's jitter the mean wait grows 1.5 times a retry
-_MAX_BACKOFF_SECONDS = 10.0
-_UPLOADS = 3  # of one file, when it comes back with other bytes
+# For one whole request. The 30 s of obstore cut off large objects and slow networks.
+_REQUEST_SECONDS = 900.0
+# Uploads of one file, if the object has other bytes than the file.
+_MAX_UPLOADS = 3
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
-# where a machine is asked for its role, the last resort of obstore
-_ROLE_PATHS = (
+# Paths of the metadata service of a machine, which obstore asks last for credentials.
+_METADATA_PATHS = (
     "/latest/api/token",
     "/latest/meta-data",
     "/computeMetadata/v1",
     "/metadata/identity",
 )
-# what obstore says too much; a query may be a signature, and what stands before a host's @ a secret
+# Parts of obstore's messages that are left out. A query may hold a signature, and the text before
+# the @ of a host a secret.
 _NOISE = re.compile(
     r"^Generic \w+ error: |, max_retries: \d+, retry_timeout: \S+ ?|: <.*|\?\S*|(?<=//)\S*@"
 )
-# obstore panics at another one; % and @ could hide credentials
+# obstore panics at other endpoints; % and @ could hide credentials.
 _ENDPOINT = re.compile(
     r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d+)?(/[\w./~-]*)?", re.ASCII | re.IGNORECASE
 )
-_IN_HEADERS = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_BEARER_TOKEN")
+_VARIABLES_IN_HEADERS = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "GOOGLE_BEARER_TOKEN")
 
 
 class WebOptions(Settings):
-    """Options of every address.
+    """Options of every remote address."""
 
-    timeout_seconds: without a byte, then a connection is given up and the rest is asked for again
-        (botocore: 60)
-    retry_seconds: for which a failed request is tried again, with the signature of the first try;
-        obstore advises
-    5 minutes at most"""
-
-    timeout_seconds: float = Field(60.0, gt=0, le=3600)
-    retry_seconds: float = Field(240.0, ge=0, le=300)
+    timeout_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="time without a byte until a connection is closed and the rest requested again "
+        "(botocore: 60)",
+    )
+    retry_seconds: float = Field(
+        240.0,
+        ge=0,
+        le=300,
+        description="time for the retries of a failed request; its signature stays the same, so "
+        "that obstore advises at most 5 minutes",
+    )
 
 
 class BucketOptions(WebOptions):
-    """Options of gs:// and az://; None leaves it to the environment.
+    """Options of gs:// and az://. None leaves an option to the environment."""
 
-    endpoint: http(s) address of the server; anonymous: send no credentials"""
-
-    endpoint: str | None = Field(None, pattern=r"^https?://.")
-    anonymous: bool | None = None
-
-
-class S3Options(BucketOptions):
-    """Options of s3://; None leaves it to the environment and the AWS profile.
-
-    path_style: https://host/bucket, or else https://bucket.host"""
-
-    region: str | None = None
-    path_style: bool | None = None
+    endpoint: str | None = Field(
+        None, pattern=r"^https?://.", description="http(s) address of the server"
+    )
+    anonymous: bool | None = Field(None, description="send no credentials")
 
 
 class BucketStore(Store):
-    """A prefix of a bucket; `options` hold no credentials, those come from the environment."""
+    """A prefix of a bucket; credentials come from the environment, never from the options."""
 
     Options: ClassVar[type[WebOptions]]
-    cure: ClassVar[str]
+    """Model of the options behind the `?` of an address."""
+    hint: ClassVar[str]
+    """How the user can solve a refused request, the end of the error message."""
     endpoint_variables: ClassVar[tuple[str, ...]] = ()
+    """Environment variables with the endpoint, the first one that is set wins."""
 
     def __init__(self, scheme: str, bucket: str, prefix: str, options: Any) -> None:
         super().__init__()
         self.scheme, self.bucket, self.prefix, self.options = scheme, bucket, prefix, options
 
     def uri(self, name: str) -> str:
-        """`scheme://bucket/prefix/name`, without the options."""
+        """Return `scheme://bucket/prefix/name`, without the options."""
         return f"{self.scheme}://" + "/".join(filter(None, (self.bucket, self.prefix, name)))
 
     def exists(self, name: str) -> bool:
-        """Whether an object of that name is there. Raises: StorageError also if there is no such
-        bucket."""
+        """Return whether there is an object of that name.
+
+        Raises:
+            StorageError: also if there is no such bucket.
+        """
         if super().exists(name):
             return True
-        self.sizes(f"{name}/")  # a listing tells whether there is a bucket, HEAD does not
+
+        # The answer to a HEAD request does not tell a missing bucket from a missing object; the
+        # answer to a listing does.
+        self.sizes(f"{name}/")
         return False
 
     def read_ranges(self, name: str, starts: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """A request a range, several at once; who wants fewer joins ranges first
-        (`shards.fetching.frames`)."""
+        """Read byte ranges with one request per range, several at the same time.
+
+        `shards.fetching.frames` merges neighbouring ranges first where that is cheaper.
+        """
 
         def fetch(client: Any) -> list[bytes]:
             try:
@@ -121,83 +117,92 @@ class BucketStore(Store):
                     name, starts=list(starts), lengths=list(sizes), coalesce=0
                 )
             except FAILURES as error:
+                # The object ends before the range begins.
                 if "status code: 416 " not in str(error):
                     raise
                 return [b"" for _ in sizes]
             return [bytes(part) for part in parts]
 
         try:
-            blocks = self._ask(name, "read", fetch)
+            blocks = self.request(name, "read", fetch)
         except FileNotFoundError:
-            raise StorageError(f"{self.uri(name)}: no such file; is the pool complete?") from None
+            raise self._missing(name) from None
+
         if any(len(block) < size for block, size in zip(blocks, sizes, strict=True)):
-            raise self._cut_short(name, starts, sizes, self.size(name))
+            raise self._truncated(name, starts, sizes, self.size(name))
         return blocks
 
-    def read_pieces(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
-        """One request; what the pieces do not take yet is held, at most about 10 MB and the largest
-        piece."""
+    def read_chunks(self, name: str, sizes: Sequence[int]) -> Iterator[memoryview]:
+        """Read an object in order with one request; see `Store.read_chunks`.
+
+        Holds the bytes that no chunk has taken yet: about 10 MB and the largest chunk at most.
+        """
         held = bytearray()
+
         try:
-            blocks = iter(
-                self._ask(name, "read", lambda client: client.get(name)).stream(
-                    min_chunk_size=READ_BYTES
-                )
-            )
+            answer = self.request(name, "read", lambda client: client.get(name))
+            blocks = iter(answer.stream(min_chunk_size=READ_BYTES))
+
             for size in sizes:
                 while len(held) < size:
                     block = next(blocks, None)
                     if block is None:
-                        raise StorageError(
-                            f"{self.uri(name)}: ends before the {sum(sizes)} bytes that it should hold"
-                        )
+                        raise self._too_short(name, sum(sizes))
                     held += block
                 yield memoryview(bytes(held[:size]))
                 del held[:size]
         except FileNotFoundError:
-            raise StorageError(f"{self.uri(name)}: no such file; is the pool complete?") from None
+            raise self._missing(name) from None
         except FAILURES as error:
             raise self._failed(name, "read", error) from None
 
-    def adopt(self, name: str, path: Path) -> None:
-        """Upload a file and remove it once the object, read back, has its size and its sha256."""
+    def move_in(self, name: str, path: Path) -> None:
+        """Upload a file, and delete it once the object has its size and its sha256."""
         try:
             size, sha256 = path.stat().st_size, hash_file(path)
-            for _ in range(_UPLOADS):
-                self._ask(name, "written", lambda client: client.put(name, path))
+
+            for _ in range(_MAX_UPLOADS):
+                self.request(name, "written", lambda client: client.put(name, path))
                 if self.size(name) == size and self.sha256(name) == sha256:
                     path.unlink()
                     return
             self.delete(name)
         except OSError as error:
             raise self._failed(name, "written", error) from None
+
         raise StorageError(
-            f"{self.uri(name)}: {path} came back changed {_UPLOADS} times; check the server"
+            f"{self.uri(name)}: has other bytes than {path} after {_MAX_UPLOADS} uploads; "
+            "check the server"
         )
 
     def _endpoint(self, of_profile: str | None = None) -> str | None:
-        """The server to ask, None for the provider's own.
+        """Return the address of the server, or None for the provider's own.
 
-        Raises: ConfigError, which does not repeat it, for one that holds credentials or that
-            obstore panics at."""
-        for name in _IN_HEADERS:
-            if not _is_plain(os.environ.get(name, "")):
+        Raises:
+            ConfigError: for an endpoint that holds credentials or that obstore panics at; the
+                message does not repeat it.
+        """
+        for variable in _VARIABLES_IN_HEADERS:
+            if not is_plain(os.environ.get(variable, "")):
                 raise ConfigError(
-                    f"{name}: holds a line break or another character that no key has; set it again"
+                    f"{variable}: holds a line break or another character that no key has; "
+                    "set it again"
                 )
-        sources = {
-            "endpoint= of the address": self.options.endpoint,
-            **{name: _first(name) for name in self.endpoint_variables},
-        }
+
+        # In the order in which they count.
+        sources = {"endpoint= of the address": self.options.endpoint}
+        sources.update((variable, first_set(variable)) for variable in self.endpoint_variables)
         sources["endpoint_url of the AWS profile"] = of_profile
-        where, endpoint = next(
-            ((where, found) for where, found in sources.items() if found), ("", None)
-        )
-        if endpoint and not (_ENDPOINT.fullmatch(endpoint) and _is_address(endpoint)):
-            raise ConfigError(
-                f"{where}: is not http(s)://host:port without credentials; correct it"
-            )
-        return endpoint
+
+        for source, endpoint in sources.items():
+            if not endpoint:
+                continue
+            if not (_ENDPOINT.fullmatch(endpoint) and is_address(endpoint)):
+                raise ConfigError(
+                    f"{source}: is not http(s)://host:port without credentials; correct it"
+                )
+            return endpoint
+        return None
 
     def _client_options(self, endpoint: str | None) -> ClientConfig:
         return {
@@ -207,239 +212,48 @@ class BucketStore(Store):
         }
 
     def _retries(self) -> RetryConfig:
-        """Bounded by time alone: obstore's ten retries are over within 2 to 20 s."""
-        seconds = self.options.retry_seconds
-        if not self._has_answered:
-            seconds = min(seconds, _FIRST_SECONDS)
-        return {
-            "max_retries": 10_000 if seconds else 0,
-            "retry_timeout": timedelta(seconds=seconds),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=_MAX_BACKOFF_SECONDS),
-                "base": _BACKOFF_BASE,
-            },
-        }
+        return retry_config(self.options.retry_seconds, has_answered=self._has_answered)
 
-    def _is_lost(self, error: FileNotFoundError) -> bool:
-        return _code(str(error)) in _NO_BUCKET
+    def _is_bucket_missing(self, error: FileNotFoundError) -> bool:
+        return _error_code(str(error)) in _NO_BUCKET
 
     def _reason(self, error: Exception) -> str:
-        """What went wrong in one line; obstore gives a page of Rust, of XML and of debug output."""
+        """Return the reason of a failure on one line.
+
+        The messages of obstore are a page of Rust, of XML and of debug output.
+        """
         text = str(error)
-        code = _code(text)
-        shown = f" ({code})" if code else ""
+        code = _error_code(text)
+        shown_code = f" ({code})" if code else ""
+
         if code in _NO_BUCKET:
-            return f"no such bucket{shown}; make it, or check the address and the endpoint"
-        if any(path in text for path in _ROLE_PATHS):
-            return f"no credentials were found; {self.cure}"
+            return f"no such bucket{shown_code}; create it, or check the address and the endpoint"
+        if any(path in text for path in _METADATA_PATHS):
+            return f"no credentials were found; {self.hint}"
+
         is_refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if is_refused or "Expired" in code or re.search(r"status code: 40[13] ", text):
-            return f"access was refused{shown}; {self.cure}"
+            return f"access was refused{shown_code}; {self.hint}"
+
         if "InvalidCertificate" in text:
-            return "the server's certificate is not trusted; name a file with its authority in SSL_CERT_FILE"
+            return (
+                "the server's certificate is not trusted; "
+                "name a file with its authority in SSL_CERT_FILE"
+            )
         if "response body error" in text and "TimedOut" in text:
-            return f"its bytes stop half-way, again and again, for {self.options.timeout_seconds:g} s (timeout_seconds)"
+            seconds = f"{self.options.timeout_seconds:g} s (timeout_seconds)"
+            return f"the download stalled repeatedly for {seconds}"
         if isinstance(error, OSError) and error.strerror:
-            return error.strerror
+            return os_error_text(error)
+
         line = _NOISE.sub("", text.partition("\n")[0]).strip()
         if "error sending request" in line:
             return f"no answer; check the address, the endpoint and the network ({line})"
-        return f"{line}{shown}"
+        return f"{line}{shown_code}"
 
 
-class S3Bucket(BucketStore):
-    """`s3://bucket/prefix`: AWS and S3-compatible servers.
-
-    Credentials by the standard chain: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile of
-        `~/.aws`,
-    a web identity, the role of the container or of the machine."""
-
-    Options = S3Options
-    cure = "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) and what they may do"
-    endpoint_variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-
-    def __init__(self, scheme: str, bucket: str, prefix: str, options: Any) -> None:
-        super().__init__(scheme, bucket, prefix, options)
-        self._merged: tuple[S3Config, Callable[[], S3Credential] | None] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_merged": None}
-
-    def _connect(self) -> Any:
-        from obstore.store import S3Store
-
-        if (
-            self._merged is None
-        ):  # once: whoever rotates keys may be writing the profile at the next client
-            self._merged = self._merge()
-        config, keys = self._merged
-        return S3Store(
-            self.bucket,
-            prefix=self.prefix or None,
-            config=config,
-            client_options=self._client_options(config.get("endpoint")),
-            retry_config=self._retries(),
-            credential_provider=keys,
-        )
-
-    def _merge(self) -> tuple[S3Config, Callable[[], S3Credential] | None]:
-        """Merge the options, the environment and the profile; None leaves the keys to obstore."""
-        options, profile = self.options, read_aws_profile(os.environ)
-        config: S3Config = {}
-        region = (
-            options.region or _first("AWS_REGION", "AWS_DEFAULT_REGION") or profile.get("region")
-        )
-        if region:
-            if not _is_plain(region):
-                raise ConfigError(
-                    f"{region!r} is no name of a region; correct region=, AWS_REGION or the profile"
-                )
-            config["region"] = region
-        endpoint = self._endpoint(profile.get("endpoint_url"))
-        path_style = options.path_style
-        if path_style is None:
-            path_style = not _is_on("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")
-        config["virtual_hosted_style_request"] = not path_style
-        if endpoint:
-            config["endpoint"] = endpoint if path_style else _with_bucket(endpoint, self.bucket)
-            config["aws_endpoint_url_s3"] = config[
-                "endpoint"
-            ]  # the variable of this name would win over `endpoint`
-        is_anonymous = (
-            _is_on("AWS_SKIP_SIGNATURE") if options.anonymous is None else options.anonymous
-        )
-        config["skip_signature"] = is_anonymous
-        return config, None if is_anonymous else profile_credentials(os.environ)
-
-
-class GoogleBucket(BucketStore):
-    """`gs://bucket/prefix`, with the application default credentials."""
-
-    Options = BucketOptions
-    cure = (
-        "check the credentials (GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_SERVICE_ACCOUNT_KEY) "
-        "and what they may do with the bucket"
-    )
-    endpoint_variables = ("GOOGLE_BASE_URL",)
-
-    def _connect(self) -> Any:
-        from obstore.store import GCSStore
-
-        endpoint = self._endpoint()
-        config: GCSConfig = {}
-        if endpoint:
-            config["base_url"] = endpoint
-        if self.options.anonymous is not None:
-            config["skip_signature"] = self.options.anonymous
-        return GCSStore(
-            self.bucket,
-            prefix=self.prefix or None,
-            config=config,
-            client_options=self._client_options(endpoint),
-            retry_config=self._retries(),
-        )
-
-    def _reason(self, error: Exception) -> str:
-        if "decode service account" in str(error):  # and then a quotation from it
-            return f"the service account's key is not the JSON that Google gives; {self.cure}"
-        return super()._reason(error)
-
-
-class AzureContainer(BucketStore):
-    """`az://container/prefix` with AZURE_STORAGE_ACCOUNT_NAME, or
-    `abfs://container@account.host/prefix`."""
-
-    Options = BucketOptions
-    cure = (
-        "check the credentials (AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN) "
-        "and what they may do with the container"
-    )
-    endpoint_variables = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
-
-    def _connect(self) -> Any:
-        from obstore.store import AzureStore
-
-        endpoint = self._endpoint()
-        container, _, host = self.bucket.partition("@")
-        config: AzureConfig = {}
-        account = host.partition(".")[0] or _first("AZURE_STORAGE_ACCOUNT_NAME")
-        if account:  # obstore reads the variable too, but then the repr of its client panics
-            config["account_name"] = account
-        if endpoint:
-            config["endpoint"] = endpoint
-        if self.options.anonymous is not None:
-            config["skip_signature"] = self.options.anonymous
-        return AzureStore(
-            container,
-            prefix=self.prefix or None,
-            config=config,
-            client_options=self._client_options(endpoint),
-            retry_config=self._retries(),
-        )
-
-    def _reason(self, error: Exception) -> str:
-        if "Account must be specified" in str(error):
-            return f"the address names no account; {self.cure}"
-        return super()._reason(error)
-
-
-class WebFolder(BucketStore):
-    """`https://host/path` (and `http://`): files behind a web server that answers byte ranges, to
-    be read by anyone.
-
-    A web server has no listing, so that only what is known by name can be read."""
-
-    Options = WebOptions
-    cure = "a web server must let anyone read the pool; where it takes credentials, use s3://, gs:// or az://"
-
-    def exists(self, name: str) -> bool:
-        """Whether a file of that name is there."""
-        return Store.exists(self, name)
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Raises: StorageError, always."""
-        raise StorageError(
-            f"{self.uri(prefix.rstrip('/'))}: cannot be listed on a web server; training and evaluation need the exact "
-            "names of manifests, verify, report and diff need a copy of the pool"
-        )
-
-    def put(self, name: str, data: bytes) -> None:
-        """Raises: StorageError, always."""
-        raise self._read_only(name, "written")
-
-    def delete(self, name: str) -> None:
-        """Raises: StorageError, always."""
-        raise self._read_only(name, "removed")
-
-    def adopt(self, name: str, path: Path) -> None:
-        """Raises: StorageError, always."""
-        raise self._read_only(name, "written")
-
-    def _connect(self) -> Any:
-        from obstore.store import HTTPStore
-
-        address = self.uri("")
-        if not _is_address(address):
-            raise ConfigError("the address names no host:port; correct it")
-        return HTTPStore(
-            address, client_options=self._client_options(address), retry_config=self._retries()
-        )
-
-    def _read_only(self, name: str, what: str) -> StorageError:
-        return StorageError(
-            f"{self.uri(name)}: cannot be {what}: a web server is only read from; "
-            "write to a folder, s3://, gs:// or az://"
-        )
-
-    def _reason(self, error: Exception) -> str:
-        if "Range request not supported" in str(error):
-            return "the web server ignores byte ranges; serve the pool from one that answers them"
-        return super()._reason(error)
-
-
-def _is_address(text: str) -> bool:
-    """Whether obstore can parse an address: its host, its port, an IP."""
+def is_address(text: str) -> bool:
+    """Return whether obstore can parse the host and the port of an address."""
     from obstore.store import HTTPStore
 
     try:
@@ -449,29 +263,20 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_plain(text: str) -> bool:
-    """Whether text can stand in the header of a request, where obstore panics at more."""
+def is_plain(text: str) -> bool:
+    """Return whether a text can be a header of a request; obstore panics at other texts."""
     return text.isascii() and text.isprintable() and " " not in text
 
 
-def _with_bucket(endpoint: str, bucket: str) -> str:
-    """The address of a bucket in the virtual-hosted style, where the endpoint is not one
-    already."""
-    scheme, _, host = endpoint.partition("://")
-    return endpoint if host.startswith(f"{bucket}.") else f"{scheme}://{bucket}.{host}"
+def first_set(*variables: str) -> str | None:
+    """Return the value of the first environment variable that is set and not empty."""
+    for variable in variables:
+        if value := os.environ.get(variable):
+            return value
+    return None
 
 
-def _first(*names: str) -> str | None:
-    """The first environment variable that is set and not empty."""
-    return next((value for name in names if (value := os.environ.get(name))), None)
-
-
-def _is_on(name: str) -> bool:
-    """Whether an environment variable says yes, as obstore reads it."""
-    return os.environ.get(name, "").lower() in ("1", "true", "on", "yes", "y")
-
-
-def _code(text: str) -> str:
-    """The error code in an answer of XML, empty if there is none."""
-    found = re.search(r"<Code>(\w+)</Code>", text)
-    return found[1] if found else ""
+def _error_code(text: str) -> str:
+    """Return the error code of an XML answer, or an empty text."""
+    match = re.search(r"<Code>(\w+)</Code>", text)
+    return match[1] if match else ""

@@ -1,4 +1,4 @@
-"""Open the place that an address leads to."""
+"""Open the store of an address."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shards.config import build_settings
 from shards.errors import ConfigError
-from shards.storage.base import LocalStore, Store
-from shards.storage.buckets import AzureContainer, BucketStore, GoogleBucket, S3Bucket, WebFolder
-
-__all__ = ["BucketStore", "LocalStore", "Store", "open_store"]
+from shards.storage.base import Store
+from shards.storage.buckets import BucketStore
+from shards.storage.local import LocalStore
+from shards.storage.providers import AzureContainer, GoogleBucket, S3Bucket, WebFolder
 
 _REMOTE: dict[str, type[BucketStore]] = {
     "s3": S3Bucket,
@@ -22,20 +22,23 @@ _REMOTE: dict[str, type[BucketStore]] = {
     "https": WebFolder,
     "http": WebFolder,
 }
-# user@ before the host, user:password@ anywhere, for a secret may hold / and ?, or any @ among the
-# options
+# `user@` before the host, or `user:password@` anywhere: a secret may hold / and ?, and the options
+# may hold any @.
 _CREDENTIALS = re.compile(r"^/*[^/]*@|[:?].*@", re.DOTALL)
-_CONTAINER = re.compile(r"^[^/?:@]+@")  # abfs://container@account.host
+# The container of abfs://container@account.host.
+_CONTAINER = re.compile(r"^[^/?:@]+@")
 
 
 def open_store(uri: str | Path) -> Store:
-    """Open a path, a `file://` address, or `<scheme>://<bucket>/<prefix>?<options>` of object
-    storage or the web.
+    """Return the store of an address, without a request to it.
 
-    Nothing is asked of the store yet. An address holds no credentials; for the options see
-    `shards.storage.buckets`.
-    Raises: ConfigError for another scheme, an unknown option, or credentials in the address, which
-        it does not repeat.
+    Args:
+        uri: a path, a `file://` address, or `<scheme>://<bucket>/<prefix>?<options>`; the options
+            are those of `shards.storage.buckets` and `shards.storage.providers`.
+
+    Raises:
+        ConfigError: for another scheme, an unknown option, or an address that holds credentials,
+            which the message does not repeat.
     """
     text = str(uri)
     scheme, is_address, rest = text.partition("://")
@@ -43,34 +46,41 @@ def open_store(uri: str | Path) -> Store:
         return LocalStore(Path(text).absolute())
     if scheme == "file":
         return LocalStore(Path(unquote(urlsplit(text).path)))
-    face = _REMOTE.get(scheme)
-    if _holds_credentials(rest, may_name_container=face is AzureContainer):
-        cure = face.cure if face else f"give a folder or one of {', '.join(_REMOTE)}"
+
+    # Check for credentials before any message can quote the address.
+    store_type = _REMOTE.get(scheme)
+    schemes = ", ".join(_REMOTE)
+    if _holds_credentials(rest, may_name_container=store_type is AzureContainer):
+        hint = store_type.hint if store_type else f"give a folder or one of {schemes}"
         raise ConfigError(
-            f"{scheme}://...: the address holds credentials; leave them out and {cure}"
+            f"{scheme}://...: the address holds credentials; leave them out and {hint}"
         )
-    place, _, query = rest.partition("?")
-    bucket, _, prefix = place.strip("/").partition("/")
+
+    path, _, query = rest.partition("?")
+    bucket, _, prefix = path.strip("/").partition("/")
     shown = f"{scheme}://{bucket}/{prefix}".rstrip("/")
-    if face is None:
+
+    if store_type is None:
         raise ConfigError(
-            f"{shown}: {scheme}:// is not supported; give a folder or one of {', '.join(_REMOTE)}"
+            f"{shown}: {scheme}:// is not supported; give a folder or one of {schemes}"
         )
     if not bucket:
         raise ConfigError(f"{scheme}://: names no bucket; give {scheme}://bucket/prefix")
     if not bucket.isprintable() or " " in bucket:
         raise ConfigError(
-            f"{shown!r}: no bucket and no host has a name with a space; give {scheme}://bucket/prefix"
+            f"{shown!r}: bucket and host names cannot contain spaces; give {scheme}://bucket/prefix"
         )
-    options = build_settings(
-        face.Options, dict(parse_qsl(query, keep_blank_values=True)), where=shown
-    )
-    return face(scheme, bucket, prefix, options)
+
+    values = dict(parse_qsl(query, keep_blank_values=True))
+    options = build_settings(store_type.Options, values, where=shown)
+    return store_type(scheme, bucket, prefix, options)
 
 
 def _holds_credentials(rest: str, *, may_name_container: bool) -> bool:
-    """Whether what follows `://` may hold a user's name or a secret, however often it is
-    percent-encoded."""
+    """Return whether the text after `://` may hold a user name or a secret.
+
+    The text is decoded until nothing is percent-encoded.
+    """
     while (plain := unquote(rest)) != rest:
         rest = plain
     return bool(_CREDENTIALS.search(_CONTAINER.sub("", rest) if may_name_container else rest))

@@ -32,7 +32,7 @@ from shards.sampling.crops import Crop, choose_crop, cut_and_resize, largest_shr
 from shards.sampling.orders import Order
 from shards.sampling.plan import MicroPlan, RankSlice, WorkerSlice
 from shards.sampling.sample_rng import sample_rng
-from shards.storage.open import Store
+from shards.storage.base import Store
 from shards.stream.batch_buffers import BatchBuffers
 from shards.stream.batches import PackedBatch, as_clips
 

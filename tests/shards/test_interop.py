@@ -22,7 +22,8 @@ from shards.errors import ConfigError, StorageError
 from shards.format.schema import SAMPLES_SCHEMA
 from shards.interop import SCHEMES, hf_features, register_openers
 from shards.reader import Pool, open_pool, read_frame_bytes
-from shards.storage.open import LocalStore, open_store
+from shards.storage.local import LocalStore
+from shards.storage.open import open_store
 from tests.fault_proxy import Fault, run_fault_proxy
 from tests.object_store import ObjectServer
 from tests.preprocess.builds import build

@@ -107,7 +107,7 @@ def test_a_file_that_is_missing_or_cut_short_is_named(public: ObjectServer, face
     ):
         store.read_ranges("pool.json", [0, size], [1, 5])
     with pytest.raises(StorageError, match=r"pool/pool.json: ends before the \d+ bytes"):
-        list(store.read_pieces("pool.json", [size + 1]))
+        list(store.read_chunks("pool.json", [size + 1]))
     assert len(store.sha256("pool.json")) == 64
 
 
@@ -122,10 +122,10 @@ def test_a_web_server_lists_nothing_and_takes_nothing(public: ObjectServer, tmp_
     for attempt in (
         lambda: store.put("x", b"1"),
         lambda: store.delete("x"),
-        lambda: store.adopt("x", tmp_path / "x"),
+        lambda: store.move_in("x", tmp_path / "x"),
     ):
         with pytest.raises(
-            StorageError, match=r"a%20pool/x: cannot be .*: a web server is only read from"
+            StorageError, match=r"a%20pool/x: cannot be .*: a web server is read-only"
         ):
             attempt()
     assert (tmp_path / "x").exists()

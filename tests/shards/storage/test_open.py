@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError, StorageError
-from shards.storage.open import Store, open_store
+from shards.storage.base import Store
+from shards.storage.open import open_store
 
 DATA = bytes(range(256)) * 40
 
@@ -61,7 +62,7 @@ def test_ranges_come_in_the_order_asked_for(store: Store, ranges: list[tuple[int
 
 def test_a_range_over_the_end_says_that_the_file_is_cut_short(store: Store) -> None:
     for start in (len(DATA) - 1, len(DATA) + 10):
-        message = rf"shards/a.tar: holds {len(DATA)} bytes, expected {start + 5} or more; the file is cut short"
+        message = rf"shards/a.tar: holds {len(DATA)} bytes, expected {start + 5} or more; the file is truncated"
         with pytest.raises(StorageError, match=message):
             store.read_ranges("shards/a.tar", [0, start], [4, 5])
 
@@ -135,11 +136,11 @@ def test_an_unknown_scheme_is_refused() -> None:
         ),
         (
             "s3://buc ket/pool",
-            r"^'s3://buc ket/pool': no bucket and no host has a name with a space; give s3://",
+            r"^'s3://buc ket/pool': bucket and host names cannot contain spaces; give s3://",
         ),
         (
             "http://ho\nst/pool",
-            r"^'http://ho\\nst/pool': no bucket and no host has a name with a space",
+            r"^'http://ho\\nst/pool': bucket and host names cannot contain spaces",
         ),
         (
             "gs://bucket?endpoint=host:80",

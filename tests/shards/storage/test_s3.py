@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from shards.errors import StorageError
-from shards.storage.open import Store, open_store
+from shards.storage.base import Store
+from shards.storage.open import open_store
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.object_store import DOMAIN, PUBLIC, READER, WRITER, ObjectServer
 
@@ -42,18 +43,18 @@ def test_a_file_is_taken_in_whole_and_read_in_pieces_and_ranges(
     store: Store, tmp_path: Path
 ) -> None:
     (tmp_path / "a.tar").write_bytes(DATA)
-    store.adopt("shards/a.tar", tmp_path / "a.tar")
+    store.move_in("shards/a.tar", tmp_path / "a.tar")
     assert not (tmp_path / "a.tar").exists()
     assert store.sha256("shards/a.tar") == hashlib.sha256(DATA).hexdigest()
     sizes = [1, 12_000_000, 0, 7_999_000]
     assert (
-        b"".join(bytes(piece) for piece in store.read_pieces("shards/a.tar", sizes))
+        b"".join(bytes(piece) for piece in store.read_chunks("shards/a.tar", sizes))
         == DATA[: sum(sizes)]
     )
     assert store.read_ranges("shards/a.tar", [19_999_990, 5], [10, 7]) == [DATA[-10:], DATA[5:12]]
     with pytest.raises(StorageError, match=r"s3://storage/.*a.tar: ends before the 20000001 bytes"):
-        list(store.read_pieces("shards/a.tar", [20_000_000, 1]))
-    with pytest.raises(StorageError, match="the file is cut short"):
+        list(store.read_chunks("shards/a.tar", [20_000_000, 1]))
+    with pytest.raises(StorageError, match="the file is truncated"):
         store.read_ranges("shards/a.tar", [19_999_990], [11])
 
 
@@ -84,7 +85,7 @@ def test_requests_that_fail_at_first_are_repeated(
     assert flaky.read("small") == b"1"
     assert flaky.sizes("") == {"small": 1}
     (tmp_path / "large").write_bytes(DATA)
-    flaky.adopt("large", tmp_path / "large")
+    flaky.move_in("large", tmp_path / "large")
     assert flaky.sha256("large") == hashlib.sha256(DATA).hexdigest()
     flaky.delete("small")
     assert flaky.names("") == ["large"]

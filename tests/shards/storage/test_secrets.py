@@ -125,7 +125,7 @@ def test_no_failure_repeats_a_secret(
         lambda: store.put("new", b"1"),
         lambda: store.read("missing"),
         lambda: store.read_ranges("missing", [0], [1]),
-        lambda: list(store.read_pieces("missing", [1])),
+        lambda: list(store.read_chunks("missing", [1])),
         lambda: store.size("missing"),
     ]
     for attempt in attempts:
@@ -246,7 +246,7 @@ def test_a_google_file_that_is_no_key_is_not_quoted(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     said = complaint("gs://b/p")
     assert (
-        "is not the JSON that Google gives; check the credentials (GOOGLE_APPLICATION_CREDENTIALS, "
+        "is not the JSON that Google issues; check the credentials (GOOGLE_APPLICATION_CREDENTIALS, "
         in said
     )
     assert "planted" not in said

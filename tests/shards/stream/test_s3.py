@@ -18,7 +18,7 @@ from shards.fetching.frames import ReadSettings, ReadStats, make_reader
 from shards.loader import TrainLoader, build_eval_loader, build_train_loader
 from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
-from shards.storage.open import LocalStore
+from shards.storage.local import LocalStore
 from shards.stream.batches import MicroBatch
 from shards.stream.settings import BlockSettings, StreamSettings
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
@@ -231,7 +231,9 @@ def test_an_object_that_always_stalls_is_an_empty_place_with_its_name(
     ]
     assert failures
     assert all(
-        failure.startswith(f"s3://stream/pool/{victim}: cannot be read: its bytes stop half-way")
+        failure.startswith(
+            f"s3://stream/pool/{victim}: cannot be read: the download stalled repeatedly"
+        )
         for failure in failures
     )
 
