@@ -332,13 +332,14 @@ def test_duckdb_reads_the_samples_of_a_build(odd_pool: Pool) -> None:
     assert dict(counts) == {key: len(frames) for key, frames in frames_by_key(odd_pool).items()}
 
 
-def test_the_example_of_readme_runs_and_prints_what_the_pool_holds(
+def test_the_example_of_the_docs_runs_and_prints_what_the_pool_holds(
     pool: Pool, remote: list[str], tmp_path: Path
 ) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = ROOT / "docs" / "guides" / "other-libraries.md"
+    text = page.read_text(encoding="utf-8")
     (example,) = [
         code
-        for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         if "shards.interop" in code
     ]
     assert isinstance(pool.store, LocalStore)
