@@ -30,7 +30,6 @@ from shards.sampling.plan import (
     train_plan,
 )
 from shards.storage.open import LocalStore
-from shards.sampling.orders import OrderKind
 from shards.stream.batch_buffers import BatchBuffers
 from shards.stream.batches import ClipBatch, MicroBatch
 from shards.stream.failures import failure_limit, stop_at_failures
