@@ -24,6 +24,7 @@ from preprocess.settings import make_build_settings
 from preprocess.sources.naming import VIDEO_EXTENSIONS
 from shards.errors import ConfigError
 from shards.format.schema import Encoding
+from shards.progress import NullProgress, Progress
 
 # short side at most 256, even sizes
 _SHORT_SIDE = (
@@ -70,7 +71,7 @@ class BuildBenchmark:
 
 
 def bench_build(
-    videos: Path, *, repeats: int, progress: Callable[[int, int], None], build_seconds: float = 20.0
+    videos: Path, *, repeats: int, progress: Progress = NullProgress(), build_seconds: float = 20.0
 ) -> BuildBenchmark:
     """Measure all videos below a folder. Raises: ConfigError if there are none.
 
@@ -96,7 +97,7 @@ def bench_build(
         for done, path in enumerate(files, start=1):
             for index, best in enumerate(_best_of(sides, path, repeats)):
                 seconds[index] += best
-            progress(done, len(files))
+            progress.update("measure", done, len(files))
         tree = _repeat(
             files, Path(scratch) / "tree", copies=max(2, math.ceil(build_seconds / seconds[1]))
         )
@@ -165,9 +166,21 @@ def _repeat(files: Sequence[Path], tree: Path, *, copies: int) -> Path:
     return tree
 
 
+class _Clock(NullProgress):
+    """Keep the time of every update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Record the time at which `done` clips are complete."""
+        self.times.append(time.perf_counter())
+
+
 def _build_rate(videos: Path, scratch: Path, workers: int) -> float:
     """Clips a second of a build into a new folder; its start and its closing are not counted."""
-    times: list[float] = []
+    clock = _Clock()
     options = {
         "dataset": "folder",
         "videos": videos,
@@ -175,6 +188,7 @@ def _build_rate(videos: Path, scratch: Path, workers: int) -> float:
         "workers": workers,
     }
     settings = make_build_settings(options, [f"frames_per_clip={STORED_FRAMES}"])
-    run_build(settings, progress=lambda done, total: times.append(time.perf_counter()))
+    run_build(settings, progress=clock)
+    times = clock.times
     first_clip, last_clip = times[1], times[-1]  # times[0]: nothing is written yet
     return (len(times) - 2) / (last_clip - first_clip)

@@ -162,11 +162,12 @@ def _run(settings: Any, *, dry_run: bool) -> Any:
     """Build or plan, and print the report."""
     from preprocess import console
     from preprocess.coordinator import pipeline
+    from shards.progress import Progress
 
     if dry_run:
         report = pipeline.dry_run(settings)
     else:
-        with console.show_progress() as progress:
+        with Progress() as progress:
             report = pipeline.run_build(settings, progress=progress)
     console.print_warnings(report)
     if settings.json_output:

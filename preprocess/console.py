@@ -1,74 +1,15 @@
-"""What a person sees of a build: a progress bar or, where stderr is no terminal, a line now and
-then; the table."""
+"""The closing table of a build and its warnings, as plain text."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import time
-from collections.abc import Callable, Iterator
 
 from preprocess.coordinator.estimate import Estimate
 from preprocess.coordinator.report import BuildReport
 from shards.cli import show_duration
 from shards.maintenance.pool_report import manifest_lines
 
-_LINE_EVERY_SECONDS = 10.0
 _MAX_FAILED_LINES = 20
-
-
-@contextlib.contextmanager
-def show_progress() -> Iterator[Callable[[int, int], None]]:
-    """Give a function (done, total) that shows both, the rate and the time left on stderr."""
-    if not sys.stderr.isatty():
-        yield _PlainProgress()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class _Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} clips/s" if task.speed else "")
-
-    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), "ETA", TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, start=False)
-
-        def show(done: int, total: int) -> None:
-            if not bar.tasks[0].started:
-                bar.start_task(task)
-            bar.update(task, completed=done, total=total)
-
-        yield show
-
-
-class _PlainProgress:
-    """Prints `120/7000 clips, 31.5 clips/s, ETA 3 min 38 s` every ten seconds; the first and last
-    call always."""
-
-    def __init__(self) -> None:
-        self._started: tuple[float, int] | None = None
-        self._printed = 0.0
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if self._started is None:
-            self._started = (now, done)
-        elif done < total and now - self._printed < _LINE_EVERY_SECONDS:
-            return
-        self._printed = now
-        since, before = self._started
-        rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {rate:.1f} clips/s, ETA {show_duration((total - done) / rate)}" if rate else ""
-        print(f"{done}/{total} clips{left}", file=sys.stderr, flush=True)
 
 
 def print_report(report: BuildReport) -> None:

@@ -242,10 +242,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a finished pool; ends with 1 if anything is damaged, with a line for each finding."""
-    from preprocess.console import show_progress
     from shards.maintenance.verify import verification_text, verify_pool
+    from shards.progress import Progress
 
-    with show_progress() as progress:
+    with Progress() as progress:
         found = verify_pool(pool, level=level, progress=progress)
     print_report(found, verification_text(found), as_json=as_json)
     if not found.is_clean:
@@ -276,11 +276,11 @@ def repair(
 ) -> None:
     """Make the shards and manifests that `verify` finds damaged again: the same bytes, the same
     pool_id."""
-    from preprocess.console import show_progress
     from preprocess.coordinator.repair import RepairOptions, repair_pool, repair_text
+    from shards.progress import Progress
 
     options = RepairOptions(pool, videos, annotations, splits or (), workers, set_ or ())
-    with show_progress() as progress:
+    with Progress() as progress:
         done = repair_pool(options, progress=progress)
     print_report(done, repair_text(done), as_json=as_json)
 
@@ -371,11 +371,7 @@ def bench_build(
     from shards.progress import ProgressBars
 
     with ProgressBars(enabled=True) as bars:
-        measured = measure(
-            videos,
-            repeats=repeats,
-            progress=lambda done, total: bars.update("measure", done, total),
-        )
+        measured = measure(videos, repeats=repeats, progress=bars)
     _show_benchmark(measured, f"{measured.videos} videos", as_json=as_json)
 
 

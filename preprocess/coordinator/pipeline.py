@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from preprocess.coordinator.closing import close_pool, read_parts, write_part
 from preprocess.coordinator.estimate import estimate_build, videos_left
-from preprocess.coordinator.job import Job, Progress, open_job
+from preprocess.coordinator.job import Job, open_job
 from preprocess.coordinator.overlaps import find_duplicates, find_overlaps, warn_of
 from preprocess.coordinator.report import BuildReport, PlannedManifest, failed_videos
 from preprocess.coordinator.resume import Work, plan_layout, plan_work
@@ -30,11 +30,10 @@ from preprocess.settings import BuildSettings
 from preprocess.workers.child import Decoded
 from shards.format.schema import count_samples
 from shards.format.writer import encode_sample
+from shards.progress import NullProgress, Progress
 
 
-def run_build(
-    settings: BuildSettings, *, progress: Progress = lambda done, total: None
-) -> BuildReport:
+def run_build(settings: BuildSettings, *, progress: Progress = NullProgress()) -> BuildReport:
     """Build, continue, extend or close a pool; a finished one is only checked.
 
     Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an
@@ -65,7 +64,7 @@ def dry_run(settings: BuildSettings) -> BuildReport:
     """Say what a build would do and estimate what it takes, from about two seconds of decoding;
     nothing is written."""
     started = time.monotonic()
-    job = open_job(settings, lambda done, total: None)
+    job = open_job(settings, NullProgress())
     state = load_state(job.store, settings)
     layout = plan_layout(state, job.source.videos, settings)
     videos, num_open = videos_left(job, state, layout)
@@ -102,12 +101,14 @@ def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
         len(plan.keys) for plan, _ in work.open
     )
     done = itertools.count(total - len(todo))
-    job.progress(next(done), total)
+    job.progress.update("clips", next(done), total)
     finished = list(work.standing)
     with job.workspace as workspace, job.workers() as pool, closing(pool.decode(todo)) as decoded:
         for plan, num_done in work.open:
             answers = itertools.islice(decoded, len(plan.keys) - num_done)
-            shard = _write_shard(workspace, plan, answers, lambda: job.progress(next(done), total))
+            shard = _write_shard(
+                workspace, plan, answers, lambda: job.progress.update("clips", next(done), total)
+            )
             workspace.keep(shard)
             finished.append(shard)
     return sorted(finished, key=lambda shard: shard.plan.index)

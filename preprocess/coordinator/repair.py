@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from preprocess.coordinator.job import Job, Progress, open_job
+from preprocess.coordinator.job import Job, open_job
 from preprocess.coordinator.pipeline import write_shards
 from preprocess.coordinator.resume import plan_work
 from preprocess.coordinator.workspace import Workspace, open_workspace
@@ -26,6 +26,7 @@ from shards.errors import ConfigError, FormatError
 from shards.files import hash_file
 from shards.format.schema import POOL_CARD, SAMPLES
 from shards.maintenance.verify import Verification, verify_pool
+from shards.progress import NullProgress, Progress
 from shards.reader import Pool, open_pool
 from shards.storage.local import LocalStore
 from shards.storage.open import open_store
@@ -62,9 +63,7 @@ class RepairOptions:
     overrides: Sequence[str] = ()
 
 
-def repair_pool(
-    options: RepairOptions, *, progress: Progress = lambda done, total: None
-) -> RepairReport:
+def repair_pool(options: RepairOptions, *, progress: Progress = NullProgress()) -> RepairReport:
     """Verify a pool (`full`) and make its damaged shards and manifests again.
 
     Raises: ConfigError naming a source that is gone or another one now, or a table that cannot be
@@ -230,7 +229,7 @@ def _restore_manifests(
 ) -> None:
     """Plan all manifests again; move the damaged ones into the pool if the others come out as they
     are."""
-    job = open_job(settings, lambda done, total: None)
+    job = open_job(settings, NullProgress())
     store = LocalStore(beside)
     samples = read_samples(pool.store.read(SAMPLES), where=pool.store.uri(SAMPLES))
     written = write_manifests(

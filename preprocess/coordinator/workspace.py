@@ -1,22 +1,18 @@
-"""Where a build writes: open shards and their journals in a local folder, finished shards in the
-pool.
+"""The place where a build writes: open shards in a local folder, finished shards in the pool.
 
-For a local pool both are the pool's own folder. A pool in object storage has a scratch folder
-beside it: a finished shard goes up while the next one is written, followed by a receipt (its rows
-    and its hash), and leaves scratch. A later
-run, on any machine, goes on from the receipts; what scratch holds saves decoding and may be
-lost."""
+For a local pool both are the folder of the pool. A pool in object storage has a scratch folder on
+this machine: a finished shard is uploaded while the next one is written, followed by a receipt
+(its rows and its hash), and is then removed from scratch. A later run, on any machine, resumes from
+the receipts. The content of the scratch folder only saves decoding and may be lost.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from preprocess.coordinator.locks import lock_address, lock_folder, remove_unused
 from preprocess.records.state import BUILD_NOTE, PARTS, REPAIR, SHARDS, tar_name
 from preprocess.records.tables import (
     ShardRows,
@@ -34,36 +31,43 @@ from preprocess.records.tables import (
     to_parquet,
 )
 from preprocess.settings import BuildSettings
-from shards.errors import ConfigError, StorageError
 from shards.format.schema import POOL_CARD, ShardEntry
 from shards.format.writer import ShardWriter
 from shards.storage.base import Store
 from shards.storage.local import LocalStore
 from shards.storage.open import open_store
 
-_UPLOADS_AHEAD = 2  # finished shards that wait for theirs, so that scratch stays bounded
+# Finished shards that may wait for their upload, so that the size of scratch is bounded.
+_MAX_WAITING_UPLOADS = 2
 
 
 @dataclass(frozen=True)
 class BegunShard:
-    """What earlier runs left of a shard that no closed pool has.
-
-    rows: of its first videos; is_ended: nothing can be added; is_in_pool: the tar lies where the
-        pool has it
-    entry: its line in `pool.json` where that is known, else None"""
+    """A shard that an earlier run has begun, in a build that has not ended."""
 
     rows: list[dict[str, Any]]
+    """The rows of its first videos."""
+
     is_ended: bool
+    """Whether the tar is complete, so that nothing can be appended."""
+
     is_in_pool: bool
+    """Whether the tar is in its final place in the pool."""
+
     entry: ShardEntry | None = None
+    """Its entry in `pool.json`, if its hash is known."""
 
 
 class Workspace:
-    """The folder of a local pool; a context manager while shards are written.
-
-    folder: local; open shards and journals are in its `shards/`, the locks are on it"""
+    """The folder of a local pool; a context manager while shards are written."""
 
     def __init__(self, store: Store, folder: Path) -> None:
+        """Describe a workspace without touching it.
+
+        Args:
+            store: the pool.
+            folder: local folder that is locked; its `shards/` has open shards and journals.
+        """
         self.store = store
         self.folder = folder
 
@@ -80,139 +84,108 @@ class Workspace:
 
     @contextlib.contextmanager
     def lock(self, settings: BuildSettings) -> Iterator[None]:
-        """Hold the folder for one run, or one part of it for one run of that part.
+        """Hold the pool for one build, or one part of it for one build of that part.
 
-        The kernel releases the locks when the process ends, however it ends. Raises: ConfigError,
-        StorageError."""
-        held: list[int] = []
-        try:
-            try:
-                (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
-                held.append(os.open(self.folder, os.O_RDONLY))
-                if settings.part is not None:
-                    lock = (
-                        self.folder
-                        / SHARDS
-                        / f".part-{settings.part_index}-of-{settings.num_parts}.lock"
-                    )
-                    held.append(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644))
-            except OSError as error:
-                raise StorageError(
-                    f"{self.folder}: cannot be written: {error.strerror or error}"
-                ) from None
-            modes = [fcntl.LOCK_EX] if settings.part is None else [fcntl.LOCK_SH, fcntl.LOCK_EX]
-            if not all(
-                _try_lock(descriptor, mode) for descriptor, mode in zip(held, modes, strict=True)
-            ):
-                raise ConfigError(
-                    f"{self.folder}: another build is writing there; wait for it, or give another folder with --out"
-                )
-            for other in (self.folder / SHARDS).glob(".part-*-of-*.lock"):
-                if settings.part is not None and not other.name.endswith(
-                    f"-of-{settings.num_parts}.lock"
-                ):
-                    _check_free(other)
+        Raises:
+            ConfigError: if another build holds it.
+            StorageError: if the folder cannot be written.
+        """
+        with lock_folder(self.folder, settings):
             yield
-        finally:
-            for descriptor in held:
-                os.close(descriptor)
 
     def writer(self, name: str) -> ShardWriter:
-        """Open or continue a shard. Raises: StorageError."""
+        """Open or continue a shard.
+
+        Raises:
+            StorageError: if its files cannot be written.
+        """
         return ShardWriter(self.folder / SHARDS, name)
 
     def is_begun(self, name: str) -> bool:
-        """Whether a build that has not ended wrote this shard, or began to."""
-        return (self.folder / SHARDS / f".{name}.jsonl").exists()
+        """Return whether a build that has not ended wrote this shard, or began to."""
+        return self._journal(name).exists()
 
     def num_begun(self, name: str) -> int:
-        """How many videos of a shard are written; looks and changes nothing."""
-        journal = self.folder / SHARDS / f".{name}.jsonl"
+        """Return how many videos of a shard are written, without changing its files."""
+        journal = self._journal(name)
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
     def begun(self, name: str) -> BegunShard | None:
-        """What is left of a shard; a torn end of its files is cut off."""
-        if not Workspace.is_begun(self, name):
+        """Read a begun shard and cut off a torn end of its files; None if it is not begun."""
+        if not self._journal(name).exists():
             return None
+
+        # Opening the writer truncates the tar and the journal to their last complete video.
         writer = self.writer(name)
         writer.close()
         return BegunShard(writer.rows, is_ended=writer.finished, is_in_pool=writer.finished)
 
     def discard(self, name: str) -> None:
-        """Remove a shard's tar and journal, so that it is built from its first video on."""
+        """Remove a shard's tar and journal, so that it is built again from its first video."""
         folder = self.folder / SHARDS
-        for path in (
-            folder / f"{name}.tar",
-            folder / f".{name}.tar.part",
-            folder / f".{name}.jsonl",
-        ):
-            path.unlink(missing_ok=True)
+        (folder / f"{name}.tar").unlink(missing_ok=True)
+        (folder / f".{name}.tar.part").unlink(missing_ok=True)
+        self._journal(name).unlink(missing_ok=True)
 
     def keep(self, shard: ShardRows) -> None:
-        """Take a shard that its writer has finished."""
+        """Bring a shard that its writer has finished into the pool; here it is there already."""
 
     def clear(self, dataset: str, names: set[str]) -> None:
-        """Remove what only an unfinished build needs, and tars of this dataset that are not among
-        `names`."""
-        ours = re.compile(
+        """Remove the files that only an unfinished build needs, and tars that are not of the pool.
+
+        Args:
+            dataset: only tars that are named after it are removed.
+            names: shards of the pool.
+        """
+        removable = re.compile(
             rf"\.?({re.escape(dataset)}-\d{{6,}})\.(tar|tar\.part|jsonl)|\.part-\d+-of-\d+\.lock"
         )
         for path in (self.folder / SHARDS).iterdir():
-            match = ours.fullmatch(path.name)
-            if match and not (path.name.endswith(".tar") and match[1] in names):
+            match = removable.fullmatch(path.name)
+            if match is None:
+                continue
+            is_shard_of_pool = path.name.endswith(".tar") and match[1] in names
+            if not is_shard_of_pool:
                 path.unlink(missing_ok=True)
+
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         shutil.rmtree(self.folder / REPAIR, ignore_errors=True)
         (self.folder / BUILD_NOTE).unlink(missing_ok=True)
+
+    def _journal(self, name: str) -> Path:
+        return self.folder / SHARDS / f".{name}.jsonl"
 
 
 class ScratchWorkspace(Workspace):
     """The scratch folder of a pool in object storage."""
 
     def __init__(self, store: Store, folder: Path) -> None:
+        """Describe a workspace without touching it; the arguments are those of `Workspace`."""
         super().__init__(store, folder)
         self._uploader: ThreadPoolExecutor | None = None
         self._uploads: list[Future[None]] = []
 
     @functools.cached_property
-    def _held(self) -> dict[str, int]:
-        """What the pool had when this run began: asked for once, under the lock."""
+    def _objects(self) -> dict[str, int]:
+        """Size of each object below `shards/` when this run began, listed once under the lock."""
         return self.store.sizes(f"{SHARDS}/")
 
     @contextlib.contextmanager
     def lock(self, settings: BuildSettings) -> Iterator[None]:
-        """As for a folder; nothing that is empty stays behind."""
-        address = hashlib.sha256(self.store.uri("").encode()).hexdigest()[:16]
-        everywhere = (
-            Path(tempfile.gettempdir()) / f"bmpt-{os.getuid()}-{address}.lock"
-        )  # whatever --scratch is
+        """Hold the address on this machine, and the scratch folder, which is removed if empty."""
+        is_part = settings.part is not None
         try:
-            with _hold_file(
-                everywhere, fcntl.LOCK_EX if settings.part is None else fcntl.LOCK_SH
-            ) as is_free:
-                if not is_free:
-                    raise ConfigError(
-                        f"{self.store.uri('')}: another build on this machine writes there; wait for it"
-                    )
-                with super().lock(settings):
-                    yield
+            with (
+                lock_address(self.store.uri(""), shared=is_part),
+                lock_folder(self.folder, settings),
+            ):
+                yield
         finally:
-            self._remove_empty(settings)
-
-    def _remove_empty(self, settings: BuildSettings) -> None:
-        """Leave no lock and no empty folder behind, unless another part is being built here."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                if _try_lock(descriptor, fcntl.LOCK_EX):
-                    for lock in (self.folder / SHARDS).glob(".part-*.lock"):
-                        lock.unlink(missing_ok=True)
-                    (self.folder / SHARDS).rmdir()
-                    self.folder.rmdir()
-            finally:
-                os.close(descriptor)
+            remove_unused(self.folder)
             if settings.scratch is None:
-                self.folder.parent.rmdir()
+                # The default folder `scratch` has the scratch folders of other pools too.
+                with contextlib.suppress(OSError):
+                    self.folder.parent.rmdir()
 
     def __enter__(self) -> Workspace:
         self._uploader = ThreadPoolExecutor(max_workers=1)
@@ -224,145 +197,122 @@ class ScratchWorkspace(Workspace):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for the uploads, after an error for the running one alone. Raises: StorageError of
-        the first."""
+        """Wait for all uploads, or after an error for the running one only.
+
+        Raises:
+            StorageError: of the first upload that failed.
+        """
         assert self._uploader is not None
         self._uploader.shutdown(wait=True, cancel_futures=error is not None)
+
         uploads, self._uploads = self._uploads, []
         if error is None:
             for upload in uploads:
                 upload.result()
 
     def is_begun(self, name: str) -> bool:
-        """Whether there is a receipt, or an open shard in scratch."""
-        return _receipt(name) in self._held or super().is_begun(name)
+        """Return whether there is a receipt, or an open shard in scratch."""
+        return _receipt_name(name) in self._objects or super().is_begun(name)
 
     def num_begun(self, name: str) -> int:
-        """By its receipt, else what scratch has."""
-        found = self._receipt_of(name)
-        return super().num_begun(name) if found is None else found.table.num_rows
+        """Return how many videos of a shard its receipt has, or else its journal in scratch."""
+        receipt = self._read_receipt(name)
+        return super().num_begun(name) if receipt is None else receipt.table.num_rows
 
     def begun(self, name: str) -> BegunShard | None:
-        """By its receipt, else what scratch has."""
-        found = self._receipt_of(name)
-        if found is not None:
+        """Read a begun shard from its receipt, or else from scratch."""
+        receipt = self._read_receipt(name)
+        if receipt is not None:
             return BegunShard(
-                found.table.to_pylist(), is_ended=True, is_in_pool=True, entry=found.entry
+                receipt.table.to_pylist(), is_ended=True, is_in_pool=True, entry=receipt.entry
             )
-        here = super().begun(name)
-        return (
-            None
-            if here is None
-            else BegunShard(here.rows, is_ended=here.is_ended, is_in_pool=False)
-        )
 
-    def _receipt_of(self, name: str) -> ShardRows | None:
-        """What a receipt says, if the tar that it is for is there."""
-        receipt = _receipt(name)
-        if receipt not in self._held:
+        begun = super().begun(name)
+        if begun is None:
             return None
-        (shard,) = split_by_shard(
-            read_samples(self.store.read(receipt), where=self.store.uri(receipt))
-        )
-        if shard.entry is None or self._held.get(tar_name(name)) != shard.entry.size:
-            return None
-        return shard
+        return BegunShard(begun.rows, is_ended=begun.is_ended, is_in_pool=False)
 
     def discard(self, name: str) -> None:
-        """Remove a shard here and there, its receipt first."""
-        for held in (_receipt(name), tar_name(name)):
-            if self._held.pop(held, None) is not None:
-                self.store.delete(held)
+        """Remove a shard from the pool and from scratch, its receipt first."""
+        for object_name in (_receipt_name(name), tar_name(name)):
+            if self._objects.pop(object_name, None) is not None:
+                self.store.delete(object_name)
         super().discard(name)
 
     def keep(self, shard: ShardRows) -> None:
-        """Upload a shard while the next one is written. Raises: StorageError of an earlier
-        upload."""
+        """Upload a shard while the next one is written.
+
+        Raises:
+            StorageError: of an earlier upload.
+        """
         assert self._uploader is not None
         self._uploads.append(self._uploader.submit(self._upload, shard))
-        while len(self._uploads) > _UPLOADS_AHEAD or (self._uploads and self._uploads[0].done()):
+
+        while len(self._uploads) > _MAX_WAITING_UPLOADS:
+            self._uploads.pop(0).result()
+        # So that a failure is raised now and not at the end of the build.
+        while self._uploads and self._uploads[0].done():
             self._uploads.pop(0).result()
 
+    def clear(self, dataset: str, names: set[str]) -> None:
+        """Remove receipts, parts and stale tars from the pool, and everything from scratch."""
+        removable = re.compile(rf"{SHARDS}/\.?({re.escape(dataset)}-\d{{6,}})\.(tar|parquet)")
+        for object_name in self.store.names(f"{SHARDS}/"):
+            match = removable.fullmatch(object_name)
+            if match is None:
+                continue
+            is_shard_of_pool = match[2] == "tar" and match[1] in names
+            if not is_shard_of_pool:
+                self.store.delete(object_name)
+
+        for object_name in (*self.store.names(f"{PARTS}/"), BUILD_NOTE):
+            self.store.delete(object_name)
+        super().clear(dataset, set())
+
+    def _read_receipt(self, name: str) -> ShardRows | None:
+        """Read the receipt of a shard; None unless its tar is in the pool with the stated size."""
+        receipt = _receipt_name(name)
+        if receipt not in self._objects:
+            return None
+
+        table = read_samples(self.store.read(receipt), where=self.store.uri(receipt))
+        (shard,) = split_by_shard(table)
+        if shard.entry is None or self._objects.get(tar_name(name)) != shard.entry.size:
+            return None
+        return shard
+
     def _upload(self, shard: ShardRows) -> None:
+        """Move a tar into the pool and then write its receipt, so that a receipt implies a tar."""
         name = shard.plan.name
         self.store.move_in(tar_name(name), self.folder / tar_name(name))
-        self.store.put(
-            _receipt(name), to_parquet(join_tables([shard], rows_table([]), with_entries=True))
-        )
-        super().discard(name)
 
-    def clear(self, dataset: str, names: set[str]) -> None:
-        """Remove receipts, parts and stale tars from the bucket, and the whole scratch folder."""
-        ours = re.compile(rf"{SHARDS}/\.?({re.escape(dataset)}-\d{{6,}})\.(tar|parquet)")
-        for held in self.store.names(f"{SHARDS}/"):
-            match = ours.fullmatch(held)
-            if match and not (match[2] == "tar" and match[1] in names):
-                self.store.delete(held)
-        for held in (*self.store.names(f"{PARTS}/"), BUILD_NOTE):
-            self.store.delete(held)
-        super().clear(dataset, set())
+        table = join_tables([shard], rows_table([]), with_entries=True)
+        self.store.put(_receipt_name(name), to_parquet(table))
+        super().discard(name)
 
 
 def open_workspace(settings: BuildSettings) -> Workspace:
-    """Open the pool of `--out`, and for object storage the scratch folder of exactly this pool and
-    encoding.
+    """Open the pool of `--out`, and for object storage the scratch folder of this pool.
 
-    Raises: ConfigError, StorageError, at once if the bucket cannot be read."""
+    The name of the scratch folder depends on the address and the encoding, so that a build never
+    continues the open shards of another one.
+
+    Raises:
+        ConfigError: if the address is wrong.
+        StorageError: if the bucket cannot be read.
+    """
     store = open_store(settings.out)
     if isinstance(store, LocalStore):
         return Workspace(store, store.root)
-    store.exists(POOL_CARD)  # a wrong address or key shows here, before the videos are looked for
-    facts = f"{store.uri('')}\n{settings.encoding.model_dump_json()}"
-    mark = hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+    # A wrong address or key is reported here, before the videos are searched.
+    store.exists(POOL_CARD)
+
+    identity = f"{store.uri('')}\n{settings.encoding.model_dump_json()}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     base = settings.scratch or Path("scratch")
-    return ScratchWorkspace(store, base.absolute() / f"{settings.dataset}-{mark}")
+    return ScratchWorkspace(store, base.absolute() / f"{settings.dataset}-{digest}")
 
 
-def _try_lock(descriptor: int, mode: int) -> bool:
-    """Take a lock without waiting; False if another process has it. Raises: OSError where files
-    cannot be locked."""
-    try:
-        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _hold_file(path: Path, mode: int) -> Iterator[bool]:
-    """Lock a file that is made for it and removed by the last who held it; gives False if another
-    process has it."""
-    while True:
-        with path.open("ab") as file:
-            if not _try_lock(file.fileno(), mode):
-                yield False
-                return
-            if not _is_still(path, file.fileno()):  # its last holder has just removed it
-                continue
-            try:
-                yield True
-            finally:
-                if _try_lock(file.fileno(), fcntl.LOCK_EX):
-                    path.unlink(missing_ok=True)
-            return
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to an open file."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.fstat(descriptor).st_ino == path.stat().st_ino
-    return False
-
-
-def _check_free(lock: Path) -> None:
-    """Raises: ConfigError if a part of another division is being built."""
-    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
-        if not _try_lock(file.fileno(), fcntl.LOCK_EX):
-            name = lock.name.removeprefix(".part-").removesuffix(".lock").replace("-of-", "/")
-            raise ConfigError(
-                f"{lock.parent.parent}: part {name} is being built there; all parts need the same N"
-            )
-
-
-def _receipt(name: str) -> str:
+def _receipt_name(name: str) -> str:
     return f"{SHARDS}/.{name}.parquet"

@@ -8,7 +8,6 @@ where the shard's hash is wrong. `deep` also hashes each sample."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,12 +25,12 @@ from shards.maintenance.verify_tables import (
     wrong_in_place,
 )
 from shards.maintenance.verify_tars import check_bytes, check_frames, check_headers, check_size
+from shards.progress import NullProgress, Progress
 from shards.reader import Pool, open_pool
 from shards.storage.open import open_store
 
 Level = Literal["quick", "full", "deep"]
 LEVELS: tuple[str, ...] = get_args(Level)
-Progress = Callable[[int, int], None]  # (samples done, samples in all)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Verification:
 
 
 def verify_pool(
-    uri: str | Path, *, level: str = "full", progress: Progress = lambda done, total: None
+    uri: str | Path, *, level: str = "full", progress: Progress = NullProgress()
 ) -> Verification:
     """Verify a pool. Damage is a finding, never an exception.
 
@@ -131,7 +130,7 @@ def _check_shards(
     findings: list[Finding] = []
     by_shard = _split(samples) if samples is not None else {}
     total, done = sum(table.num_rows for table in by_shard.values()), 0
-    progress(0, total)
+    progress.update("samples", 0, total)
     for entry in pool.card.shards:
         table = by_shard.get(entry.name)
         rows = (
@@ -141,7 +140,7 @@ def _check_shards(
         )
         findings += _check_shard(pool, entry, rows, level)
         done += table.num_rows if table is not None else 0
-        progress(done, total)
+        progress.update("samples", done, total)
     return findings
 
 

@@ -7,12 +7,14 @@ import contextlib
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from preprocess.coordinator.pipeline import run_build
 from preprocess.coordinator.report import BuildReport
 from preprocess.settings import make_build_settings
+from shards.progress import NullProgress
 from tests.preprocess.tiny_videos import make_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +44,17 @@ def build(videos: Path, out: Path | str, *overrides: str, **options: Any) -> Bui
     return run_build(settings)
 
 
+class CallOnUpdate(NullProgress):
+    """Calls a function with (done, total) whenever the progress is updated."""
+
+    def __init__(self, call: Callable[[int, int], None]) -> None:
+        super().__init__()
+        self._call = call
+
+    def update(self, name: str, done: int, total: int, note: str = "") -> None:
+        self._call(done, total)
+
+
 class Interruption(BaseException):
     """Ends a build in this process at a chosen video."""
 
@@ -56,7 +69,7 @@ def build_interrupted(videos: Path, out: Path | str, *, at: int, **options: Any)
 
     values = {"dataset": "folder", "videos": videos, "out": str(out), "workers": 1, **options}
     with contextlib.suppress(Interruption):
-        run_build(make_build_settings(values, ENCODING), progress=stop)
+        run_build(make_build_settings(values, ENCODING), progress=CallOnUpdate(stop))
 
 
 def arguments(videos: Path, out: Path, *more: str) -> list[str]:
@@ -77,13 +90,14 @@ def arguments(videos: Path, out: Path, *more: str) -> list[str]:
 
 
 _KILLED = """
-import contextlib, os, sys
-from preprocess import build_shards, console
+import os, sys
+from preprocess import build_shards
+from shards.progress import Progress
 signal, at = int(sys.argv[1]), int(sys.argv[2])
-@contextlib.contextmanager
-def show_progress():
-    yield lambda done, total: os.kill(os.getpid(), signal) if done == at else None
-console.show_progress = show_progress
+def update(self, name, done, total, note=""):
+    if done == at:
+        os.kill(os.getpid(), signal)
+Progress.update = update
 sys.exit(build_shards.main(sys.argv[3:]))
 """
 

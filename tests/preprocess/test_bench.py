@@ -8,6 +8,7 @@ import pytest
 
 from preprocess.bench import bench_build
 from shards.errors import ConfigError
+from tests.preprocess.builds import CallOnUpdate
 from tests.preprocess.tiny_videos import make_video
 
 
@@ -19,7 +20,7 @@ def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
     measured = bench_build(
         tmp_path,
         repeats=1,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=CallOnUpdate(lambda done, total: seen.append((done, total))),
         build_seconds=0.1,
     )
     assert seen == [(1, 2), (2, 2)]
@@ -39,4 +40,4 @@ def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
 
 def test_a_folder_without_videos_cannot_be_measured(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no video file"):
-        bench_build(tmp_path, repeats=1, progress=lambda done, total: None)
+        bench_build(tmp_path, repeats=1)

@@ -154,7 +154,7 @@ def test_the_signal_at_the_time_limit_ends_the_build_and_the_same_task_goes_on(
     ) as batch:
         assert batch.stderr is not None
         while (
-            "/10 clips" not in batch.stderr.readline()
+            "clips: 0/10" not in batch.stderr.readline()
         ):  # it has begun, and no worker is ready yet
             assert batch.poll() is None
         batch.send_signal(signal.SIGTERM)  # to the process that was the script

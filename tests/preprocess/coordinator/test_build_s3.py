@@ -25,6 +25,7 @@ from shards.maintenance.verify import verify_pool
 from tests.object_store import READER, WRITER, ObjectServer, run_object_server
 from tests.preprocess.builds import (
     ENCODING,
+    CallOnUpdate,
     arguments,
     build,
     build_interrupted,
@@ -172,7 +173,8 @@ def test_scratch_never_holds_the_pool(videos: Path, out: str, tmp_path: Path) ->
         "scratch": tmp_path / "scratch",
     }
     report = run_build(
-        make_build_settings(values, ["videos_per_shard=1", "frames_per_clip=6"]), progress=look
+        make_build_settings(values, ["videos_per_shard=1", "frames_per_clip=6"]),
+        progress=CallOnUpdate(look),
     )
     assert report.num_shards == 10
     assert 1 <= most <= 5  # one open, one going up, two that wait, one that was just finished

@@ -13,7 +13,7 @@ from bmpt.cli.app import app
 from preprocess.coordinator.repair import RepairOptions, RepairReport, repair_pool
 from shards.cli import run_app
 from shards.errors import ConfigError, FormatError
-from tests.preprocess.builds import build, digests
+from tests.preprocess.builds import CallOnUpdate, build, digests
 from tests.preprocess.tiny_videos import make_video
 
 FIRST, SECOND = "shards/folder-000000.tar", "shards/folder-000001.tar"
@@ -108,7 +108,7 @@ def test_a_repair_that_was_killed_goes_on(videos: Path, pool: Path, reference: P
             raise Killed
 
     with pytest.raises(Killed):
-        repair_pool(RepairOptions(str(pool), videos, workers=1), progress=stop)
+        repair_pool(RepairOptions(str(pool), videos, workers=1), progress=CallOnUpdate(stop))
     assert repair(pool, videos).num_decoded == 1
     assert digests(pool) == digests(reference)
 
