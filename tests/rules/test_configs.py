@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from bmpt.config import load_config
+from bmpt.methods import METHODS
 from bmpt.runtime.run_folder import CONFIG
 from shards.config import read_yaml_with_base
 from tests.rules.sources import ROOT
@@ -21,10 +22,13 @@ def name_of(path: Path) -> str:
 
 
 def test_there_are_configs_to_look_at() -> None:
-    assert len(EXPERIMENTS) >= 3
-    assert [
-        path for path in (ROOT / "configs").rglob("*") if path.is_file() and path.suffix != ".yaml"
-    ] == []
+    assert len(EXPERIMENTS) >= 30
+    others = [path for path in (ROOT / "configs").rglob("*") if path.suffix != ".yaml"]
+    assert [name_of(path) for path in others if path.is_file()] == ["README.md"]
+
+
+def test_every_method_has_an_experiment() -> None:
+    assert {load_config(path).method.name for path in EXPERIMENTS} == set(METHODS)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
