@@ -18,9 +18,11 @@ from bmpt.settings import (
     TrainSettings,
 )
 from shards.config import Settings, load_settings
+from shards.config_names import find_config, name_of_config
 from shards.fetching.frames import ReadSettings
 
 DEFAULT_METHOD = "bmpt"
+EXPERIMENTS = "experiments"  # the folder of `configs/` whose files `bmpt train` takes by name
 
 # Settings that decide how fast and from where data arrives, but not which data: they are not part
 # of the identity of a run.
@@ -78,18 +80,20 @@ def identity(config: RunConfig, *, with_places: bool) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=excluded)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a config file; without `run.dir`, the run folder is `runs/<stem of the file>`.
+def load_config(address: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config; without `run.dir`, the run folder is `runs/<name>`.
 
     Args:
-        path: YAML file; its `base:` parents are read first.
+        address: Path of a YAML file, or name of an experiment that ships with the project. The
+            `base:` parents of the file are read first.
         overrides: Settings as `a.b=c`, applied in order on top of the file.
 
     Raises:
         ConfigError: The message names the file, the key and the value.
     """
+    path = find_config(address, EXPERIMENTS, listed_by="`bmpt experiments`")
     config = load_settings(RunConfig, path, overrides)
     if config.run.dir is not None:
         return config
-    run = config.run.model_copy(update={"dir": f"runs/{path.stem}"})
+    run = config.run.model_copy(update={"dir": f"runs/{name_of_config(path, EXPERIMENTS)}"})
     return config.model_copy(update={"run": run})

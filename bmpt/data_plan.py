@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bmpt.config import RunConfig, load_config
+from bmpt.config import EXPERIMENTS, RunConfig, load_config
 from shards.config import build_settings, merge, parse_override
+from shards.config_names import config_names, suggest_names
 from shards.errors import ConfigError
 from shards.fetching.request_cost import measure_request_cost
 from shards.fetching.traffic import ReadPlan, plan_scoring, plan_text, plan_training
@@ -57,13 +58,18 @@ def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool =
             f"{found['pool'] or '.'}{found['options'] or ''}", found["name"], overrides
         )
     elif not (is_url or address.endswith(".parquet")) and (
-        address.endswith((".yaml", ".yml")) or Path(address).is_file()
+        address.endswith((".yaml", ".yml"))
+        or Path(address).is_file()
+        or address in config_names(EXPERIMENTS)
     ):
-        config = load_config(Path(address), overrides)
+        config = load_config(address, overrides)
         pool = open_pool(config.data.pool)
     else:
+        names = "" if is_url else suggest_names(address, EXPERIMENTS)
+        hint = f", or the experiment {names}" if names else ""
         raise ConfigError(
-            f"{shown}: is neither a config (.yaml) nor a manifest; give POOL/manifests/PROTOCOL/NAME.parquet"
+            f"{shown}: is neither a config (.yaml) nor a manifest; "
+            f"give POOL/manifests/PROTOCOL/NAME.parquet{hint}"
         )
     if measure:
         cost = measure_request_cost(pool)

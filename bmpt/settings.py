@@ -24,7 +24,11 @@ from shards.stream.failures import MAX_FAILURES
 class RunSettings(Settings):
     """Where a run lies and how a process computes."""
 
-    dir: str | None = Field(None, description="run folder; default runs/<config stem>")
+    dir: str | None = Field(
+        None,
+        description="run folder; default runs/NAME, with the name of a shipped experiment, or of "
+        "any other file without .yaml",
+    )
     threads: int = Field(
         1,
         ge=1,

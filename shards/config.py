@@ -56,7 +56,7 @@ def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, 
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such config file; `ls configs/experiments` shows what is there"
+            f"{path}: no such config file; a `base:` is relative to the file that names it"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None

@@ -31,7 +31,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML of configs/experiments")]
+ConfigPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="path of a YAML, or name of an experiment; see `bmpt experiments`"
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="a.b=c", help="change a key of the config; may be repeated"),
@@ -106,7 +111,7 @@ def plan(
         str,
         typer.Argument(
             metavar="CONFIG|MANIFEST",
-            help="a YAML of configs/experiments, or POOL/manifests/PROTOCOL/NAME.parquet",
+            help="as for train, or POOL/manifests/PROTOCOL/NAME.parquet",
         ),
     ],
     set_: SetOption = None,
@@ -143,6 +148,15 @@ def evaluate(
     outcome = run_evaluation(settings, world, checkpoint=checkpoint)
     if outcome.results is not None:
         _show_results(outcome.results, outcome.folder, as_json=as_json)
+
+
+@app.command()
+def experiments(as_json: JsonOption = False) -> None:
+    """List the experiments that ship with the project; `bmpt train` takes each by its name."""
+    from bmpt.experiments import experiments_text, list_experiments
+
+    found = list_experiments()
+    print_report(found, experiments_text(found), as_json=as_json)
 
 
 @app.command("import-checkpoint")

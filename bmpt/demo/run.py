@@ -10,17 +10,17 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bmpt.config import load_config
+from bmpt.config import EXPERIMENTS, load_config
 from bmpt.demo.render import FADED, MOTIONS
 from bmpt.demo.videos import write_lists, write_videos
 from bmpt.evaluation.evaluate import HM_PARTS
 from bmpt.evaluation.report import show_percent
 from bmpt.run import run_evaluation, run_training
 from bmpt.runtime.distributed import World, start_world
+from shards.config_names import configs_folder
 from shards.errors import ConfigError, StorageError
 from shards.progress import ProgressBars
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "experiments" / "demo"
 ROWS = (
     ("zero_shot", "zero-shot"),
     ("prompts", "BMPT, prompts alone"),
@@ -34,10 +34,6 @@ def run_demo(out: Path, *, build_pool: Callable[[Sequence[str]], int], as_json: 
     code.
 
     build_pool: `preprocess/build_shards.py` with these arguments; the command line passes it in."""
-    if not CONFIGS.is_dir():
-        raise ConfigError(
-            f"{CONFIGS}: no such folder; the demo runs from a checkout (`bash scripts/demo.sh`)"
-        )
     started = time.monotonic()
     try:
         with ProgressBars(enabled=True) as bars:
@@ -96,8 +92,8 @@ def demo_table(results: dict[str, dict[str, Any]]) -> str:
 
 def _run(name: str, out: Path, world: World) -> dict[str, Any]:
     """Tune and score one row, or read what an earlier demo left."""
-    print(f"{name}: configs/experiments/demo/{name}.yaml", file=sys.stderr)
-    config = load_config(CONFIGS / f"{name}.yaml")
+    print(f"{name}: experiment demo/{name}", file=sys.stderr)
+    config = load_config(configs_folder() / EXPERIMENTS / "demo" / f"{name}.yaml")
     data = config.data.model_copy(update={"pool": str(out / "pool")})
     run = config.run.model_copy(update={"dir": str(out / "runs" / name), "threads": THREADS})
     config = config.model_copy(update={"data": data, "run": run})
@@ -124,4 +120,5 @@ def _print_places(out: Path, seconds: float) -> None:
         ("runs", "runs/<row>/: results.json, predictions/, prompts.safetensors, metrics.jsonl"),
     ):
         print(f"{what:8}{out}/{where}")
-    print("configs configs/experiments/demo/")
+    names = ", ".join(f"demo/{name}" for name, _ in ROWS)
+    print(f"configs {names}; `bmpt experiments` lists them")

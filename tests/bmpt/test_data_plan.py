@@ -103,7 +103,7 @@ def test_neither_a_config_nor_a_manifest_is_one_line(
         str(toy_pool),
         "s3://bucket/pool",
         "s3://bucket/run.yaml",
-        "few_shot/train_k2",
+        "train_k2",
         str(toy_pool / "samples.parquet"),
     ):
         assert complains(capsys, "plan", address) == f"error: {address}: {neither}\n"

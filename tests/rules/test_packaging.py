@@ -3,19 +3,17 @@ large."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from tests.rules.sources import PACKAGES, ROOT, relative, tracked_files
+from tests.wheels import build_wheel
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONFIGS = "bmpt.configs"  # a folder of data, in the checkout `configs`
 LARGEST_BYTES = 8_000_000
 
 
@@ -28,7 +26,7 @@ def packages_on_disk() -> set[str]:
 def test_the_listed_packages_are_exactly_those_that_exist() -> None:
     listed = PROJECT["tool"]["setuptools"]["packages"]
     assert len(listed) == len(set(listed))
-    assert set(listed) == packages_on_disk()
+    assert set(listed) == packages_on_disk() | {CONFIGS}
 
 
 def test_every_package_has_an_init_file() -> None:
@@ -46,16 +44,19 @@ def test_the_project_is_marked_as_never_to_be_uploaded() -> None:
 
 def test_every_data_file_of_a_package_is_declared_and_every_declared_pattern_finds_one() -> None:
     declared = PROJECT["tool"]["setuptools"]["package-data"]
+    folders = PROJECT["tool"]["setuptools"]["package-dir"]
+    assert folders == {CONFIGS: "configs"}
     found: set[Path] = set()
     for package, patterns in declared.items():
         for pattern in patterns:
-            matches = set((ROOT / package.replace(".", "/")).glob(pattern))
+            folder = folders.get(package, package.replace(".", "/"))
+            matches = set((ROOT / folder).glob(pattern))
             assert matches, f"package-data {package}: {pattern} matches nothing"
             found |= matches
     data = {
         path
         for path in tracked_files()
-        if relative(path).split("/")[0] in PACKAGES and path.suffix != ".py"
+        if relative(path).split("/")[0] in (*PACKAGES, "configs") and path.suffix != ".py"
     }
     assert {relative(path) for path in data - found if path.suffix != ".md"} == set()
 
@@ -86,37 +87,17 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     assert missing == set()
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("setuptools") is None or importlib.util.find_spec("pip") is None,
-    reason="needs setuptools and pip in the environment, since nothing is downloaded",
-)
-def test_the_wheels_top_level_names_are_the_three_packages(tmp_path: Path) -> None:
-    # from a copy: a build writes build/ and *.egg-info beside the sources
-    source = tmp_path / "source"
-    for path in tracked_files():
-        if relative(path).split("/")[0] in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
-            (source / relative(path)).parent.mkdir(parents=True, exist_ok=True)
-            (source / relative(path)).write_bytes(path.read_bytes())
-    options = [
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]
-    command = [sys.executable, "-m", "pip", "wheel", *options, "-w", str(tmp_path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+def test_the_wheel_holds_the_three_packages_and_the_configs(tmp_path: Path) -> None:
+    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
-    packed = {name for name in names if name.endswith(".py")}
-    assert packed == {
-        relative(path)
-        for path in tracked_files()
-        if relative(path).startswith(PACKAGES) and path.suffix == ".py"
-    }
+
+    tracked = {relative(path) for path in tracked_files()}
+    code = {name for name in tracked if name.startswith(PACKAGES) and name.endswith(".py")}
+    assert {name for name in names if name.endswith(".py")} == code
+    configs = {f"bmpt/{name}" for name in tracked if name.startswith("configs/")}
+    assert len(configs) > 30
+    assert {name for name in names if name.startswith("bmpt/configs/")} == configs
     assert "bmpt/demo/motion_clip.safetensors" in names, "the demo runs from the wheel's weights"
 
 
