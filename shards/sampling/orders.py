@@ -1,8 +1,9 @@
 """The order of an epoch: a keyed permutation that is computed where it is needed.
 
-No list of indices, no shuffle buffer, nothing to send between processes: 32 positions of a
-240,000-sample manifest cost 0.2 ms. `grouped` keeps an epoch within a few shards at a time, for
-pools larger than any cache."""
+There is no list of indices, no shuffle buffer, and nothing to send between processes: 32 positions
+of a manifest of 240,000 samples take 0.2 ms. The grouped order keeps an epoch within a few shards
+at a time, for pools that are larger than any cache.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from shards.config import Settings
 IndexArray = npt.NDArray[np.int64]
 OrderKind = Literal["global", "grouped"]
 
-_ROUNDS = 8
-# at least 64 values, so that few samples too come in every order equally often (a test counts)
+_NUM_ROUNDS = 8
+# At least 64 values: with fewer, the permutations of a small manifest are not equally frequent.
 _MIN_HALF_BITS = 3
 
 
@@ -33,118 +34,144 @@ class OrderSettings(Settings):
 
 
 class Order:
-    """All samples in one keyed permutation.
-
-    num_samples: N; name: what a saved state says of it"""
+    """All samples of a manifest in one keyed permutation per epoch."""
 
     name = "global"
+    """Identifies the order in a saved stream state."""
+
+    num_samples: int
+    """N, the rows of the manifest."""
 
     def __init__(self, num_samples: int, *, seed: int) -> None:
         self.num_samples = num_samples
         self.seed = seed
 
     def rows(self, positions: IndexArray, epoch: int) -> IndexArray:
-        """The rows of the manifest that stand at some positions of an epoch: int64, a bijection of
-        [0, N)."""
+        """Return the manifest row at each position of an epoch: int64, a bijection of [0, N)."""
         return permute(positions, self.num_samples, seed=self.seed, epoch=epoch)
 
 
 class GroupedOrder(Order):
-    """Shards in a keyed permutation, `group_shards` of them at a time; the samples of such a group
-    in another one.
+    """Shards in a keyed permutation, then the samples of every `group_shards` shards in another.
 
-    Costs 8 bytes a sample. Which samples meet in a batch is less free than in `Order`: a batch is
-    drawn from `group_shards` shards, other ones in each epoch."""
+    It needs 8 bytes per sample. Batches are mixed less freely than in `Order`: the samples of a
+    batch come from `group_shards` shards, which are other ones in each epoch.
+    """
 
     def __init__(self, shards: pa.ChunkedArray, *, seed: int, group_shards: int) -> None:
-        """shards: the column of the manifest, the shard of each row."""
+        """Index the rows by shard.
+
+        Args:
+            shards: the manifest's column of shard names, one per row.
+            seed: of both permutations.
+            group_shards: shards of one group; the last group may have fewer.
+        """
         super().__init__(len(shards), seed=seed)
         self._group_shards = group_shards
-        _, shard_of_row = np.unique(
-            np.asarray(shards.to_pylist(), dtype=np.str_), return_inverse=True
-        )
+
+        names = np.asarray(shards.to_pylist(), dtype=np.str_)
+        _, shard_of_row = np.unique(names, return_inverse=True)
+        # The same samples may be stored in other shards: a state of that order must be refused.
         layout = hashlib.sha256(shard_of_row.astype("<i8").tobytes()).hexdigest()[:12]
-        # a pool of the same samples may be cut into other shards
         self.name = f"grouped/{group_shards}/{layout}"
-        self._rows = np.argsort(shard_of_row, kind="stable")  # of shard 0, of shard 1, ...
+
+        self._rows_by_shard = np.argsort(shard_of_row, kind="stable")
         self._sizes = np.bincount(shard_of_row)
         self._starts = np.cumsum(self._sizes) - self._sizes
 
     def rows(self, positions: IndexArray, epoch: int) -> IndexArray:
+        num_shards = len(self._sizes)
         shards = permute(
-            np.arange(len(self._sizes)),
-            len(self._sizes),
-            seed=self.seed,
-            epoch=epoch,
-            what="shards",
+            np.arange(num_shards), num_shards, seed=self.seed, epoch=epoch, name="shards"
         )
-        ends = np.cumsum(self._sizes[shards])
-        last_of_group = np.arange(0, len(ends), self._group_shards) + self._group_shards - 1
-        group_ends = ends[np.minimum(last_of_group, len(ends) - 1)]
+
+        # The end of each shard, then of each group, as positions of the epoch.
+        shard_ends = np.cumsum(self._sizes[shards])
+        last_shards = np.arange(0, num_shards, self._group_shards) + self._group_shards - 1
+        group_ends = shard_ends[last_shards.clip(max=num_shards - 1)]
+
         groups = np.searchsorted(group_ends, positions, side="right")
-        found = np.empty_like(positions)
-        for group in np.unique(groups):
-            mine = groups == group
-            first = int(group_ends[group - 1]) if group else 0
-            size = int(group_ends[group]) - first
-            within = (
-                permute(
-                    positions[mine] - first,
-                    size,
-                    seed=self.seed,
-                    epoch=epoch,
-                    what=f"group {group}",
-                )
-                + first
+        rows = np.empty_like(positions)
+        for group in np.unique(groups).tolist():
+            start = int(group_ends[group - 1]) if group else 0
+            stop = int(group_ends[group])
+            in_group = groups == group
+            shuffled = start + permute(
+                positions[in_group] - start,
+                stop - start,
+                seed=self.seed,
+                epoch=epoch,
+                name=f"group {group}",
             )
-            place = np.searchsorted(ends, within, side="right")
-            shard = shards[place]
-            found[mine] = self._rows[
-                self._starts[shard] + within - (ends[place] - self._sizes[shard])
-            ]
-        return found
+            rows[in_group] = self._rows_at(shuffled, shards, shard_ends)
+
+        return rows
+
+    def _rows_at(
+        self, positions: IndexArray, shards: IndexArray, shard_ends: IndexArray
+    ) -> IndexArray:
+        """Return the rows at positions of an epoch in which the samples of a shard are adjacent."""
+        index = np.searchsorted(shard_ends, positions, side="right")
+        shard = shards[index]
+        within_shard = positions - (shard_ends[index] - self._sizes[shard])
+        return self._rows_by_shard[self._starts[shard] + within_shard]
 
 
 def make_order(shards: pa.ChunkedArray, kind: OrderKind, *, seed: int, group_shards: int) -> Order:
-    """`data.order` for a manifest with this column of shards."""
+    """Make the order `data.order` of a manifest with this column of shard names."""
     if kind == "grouped":
         return GroupedOrder(shards, seed=seed, group_shards=group_shards)
     return Order(len(shards), seed=seed)
 
 
 def permute(
-    positions: npt.ArrayLike, num_samples: int, *, seed: int, epoch: int, what: str = "order"
+    positions: npt.ArrayLike, num_samples: int, *, seed: int, epoch: int, name: str = "order"
 ) -> IndexArray:
-    """Give the sample that stands at each position of an epoch: a bijection of [0, num_samples).
+    """Return the sample at each position of an epoch: a bijection of [0, num_samples).
 
-    Args: positions: int [...], each in [0, num_samples); what: other permutations of the same seed
-        and epoch.
-    Returns: int64, the shape of `positions`.
-    A Feistel network over the next even power of two, walked on until it falls below num_samples
-    (Black and Rogaway 2002, cycle walking)."""
+    A Feistel network over the next even power of two is applied until the value falls below
+    `num_samples` (cycle walking, Black and Rogaway 2002).
+
+    Args:
+        positions: int [...], each in [0, num_samples).
+        num_samples: size of the permuted range.
+        seed: of the run.
+        epoch: from 0.
+        name: permutations of different names are independent of each other.
+
+    Returns:
+        int64, with the shape of `positions`.
+
+    Raises:
+        ValueError: for a position outside the range.
+    """
     values = np.array(positions, dtype=np.uint64)
     if values.size and int(values.max()) >= num_samples:
         raise ValueError(f"position {int(values.max())} is not in [0, {num_samples})")
-    keys = _round_keys(what, seed, epoch)
+
+    keys = _round_keys(name, seed, epoch)
     half_bits = max(_MIN_HALF_BITS, -(-(num_samples - 1).bit_length() // 2))
+
     flat = _encipher(values.ravel(), keys, half_bits)
     outside = np.flatnonzero(flat >= num_samples)
     while outside.size:
         flat[outside] = _encipher(flat[outside], keys, half_bits)
         outside = outside[flat[outside] >= num_samples]
+
     return flat.reshape(values.shape).astype(np.int64)
 
 
 @lru_cache(maxsize=64)
-def _round_keys(what: str, seed: int, epoch: int) -> tuple[np.uint64, ...]:
-    digest = hashlib.blake2b(f"{what}/{seed}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+def _round_keys(name: str, seed: int, epoch: int) -> tuple[np.uint64, ...]:
+    text = f"{name}/{seed}/{epoch}".encode()
+    digest = hashlib.blake2b(text, digest_size=8 * _NUM_ROUNDS).digest()
     return tuple(np.frombuffer(digest, dtype="<u8").astype(np.uint64))
 
 
 def _encipher(
     values: npt.NDArray[np.uint64], keys: tuple[np.uint64, ...], half_bits: int
 ) -> npt.NDArray[np.uint64]:
-    """One pass of a balanced Feistel network over [0, 4**half_bits)."""
+    """Apply a balanced Feistel network over [0, 4**half_bits) once."""
     bits, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> bits, values & mask
     for key in keys:
@@ -153,7 +180,7 @@ def _encipher(
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014); arithmetic modulo 2**64."""
+    """Apply the finaliser of splitmix64 (Steele et al. 2014); the arithmetic is modulo 2**64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

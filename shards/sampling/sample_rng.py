@@ -8,6 +8,9 @@ import numpy as np
 
 
 def sample_rng(seed: int, epoch: int, key: str) -> np.random.Generator:
-    """The random numbers of one sample in one epoch, the same on every machine (12 us)."""
+    """Return the random numbers of one sample in one epoch, the same on every machine (12 us).
+
+    A clip is therefore the same whichever rank and loader process makes it.
+    """
     digest = hashlib.blake2b(f"sample/{seed}/{epoch}/{key}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8")))
