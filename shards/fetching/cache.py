@@ -1,44 +1,73 @@
-"""A bounded cache on local disk, shared by all processes of a node: one load of each piece, never
-over its cap.
+"""A bounded cache on a local disk, shared by all processes of a node.
 
-    <folder>/locks/000 .. fff   who loads a piece holds the lock of its stripe, so that the others
-    wait and then find it <folder>/used               bytes that are taken or promised, kept under
-    its own lock <folder>/pieces/<xx>/<name> whole pieces; `.part` of full length from the promise
-    until it is written, `.passing` if
-                                nobody will want them again soon
+Every entry is loaded once, and the entries never take more bytes than the cap.
 
-Everything may be removed at any time. The kernel releases locks when a process ends; a `.part`
-whose lock is free is nobody's, and the next count removes it."""
+    <folder>/locks/000 .. fff     one lock per stripe of entries. A process that loads an entry
+                                  holds its lock; the others wait and then find the entry.
+    <folder>/used                 bytes that are stored or reserved, changed under its own lock
+    <folder>/pieces/<xx>/<name>   the entries. `.part` has its full length from the reservation
+                                  until it is written; `.passing` is a transient entry, which will
+                                  not be read again soon.
+
+Everything may be deleted at any time. The kernel releases the locks of a process that ends: a
+`.part` file whose lock is free was left by a killed process, and the next eviction deletes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-_TOUCH_SECONDS = 60.0  # a piece that was used within this time is not marked again
-_ROOM_LEFT = 0.9  # of the cap after room was made, since counting the folder takes 2 us a piece
-_PASSING = ".passing"
+from shards.files import hold_lock, os_error_text
+
+_TOUCH_SECONDS = 60.0  # an entry that was used within this time is not marked as used again
+# Filled part of the cap after an eviction. Counting the folder takes 2 us per entry, so that an
+# eviction makes room for many entries at once.
+_FILLED_AFTER_EVICTION = 0.9
+# On disk, transient entries and the folder of all entries keep these names.
+_TRANSIENT = ".passing"
+_ENTRIES = "pieces"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry, or the reservation of one, that an eviction found on disk."""
+
+    path: Path
+    num_bytes: int
+    used_at: float
+
+    @property
+    def is_part(self) -> bool:
+        return self.path.suffix == ".part"
+
+    @property
+    def is_transient(self) -> bool:
+        return _TRANSIENT in self.path.suffixes
 
 
 class Cache:
-    """Pieces by name; a name stands for one content for ever.
+    """Entries by name; a name stands for one content for ever."""
 
-    max_bytes: hard cap of all pieces together; passing_bytes: so many bytes of passing pieces are
-        in use, the newest;
-    the others go before anything else"""
+    folder: Path
 
-    def __init__(self, folder: Path, *, max_bytes: int, passing_bytes: int = 0) -> None:
+    max_bytes: int
+    """Cap of all entries together."""
+
+    transient_bytes: int
+    """Budget for transient entries. Beyond it the oldest ones are evicted before anything else."""
+
+    def __init__(self, folder: Path, *, max_bytes: int, transient_bytes: int = 0) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self.passing_bytes = passing_bytes
-        self._has_complained = False
+        self.transient_bytes = transient_bytes
+        self._has_warned = False
 
     def read(
         self,
@@ -47,173 +76,223 @@ class Cache:
         ranges: Sequence[tuple[int, int]],
         load: Callable[[], bytes],
         *,
-        is_passing: bool = False,
+        is_transient: bool = False,
     ) -> tuple[list[bytes], bool]:
-        """Read ranges (start, size) of a piece of `size` bytes, loading it if no process of this
-        node has.
+        """Read ranges of an entry, and load it first if no process of this node has done so.
 
-        load: gives the whole piece, checked. Returns: the ranges, and whether the piece was there.
-        A folder that cannot be written is said once and costs the cache, not the run. Raises: what
-        `load` raises."""
-        place = self._place(name, is_passing=is_passing)
-        found = _read_file(place, size, ranges)
-        if found is not None:
-            return found, True
-        with contextlib.ExitStack() as held:
-            is_held = False
+        A folder that cannot be written causes one warning and disables the cache; the run goes on.
+
+        Args:
+            name: of the entry.
+            size: bytes of the whole entry.
+            ranges: (start, size) of each range within the entry.
+            load: returns the whole entry, already checked. What it raises is raised here.
+            is_transient: whether the entry will not be read again soon.
+
+        Returns:
+            The bytes of the ranges, and whether the entry was in the cache.
+        """
+        path = self._path(name, is_transient=is_transient)
+        stored = _read_ranges(path, size, ranges)
+        if stored is not None:
+            return stored, True
+
+        with contextlib.ExitStack() as locks:
+            is_writable = True
             try:
-                held.enter_context(self._hold_stripe(place))
-                is_held = True
+                self._stripe(path).parent.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(hold_lock(self._stripe(path), wait=True))
             except OSError as error:
-                self._complain(error)
-            found = _read_file(place, size, ranges)
-            if found is not None:
-                return found, True
+                is_writable = False
+                self._warn(error)
+
+            # Another process may have loaded the entry while this one waited for the lock.
+            stored = _read_ranges(path, size, ranges)
+            if stored is not None:
+                return stored, True
+
             data = load()
-            try:
-                if is_held:
-                    self._store(place, data)
-            except FileNotFoundError:  # somebody has just removed the folder
-                pass
-            except OSError as error:
-                self._complain(error)
+            if is_writable:
+                self._try_to_store(path, data)
+
         return [data[start : start + length] for start, length in ranges], False
 
-    def drop(self, name: str, *, is_passing: bool = False) -> None:
-        """Forget a piece that turned out to be damaged."""
-        with contextlib.suppress(OSError):  # gone already, or another user's
-            self._place(name, is_passing=is_passing).unlink()
+    def drop(self, name: str, *, is_transient: bool = False) -> None:
+        """Delete an entry that turned out to be damaged."""
+        # Another process may have deleted it already, or it may belong to another user.
+        with contextlib.suppress(OSError):
+            self._path(name, is_transient=is_transient).unlink()
 
-    def _place(self, name: str, *, is_passing: bool = False) -> Path:
+    def _path(self, name: str, *, is_transient: bool = False) -> Path:
         digest = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-        return self.folder / "pieces" / digest[:2] / (digest[2:] + _PASSING * is_passing)
+        suffix = _TRANSIENT if is_transient else ""
+        return self.folder / _ENTRIES / digest[:2] / (digest[2:] + suffix)
 
-    def _hold_stripe(self, place: Path) -> contextlib.AbstractContextManager[int]:
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        return _locked(self._stripe(place))
+    def _stripe(self, path: Path) -> Path:
+        """Return the lock file of an entry, one of 4096.
 
-    def _stripe(self, place: Path) -> Path:
-        """4096 of them: of the 128 loads of 8 ranks with 16 requests each, 3 % wait for another
-        piece's."""
-        return self.folder / "locks" / (place.parent.name + place.name[0])
+        Of the 128 loads of 8 ranks with 16 requests each, 3 % wait for another entry's load.
+        """
+        return self.folder / "locks" / (path.parent.name + path.name[0])
 
-    def _store(self, place: Path, data: bytes) -> None:
-        part = place.with_name(f"{place.name}.{os.getpid()}-{threading.get_ident()}.part")
+    def _try_to_store(self, path: Path, data: bytes) -> None:
+        """Store an entry, or warn if the folder cannot be written."""
         try:
-            if not self._promise(part, len(data)):
+            self._store(path, data)
+        except FileNotFoundError:
+            pass  # the folder has just been deleted
+        except OSError as error:
+            self._warn(error)
+
+    def _store(self, path: Path, data: bytes) -> None:
+        part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            if not self._reserve(part, len(data)):
                 return
             with part.open("r+b") as file:
                 file.write(data)
-            with _locked(self.folder / "used"):  # whoever counts sees it once, under either name
-                part.replace(place)
+            # Under the lock, so that an eviction counts the entry once, under either name.
+            with hold_lock(self.folder / "used", wait=True):
+                part.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
 
-    def _promise(self, part: Path, size: int) -> bool:
-        """Take room by a file of that length; see `_make_room` for what goes. False if it never
-        fits."""
+    def _reserve(self, part: Path, size: int) -> bool:
+        """Reserve `size` bytes by a file of that length, evicting entries if they do not fit.
+
+        Returns:
+            False if they do not fit into the cap.
+        """
         if size > self.max_bytes:
             return False
-        with _locked(self.folder / "used") as descriptor:
-            used = _parse(os.pread(descriptor, 32, 0))
+
+        with hold_lock(self.folder / "used", wait=True) as descriptor:
+            used = _parse_used(os.pread(descriptor, 32, 0))
             if used is None or used + size > self.max_bytes:
-                used = self._make_room(min(self.max_bytes - size, room_bytes(self.max_bytes)))
-            fits = used + size <= self.max_bytes  # what others are writing now cannot be removed
+                used = self._evict(min(self.max_bytes - size, usable_bytes(self.max_bytes)))
+
+            # Reservations of other processes cannot be evicted, so that it may still not fit.
+            fits = used + size <= self.max_bytes
+            if fits:
+                used += size
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(used + size * fits).encode(), 0)
+            os.pwrite(descriptor, str(used).encode(), 0)
+
             if fits:
                 part.parent.mkdir(parents=True, exist_ok=True)
                 with part.open("wb") as file:
                     file.truncate(size)
+
         return fits
 
-    def _make_room(self, room: int) -> int:
-        """Count what is there and remove pieces until at most `room` bytes are left. Returns: the
-        bytes left.
+    def _evict(self, target_bytes: int) -> int:
+        """Delete entries until at most `target_bytes` are stored.
 
-        Passing pieces that have passed go first, then what was not used for longest."""
-        pieces: list[tuple[float, int, Path]] = []
-        for path in (self.folder / "pieces").glob("*/*"):
+        Transient entries beyond their budget go first, then the least recently used entries.
+
+        Returns:
+            The bytes that remain, reservations of other processes included.
+        """
+        entries = self._list_entries()
+        bytes_left = sum(entry.num_bytes for entry in entries)
+
+        for entry in self._by_eviction(entries):
+            if bytes_left <= target_bytes:
+                break
+            # A process that is reading the file keeps its open copy.
+            entry.path.unlink(missing_ok=True)
+            bytes_left -= entry.num_bytes
+
+        return bytes_left
+
+    def _list_entries(self) -> list[_Entry]:
+        """Return all entries and reservations; delete those that a killed process left."""
+        entries = []
+        for path in (self.folder / _ENTRIES).glob("*/*"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
-                if path.suffix == ".part" and self._is_abandoned(path):
+                entry = _Entry(path, status.st_size, status.st_mtime)
+                if entry.is_part and self._is_abandoned(path):
                     path.unlink()
                 else:
-                    pieces.append((status.st_mtime, status.st_size, path))
-        left = sum(size for _, size, _ in pieces)
-        ranked, passing = [], 0
-        for used_at, size, path in sorted(pieces, reverse=True):
-            passing += size * (_PASSING in path.suffixes)  # those that are being written too
-            has_passed = path.suffix == _PASSING and passing > self.passing_bytes
-            ranked.append((not has_passed, used_at, size, path))
-        for _, _, size, path in sorted(ranked):
-            if left <= room:
-                break
-            if path.suffix != ".part":
-                path.unlink(missing_ok=True)  # who reads it now keeps what it has open
-                left -= size
-        return left
+                    entries.append(entry)
+        return entries
+
+    def _by_eviction(self, entries: Sequence[_Entry]) -> list[_Entry]:
+        """Return the entries that may be deleted, the first to be evicted first."""
+        expired: list[_Entry] = []
+        others: list[_Entry] = []
+        transient_bytes = 0
+
+        # From the newest on: the budget belongs to the newest transient entries.
+        for entry in sorted(entries, key=lambda entry: entry.used_at, reverse=True):
+            if entry.is_transient:
+                transient_bytes += entry.num_bytes  # reservations count, too
+            if entry.is_part:
+                continue
+            is_expired = entry.is_transient and transient_bytes > self.transient_bytes
+            if is_expired:
+                expired.append(entry)
+            else:
+                others.append(entry)
+
+        return expired[::-1] + others[::-1]
 
     def _is_abandoned(self, part: Path) -> bool:
-        """Whether nobody is writing it: its stripe's lock is free."""
-        with self._stripe(part).open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-        return True
+        """Return whether no process is writing a reservation: the lock of its stripe is free."""
+        try:
+            with hold_lock(self._stripe(part)):
+                return True
+        except BlockingIOError:
+            return False
 
-    def _complain(self, error: OSError) -> None:
-        if not self._has_complained:
-            self._has_complained = True
-            print(
-                f"warning: {self.folder}: the cache cannot be written ({error.strerror or error}); reading goes on "
-                "without it: make room, or set data.cache to another folder",
-                file=sys.stderr,
-            )
+    def _warn(self, error: OSError) -> None:
+        """Print one warning per process that the folder cannot be written."""
+        if self._has_warned:
+            return
 
+        # Imported here, since it brings typer, which no loader process needs.
+        from shards.cli import warn
 
-def room_bytes(max_bytes: int) -> int:
-    """What a run may rely on under a cap: of the pieces used last, so many bytes stay whenever room
-    is made."""
-    return int(_ROOM_LEFT * max_bytes)
+        self._has_warned = True
+        warn(
+            f"{self.folder}: the cache cannot be written ({os_error_text(error)}); reading "
+            "continues without it: make room, or set data.cache to another folder"
+        )
 
 
-def _parse(number: bytes) -> int | None:
-    """What `used` says; None if it is new or damaged."""
-    return int(number) if number.isdigit() else None
+def usable_bytes(max_bytes: int) -> int:
+    """Return the bytes under a cap that survive every eviction, from the last used on."""
+    return int(_FILLED_AFTER_EVICTION * max_bytes)
 
 
-def _read_file(place: Path, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
-    """The ranges of a whole piece, None if it is not there; marks it as used."""
+def _parse_used(text: bytes) -> int | None:
+    """Return the number in the file `used`; None if the file is new or damaged."""
+    return int(text) if text.isdigit() else None
+
+
+def _read_ranges(path: Path, size: int, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+    """Read ranges of a whole entry and mark it as used; None if it is not there."""
     try:
-        descriptor = os.open(place, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
         status = os.fstat(descriptor)
-        blocks = [os.pread(descriptor, length, start) for start, length in ranges]
+        parts = [os.pread(descriptor, length, start) for start, length in ranges]
     except OSError:
         return None
     finally:
         os.close(descriptor)
-    is_whole = all(len(block) == length for block, (_, length) in zip(blocks, ranges, strict=True))
-    if status.st_size != size or not is_whole:  # another hand, or a disk that lost its end
+
+    # Another program may have written the file, or the disk may have lost its end.
+    is_complete = [len(part) for part in parts] == [length for _, length in ranges]
+    if status.st_size != size or not is_complete:
         return None
+
     if time.time() - status.st_mtime > _TOUCH_SECONDS:
         with contextlib.suppress(OSError):
-            os.utime(place)
-    return blocks
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold a lock file; the kernel lets go of it when the process ends."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+            os.utime(path)
+    return parts

@@ -1,5 +1,4 @@
-"""What a request to a pool's store costs here and now: the two numbers by which reads are
-planned."""
+"""Measurement of the latency and bandwidth by which reads are planned."""
 
 from __future__ import annotations
 
@@ -16,37 +15,41 @@ _LARGE_READS, _LARGE_BYTES = 4, 8_000_000
 
 
 def measure_request_cost(pool: Pool) -> RequestCost:
-    """Time 16 small reads and 4 of 8 MB (or of a whole shard, if that is smaller) one after the
-    other; medians.
+    """Measure what a request to a pool's store costs here and now.
 
-    Both with two digits, so that a plan can be had again from what is printed. Shards far below 1
-    MB say little of a
-    bandwidth. Raises: ConfigError for a folder or a pool without shards, StorageError."""
+    Times 16 small reads and 4 reads of 8 MB (of a whole shard if that is smaller), one after the
+    other, and takes the medians. Both numbers have two digits, so that a plan can be repeated from
+    the printed ones. Shards far below 1 MB say little about the bandwidth.
+
+    Raises:
+        ConfigError: for a pool in a folder, or one without shards.
+        StorageError: if a shard cannot be read.
+    """
+    uri = pool.store.uri("")
     if isinstance(pool.store, LocalStore):
-        raise ConfigError(
-            f"{pool.store.uri('')}: --measure needs a pool in a bucket; a folder has no requests"
-        )
-    shards = sorted(pool.card.shards, key=lambda shard: -shard.size)[
-        : max(_SMALL_READS, _LARGE_READS)
-    ]
+        raise ConfigError(f"{uri}: --measure needs a pool in a bucket; a folder has no requests")
+
+    # The largest shards, since a large read must fit into one.
+    shards = sorted(pool.card.shards, key=lambda shard: -shard.size)
+    shards = shards[: max(_SMALL_READS, _LARGE_READS)]
     if not shards:
-        raise ConfigError(f"{pool.store.uri('')}: --measure needs a pool with at least one shard")
+        raise ConfigError(f"{uri}: --measure needs a pool with at least one shard")
 
     def seconds(number: int, size: int) -> float:
         shard = shards[number % len(shards)]
-        start = (
-            number // len(shards) * size % (shard.size - size + 1)
-        )  # another place when a shard comes again
-        begun = time.monotonic()
+        # A shard that is read again is read at another offset, since the server may cache it.
+        start = number // len(shards) * size % (shard.size - size + 1)
+        started = time.monotonic()
         pool.store.read_ranges(shard.name, [start], [size])
-        return time.monotonic() - begun
+        return time.monotonic() - started
 
     small = min(_SMALL_BYTES, shards[-1].size)
-    seconds(0, small)  # connects
+    seconds(0, small)  # opens the connection
     latency = statistics.median(seconds(number, small) for number in range(_SMALL_READS))
+
     large = min(_LARGE_BYTES, shards[min(_LARGE_READS, len(shards)) - 1].size)
-    whole = statistics.median(seconds(number, large) for number in range(_LARGE_READS))
-    rate = large / max(
-        whole - latency, 0.01 * whole
-    )  # a read that is all latency says only that much
-    return RequestCost(float(f"{latency:.2g}"), float(f"{rate:.2g}"))
+    large_seconds = statistics.median(seconds(number, large) for number in range(_LARGE_READS))
+    # Where latency is nearly all of a large read, the quotient would be noise: it is bounded.
+    bandwidth = large / max(large_seconds - latency, 0.01 * large_seconds)
+
+    return RequestCost(float(f"{latency:.2g}"), float(f"{bandwidth:.2g}"))

@@ -1,8 +1,9 @@
-"""`bmpt plan`: the bytes and requests that a run will ask of a pool, counted before it begins.
+"""The bytes and requests that a run will ask of a pool, counted before it begins (`bmpt plan`).
 
-The same functions that a run reads by are played through: the order of each epoch, the frames of
-each clip, what is joined into one request, what an empty cache keeps from an earlier epoch. A cache
-that other runs fill at the same time keeps less."""
+The functions that a run reads by are simulated: the order of each epoch, the frames of each clip,
+the requests that ranges are merged into, and what an initially empty cache keeps from an earlier
+epoch. A cache that other runs fill at the same time keeps less.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from shards.fetching.cache import room_bytes
+from shards.fetching.cache import usable_bytes
 from shards.fetching.extents import Extents, Retention, group_bytes, plan_retention
-from shards.fetching.frames import FrameReader, ReadSettings, make_reader, merge_ranges
+from shards.fetching.frames import CachePlan, FrameReader, ReadSettings, make_reader, merge_ranges
 from shards.reader import Manifest
 from shards.sampling.clip_sampling import clip_positions
 from shards.sampling.clip_settings import ClipSettings
@@ -23,14 +25,15 @@ from shards.sampling.sample_rng import sample_rng
 from shards.storage.base import Store
 from shards.storage.local import LocalStore
 
-# that are read without the cache; later passes are taken to be like those that were counted
-_COUNTED_CLIPS = 250_000
-_SAMPLED_CLIPS = 1000  # for the comparison of two orders
+# Uncached clips that are counted exactly; later epochs are extrapolated from them.
+_NUM_COUNTED_CLIPS = 250_000
+# Clips of which the comparison of two orders counts the requests.
+_NUM_SAMPLED_CLIPS = 1000
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is asked of a store."""
+    """Bytes and requests that are asked of a store."""
 
     num_bytes: int = 0
     requests: int = 0
@@ -39,41 +42,64 @@ class Traffic:
         return Traffic(self.num_bytes + other.num_bytes, self.requests + other.requests)
 
     def scaled(self, part: int, whole: int) -> Traffic:
-        """The same a clip for `part` clips as for `whole`."""
+        """Return the traffic of `part` clips, given this traffic of `whole` clips."""
         return Traffic(round(self.num_bytes * part / whole), round(self.requests * part / whole))
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What the passes over one manifest read.
-
-    clips: of a pass; needed_bytes: its samples with every frame
-    first_bytes, first_requests: of the first pass; all_bytes, all_requests: of all passes
-    cached: whether a cache is used; kept_bytes: what of extent_bytes it keeps from pass to pass;
-        passing_bytes: its
-    room for the others, see `shards.fetching.extents.Retention`
-    seconds: of reading alone, at the stated cost of a request; None for a folder
-    advised_order: the `data.order` that reads fastest, None for scoring; advice: why, in a sentence
-        or two"""
+    """What the passes over one manifest read; the fields are those of `bmpt plan --json`."""
 
     manifest: str
     order: str
+
     samples: int
+    """Rows of the manifest."""
+
     clips: int
+    """Clips of one pass."""
+
     shards: int
+    """Shards that hold the samples."""
+
     passes: int
+    """Epochs of training; 1 for scoring."""
+
     needed_bytes: int
+    """Bytes of all samples with every frame."""
+
     first_bytes: int
+    """Bytes that the first pass requests."""
+
     first_requests: int
+    """Requests of the first pass."""
+
     all_bytes: int
+    """Bytes that all passes request."""
+
     all_requests: int
+    """Requests of all passes."""
+
     cached: bool
+    """Whether a cache is used."""
+
     extent_bytes: int
+    """Bytes of all extents; 0 without a cache."""
+
     kept_bytes: int
+    """Bytes of the extents that the cache keeps from pass to pass."""
+
     passing_bytes: int
+    """Budget for the other extents, see `shards.fetching.extents.Retention.transient_bytes`."""
+
     seconds: float | None
+    """Time of the requests alone, at the stated cost of a request; None for a folder."""
+
     advised_order: OrderKind | None
+    """The `data.order` that reads fastest; None for scoring."""
+
     advice: str
+    """The reason for it, in a sentence or two."""
 
 
 def plan_training(
@@ -89,22 +115,47 @@ def plan_training(
     epochs: int,
     num_processes: int = 1,
 ) -> ReadPlan:
-    """Count what training reads; `num_processes` loaders ask at once.
+    """Count what training reads.
 
-    Exact, but for what more than 250,000 clips read without the cache; so many take about half a
-    minute."""
+    The counts are exact for the cache and for 250,000 clips that are read without it (about half a
+    minute); further epochs are extrapolated.
+
+    Args:
+        store: of the pool.
+        manifest: the training list.
+        clip: how clips are made; the number of pixels has no influence.
+        reading: how a remote pool is read.
+        order: `data.order`.
+        group_shards: `data.group_shards`.
+        seed: of the run.
+        batch_size: clips of one optimiser step.
+        epochs: of the run.
+        num_processes: loader processes that send requests at the same time, over all ranks.
+    """
     ordered = make_order(manifest.table["shard"], order, seed=seed, group_shards=group_shards)
-    clips = num_steps(len(manifest), batch_size) * batch_size
+    num_clips = num_steps(len(manifest), batch_size) * batch_size
     reader = make_reader(
         store, manifest, reading, group_shards=group_shards if order == "grouped" else None
     )
-    passes = _count(
-        reader, clip, (ordered.rows(np.arange(clips), epoch) for epoch in range(epochs)), seed
+
+    positions = np.arange(num_clips)
+    passes = _count_passes(
+        reader, clip, (ordered.rows(positions, epoch) for epoch in range(epochs)), seed
     )
-    advised, advice = _advise_order(
+    advised_order, advice = _advise_order(
         reader, clip, reading, group_shards, passes=epochs, num_processes=num_processes
     )
-    return _plan(reader, reading, passes, ordered.name, clips, advised, advice, num_processes)
+
+    return _make_plan(
+        reader,
+        reading,
+        passes,
+        order=ordered.name,
+        num_clips=num_clips,
+        advised_order=advised_order,
+        advice=advice,
+        num_processes=num_processes,
+    )
 
 
 def plan_scoring(
@@ -115,80 +166,100 @@ def plan_scoring(
     *,
     num_processes: int = 1,
 ) -> ReadPlan:
-    """Count what one evaluation of a manifest reads; exact."""
+    """Count exactly what one evaluation of a manifest reads; see `plan_training`."""
     reader = make_reader(store, manifest, reading)
-    clips = len(manifest)
-    passes = _count(reader, clip, [np.arange(clips)], seed=None)
-    return _plan(
-        reader, reading, passes, "as listed", clips, None, _advise_scoring(reader), num_processes
+    passes = _count_passes(reader, clip, [np.arange(len(manifest))], seed=None)
+    return _make_plan(
+        reader,
+        reading,
+        passes,
+        order="as listed",
+        num_clips=len(manifest),
+        advised_order=None,
+        advice=_advise_scoring(reader),
+        num_processes=num_processes,
     )
 
 
 def plan_text(plan: ReadPlan) -> str:
-    """A plan for people."""
+    """Return a plan as lines to print."""
     lines = [
-        f"{plan.manifest}: {plan.samples:,} samples of {plan.shards:,} shards, {plan.needed_bytes:,} bytes",
+        f"{plan.manifest}: {plan.samples:,} samples of {plan.shards:,} shards, "
+        f"{plan.needed_bytes:,} bytes",
         f"  {plan.clips:,} clips a pass, order: {plan.order}",
     ]
     if plan.cached:
         lines.append(f"  cache: {_cache_text(plan)}")
-    lines.append(
-        f"  first pass    {plan.first_bytes:>18,} bytes {plan.first_requests:>12,} requests"
-    )
+
+    lines.append(_traffic_line("first pass ", plan.first_bytes, plan.first_requests))
     if plan.passes > 1:
-        lines.append(
-            f"  {plan.passes:>4} passes   {plan.all_bytes:>18,} bytes {plan.all_requests:>12,} requests"
-        )
+        lines.append(_traffic_line(f"{plan.passes:>4} passes", plan.all_bytes, plan.all_requests))
     if plan.seconds is not None:
         lines.append(f"  reading alone: about {plan.seconds:,.1f} s")
+
     return "\n".join([*lines, f"  {plan.advice}"])
 
 
+def _traffic_line(name: str, num_bytes: int, requests: int) -> str:
+    return f"  {name:<13} {num_bytes:>18,} bytes {requests:>12,} requests"
+
+
 def _cache_text(plan: ReadPlan) -> str:
+    """Return the part of the extents that the cache keeps, and what happens to the others."""
     if plan.kept_bytes == plan.extent_bytes:
         return f"keeps all {plan.extent_bytes:,} bytes"
+
     kept = f"keeps {plan.kept_bytes:,} of {plan.extent_bytes:,} bytes"
     if plan.passing_bytes:
         return f"{kept}, the others pass through {plan.passing_bytes:,} bytes of it group by group"
-    too_large = (
-        ", since two groups of shards do not fit" if plan.order.startswith("grouped/") else ""
-    )
-    return f"{kept}, the others are read clip by clip{too_large}"
+
+    is_grouped = plan.order.startswith("grouped/")
+    reason = ", since two groups of shards do not fit" if is_grouped else ""
+    return f"{kept}, the others are read clip by clip{reason}"
 
 
-def _plan(
+def _make_plan(
     reader: FrameReader,
     reading: ReadSettings,
     passes: list[Traffic],
+    *,
     order: str,
-    clips: int,
+    num_clips: int,
     advised_order: OrderKind | None,
     advice: str,
     num_processes: int,
 ) -> ReadPlan:
-    table, extents, retention = reader.manifest.table, reader.extents, reader.retention
-    everything = sum(passes, Traffic())
+    table, cache_plan = reader.manifest.table, reader.cache_plan
+    total = sum(passes, Traffic())
     first = passes[0] if passes else Traffic()
-    is_local = isinstance(reader.store, LocalStore)
+
+    seconds = None
+    if not isinstance(reader.store, LocalStore):
+        seconds = _seconds(reader, total, reading, num_processes)
+
+    extent_bytes = kept_bytes = transient_bytes = 0
+    if cache_plan is not None:
+        extent_bytes = cache_plan.extents.total_bytes
+        kept_bytes = int(cache_plan.extents.sizes[cache_plan.retention.kept].sum())
+        transient_bytes = cache_plan.retention.transient_bytes
+
     return ReadPlan(
         manifest=reader.manifest.info.path,
         order=order,
         samples=len(reader.manifest),
-        clips=clips,
+        clips=num_clips,
         shards=len(set(table["shard"].to_pylist())),
         passes=len(passes),
         needed_bytes=sum(table["size"].to_pylist()),
         first_bytes=first.num_bytes,
         first_requests=first.requests,
-        all_bytes=everything.num_bytes,
-        all_requests=everything.requests,
-        cached=extents is not None,
-        extent_bytes=0 if extents is None else extents.total_bytes,
-        kept_bytes=0
-        if extents is None or retention is None
-        else int(extents.sizes[retention.kept].sum()),
-        passing_bytes=0 if retention is None else retention.passing_bytes,
-        seconds=None if is_local else _seconds(reader, everything, reading, num_processes),
+        all_bytes=total.num_bytes,
+        all_requests=total.requests,
+        cached=cache_plan is not None,
+        extent_bytes=extent_bytes,
+        kept_bytes=kept_bytes,
+        passing_bytes=transient_bytes,
+        seconds=seconds,
         advised_order=advised_order,
         advice=advice,
     )
@@ -197,58 +268,74 @@ def _plan(
 def _seconds(
     reader: FrameReader, traffic: Traffic, reading: ReadSettings, num_processes: int
 ) -> float:
-    return reader.cost.seconds(traffic.num_bytes, traffic.requests) / (
-        num_processes * reading.requests_in_flight
-    )
+    """Return the time of the requests over all connections of all processes."""
+    seconds = reader.cost.seconds(traffic.num_bytes, traffic.requests)
+    return seconds / (num_processes * reading.requests_in_flight)
 
 
-def _count(
+def _count_passes(
     reader: FrameReader, clip: ClipSettings, passes: Iterable[IndexArray], seed: int | None
 ) -> list[Traffic]:
-    """What each pass asks for; the frames of later ones are not drawn any more once very many
-    were."""
+    """Return the traffic of each pass.
+
+    Once very many uncached clips were counted, later passes are extrapolated.
+
+    Args:
+        reader: of the manifest.
+        clip: how clips are made.
+        passes: the rows of each pass.
+        seed: None for evaluation.
+    """
     traffic: list[Traffic] = []
-    counted, counted_clips = Traffic(), 0
-    loaded = np.zeros(0 if reader.extents is None else len(reader.extents), bool)
+    counted, num_counted = Traffic(), 0
+    num_extents = 0 if reader.cache_plan is None else len(reader.cache_plan.extents)
+    loaded = np.zeros(num_extents, bool)
+
     for epoch, rows in enumerate(passes):
-        cached, direct = _split(reader, rows)
-        if counted_clips + len(direct) <= max(_COUNTED_CLIPS, len(direct)):
-            of_clips = _count_clips(reader, direct, clip, seed, epoch)
-            counted, counted_clips = counted + of_clips, counted_clips + len(direct)
+        cached_rows, uncached_rows = _split_rows(reader.cache_plan, rows)
+        num_uncached = len(uncached_rows)
+
+        if num_counted + num_uncached <= max(_NUM_COUNTED_CLIPS, num_uncached):
+            uncached = _count_clips(reader, uncached_rows, clip, seed, epoch)
+            counted, num_counted = counted + uncached, num_counted + num_uncached
         else:
-            of_clips = counted.scaled(len(direct), counted_clips)
-        traffic.append(of_clips + _load(reader, cached, loaded))
+            uncached = counted.scaled(num_uncached, num_counted)
+
+        cached = Traffic()
+        if reader.cache_plan is not None:
+            cached = _load_extents(reader.cache_plan, cached_rows, loaded)
+        traffic.append(uncached + cached)
+
     return traffic
 
 
-def _split(reader: FrameReader, rows: IndexArray) -> tuple[IndexArray, IndexArray]:
-    """The rows that are read through the cache, and those that are not."""
-    if reader.extents is None or reader.retention is None:
+def _split_rows(plan: CachePlan | None, rows: IndexArray) -> tuple[IndexArray, IndexArray]:
+    """Return the rows that are read through the cache, and the others."""
+    if plan is None:
         return rows[:0], rows
-    if reader.retention.passing_bytes:
+    if plan.retention.transient_bytes:
         return rows, rows[:0]
-    is_kept = reader.retention.kept[reader.extents.of_row[rows]]
+    is_kept = plan.retention.kept[plan.extents.of_row[rows]]
     return rows[is_kept], rows[~is_kept]
 
 
-def _load(
-    reader: FrameReader, rows: IndexArray, loaded: np.ndarray[tuple[int], np.dtype[np.bool_]]
-) -> Traffic:
-    """What a pass over rows loads into the cache, which is marked in `loaded`, bool [E]."""
-    if reader.extents is None or reader.retention is None:
-        return Traffic()
-    touched = np.unique(reader.extents.of_row[rows])
-    missing = touched[~(loaded[touched] & reader.retention.kept[touched])]
-    loaded[touched] = True
-    return Traffic(int(reader.extents.sizes[missing].sum()), len(missing))
+def _load_extents(plan: CachePlan, rows: IndexArray, loaded: npt.NDArray[np.bool_]) -> Traffic:
+    """Return what a pass over rows loads into the cache, and mark it in `loaded`, bool [E]."""
+    used = np.unique(plan.extents.of_row[rows])
+    is_stored = loaded[used] & plan.retention.kept[used]
+    missing = used[~is_stored]
+    loaded[used] = True
+    return Traffic(int(plan.extents.sizes[missing].sum()), len(missing))
 
 
 def _count_clips(
     reader: FrameReader, rows: IndexArray, clip: ClipSettings, seed: int | None, epoch: int
 ) -> Traffic:
-    """The requests for the frames of the clips alone, as one epoch draws them."""
+    """Return the traffic of the frames of clips, read without the cache."""
     is_local = isinstance(reader.store, LocalStore)
+    gap_bytes = 0 if is_local else reader.cost.gap_bytes
     num_bytes = num_requests = 0
+
     for index in rows.tolist():
         row = reader.manifest.row(index)
         rng = None if seed is None else sample_rng(seed, epoch, row["key"])
@@ -259,13 +346,14 @@ def _count_clips(
             sampling=clip.sampling,
             rng=rng,
         )
-        places = [
+        ranges = [
             (row["frame_offset"][frame], row["frame_size"][frame])
             for frame in sorted(set(frames.tolist()))
         ]
-        spans = merge_ranges(places, 0 if is_local else reader.cost.gap_bytes)
+        spans = merge_ranges(ranges, gap_bytes)
         num_bytes += sum(stop - start for start, stop, _ in spans)
         num_requests += 1 if is_local else len(spans)
+
     return Traffic(num_bytes, num_requests)
 
 
@@ -278,66 +366,85 @@ def _advise_order(
     passes: int,
     num_processes: int,
 ) -> tuple[OrderKind, str]:
-    """Which order training should take, and why; `reader` may be of either."""
+    """Return the order that training should take, and why; `reader` may be of either order."""
     if isinstance(reader.store, LocalStore):
         return "global", "a folder: frames are read where they lie, data.order=global costs no more"
-    if reader.extents is None or reader.retention is None:
-        why = "data.order=global: without a cache each clip is asked for alone, in any order"
+
+    plan = reader.cache_plan
+    if plan is None:
+        reason = "data.order=global: without a cache each clip is asked for alone, in any order"
         if passes > 1:
             needed = sum(reader.manifest.table["size"].to_pylist())
-            why += f"; data.cache=DIR would keep {needed:,} bytes and ask once"
-        return "global", why
-    extents, total = reader.extents, reader.extents.total_bytes
-    if reader.retention.keeps_all:
+            reason += f"; data.cache=DIR would keep {needed:,} bytes and ask once"
+        return "global", reason
+
+    total = plan.extents.total_bytes
+    if plan.retention.keeps_all:
         return (
             "global",
             f"data.order=global: the cache holds all {total:,} bytes, later passes ask for nothing",
         )
-    room = room_bytes(reading.cache_bytes)
-    alone = plan_retention(extents, room)
-    grouped = plan_retention(extents, room, group_shards=group_shards)
-    if not grouped.passing_bytes:
+
+    usable = usable_bytes(reading.cache_bytes)
+    grouped = plan_retention(plan.extents, usable, group_shards=group_shards)
+    if not grouped.transient_bytes:
+        two_groups = 2 * group_bytes(plan.extents, group_shards)
         return "global", (
-            f"data.order=global: the cache holds neither all {total:,} bytes nor two groups of {group_shards} shards "
-            f"({2 * group_bytes(extents, group_shards):,}); raise data.cache_bytes or lower data.group_shards"
+            f"data.order=global: the cache holds neither all {total:,} bytes nor two groups of "
+            f"{group_shards} shards ({two_groups:,}); raise data.cache_bytes or lower "
+            "data.group_shards"
         )
-    clips = np.linspace(
-        0, len(reader.manifest) - 1, min(len(reader.manifest), _SAMPLED_CLIPS)
-    ).astype(np.int64)
-    sampled = _count_clips(reader, clips, clip, None, 0)
-    left_out = int(np.count_nonzero(~alone.kept[extents.of_row]))
-    one_by_one = _kept_traffic(extents, alone) + sampled.scaled(passes * left_out, len(clips))
-    by_groups = _kept_traffic(extents, grouped) + _passing_traffic(extents, grouped, passes)
-    slow, fast = (
-        _seconds(reader, traffic, reading, num_processes) for traffic in (one_by_one, by_groups)
-    )
-    if fast < slow:
+
+    global_traffic = _estimate_global(reader, plan.extents, usable, clip, passes)
+    grouped_traffic = _kept_traffic(plan.extents, grouped)
+    grouped_traffic += _transient_traffic(plan.extents, grouped, passes)
+    global_seconds = _seconds(reader, global_traffic, reading, num_processes)
+    grouped_seconds = _seconds(reader, grouped_traffic, reading, num_processes)
+
+    if grouped_seconds < global_seconds:
         return "grouped", (
-            f"data.order=grouped: about {fast:,.1f} s of reading, global {slow:,.1f} s; the cache is too small for all "
-            "and whole samples, which pass through it group by group, take fewer requests than clips"
+            f"data.order=grouped: about {grouped_seconds:,.1f} s of reading, global "
+            f"{global_seconds:,.1f} s; the cache is too small for all and whole samples, which "
+            "pass through it group by group, take fewer requests than clips"
         )
     return "global", (
-        f"data.order=global: about {slow:,.1f} s of reading, grouped {fast:,.1f} s; the cache is too small for all and "
-        "the frames of a clip cost less than the whole sample in every pass"
+        f"data.order=global: about {global_seconds:,.1f} s of reading, grouped "
+        f"{grouped_seconds:,.1f} s; the cache is too small for all and the frames of a clip cost "
+        "less than the whole sample in every pass"
     )
+
+
+def _estimate_global(
+    reader: FrameReader, extents: Extents, usable: int, clip: ClipSettings, passes: int
+) -> Traffic:
+    """Estimate the traffic of the global order from clips spread over the manifest."""
+    num_samples = len(reader.manifest)
+    spread = np.linspace(0, num_samples - 1, min(num_samples, _NUM_SAMPLED_CLIPS))
+    sampled = _count_clips(reader, spread.astype(np.int64), clip, None, 0)
+
+    retention = plan_retention(extents, usable)
+    num_uncached = int(np.count_nonzero(~retention.kept[extents.of_row]))
+    return _kept_traffic(extents, retention) + sampled.scaled(passes * num_uncached, len(spread))
 
 
 def _kept_traffic(extents: Extents, retention: Retention) -> Traffic:
+    """Return the traffic of the extents that stay in the cache: each is loaded once."""
     return Traffic(int(extents.sizes[retention.kept].sum()), int(np.count_nonzero(retention.kept)))
 
 
-def _passing_traffic(extents: Extents, retention: Retention, passes: int) -> Traffic:
-    passing = ~retention.kept
-    return Traffic(
-        passes * int(extents.sizes[passing].sum()), passes * int(np.count_nonzero(passing))
-    )
+def _transient_traffic(extents: Extents, retention: Retention, passes: int) -> Traffic:
+    """Return the traffic of the other extents: each is loaded once per pass."""
+    is_transient = ~retention.kept
+    num_bytes = passes * int(extents.sizes[is_transient].sum())
+    return Traffic(num_bytes, passes * int(np.count_nonzero(is_transient)))
 
 
 def _advise_scoring(reader: FrameReader) -> str:
+    """Return what a second evaluation will read."""
     if isinstance(reader.store, LocalStore):
         return "a folder: frames are read where they lie"
-    if reader.extents is None or reader.retention is None:
+    if reader.cache_plan is None:
         return "no cache: scoring again asks again"
-    if reader.retention.keeps_all:
+    if reader.cache_plan.retention.keeps_all:
         return "the cache holds all of it: scoring again asks for nothing"
     return "the cache is smaller than that: scoring again asks again for what it does not keep"

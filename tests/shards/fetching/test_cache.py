@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from shards.errors import SampleError
 from shards.fetching.cache import Cache
+from shards.files import hold_lock
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -77,7 +78,7 @@ def test_the_pieces_that_were_not_used_for_longest_go_first(tmp_path: Path) -> N
     loads: list[str] = []
     for name in ("a", "b", "c"):
         read(cache, name, 100, loads)
-        place = cache._place(name)
+        place = cache._path(name)
         os.utime(place, (0, {"a": 3000, "b": 1000, "c": 2000}[name]))
     read(cache, "d", 100, loads)
     loads.clear()
@@ -142,7 +143,7 @@ def test_a_piece_that_lost_its_end_is_loaded_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=500)
     loads: list[str] = []
     read(cache, "a", 100, loads)
-    os.truncate(cache._place("a"), 40)
+    os.truncate(cache._path("a"), 40)
     read(cache, "a", 100, loads)
     assert loads == ["a", "a"]
 
@@ -281,18 +282,18 @@ def test_two_runs_with_different_caps_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_passing_pieces_go_before_kept_ones_and_the_newest_of_them_last(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, max_bytes=1000, passing_bytes=200)
+    cache = Cache(tmp_path, max_bytes=1000, transient_bytes=200)
     loads: list[str] = []
 
     def passing(name: str) -> bool:
-        return cache.read(name, 100, [(0, 1)], lambda: content(name, 100), is_passing=True)[1]
+        return cache.read(name, 100, [(0, 1)], lambda: content(name, 100), is_transient=True)[1]
 
     for number in range(6):
         read(cache, f"kept {number}", 100, loads)
-        os.utime(cache._place(f"kept {number}"), (0, 1000 + number))  # older than all that passes
+        os.utime(cache._path(f"kept {number}"), (0, 1000 + number))  # older than all that passes
     for number in range(12):
         assert not passing(f"passing {number}")
-        os.utime(cache._place(f"passing {number}", is_passing=True), (0, 10_000 + number))
+        os.utime(cache._path(f"passing {number}", is_transient=True), (0, 10_000 + number))
         assert held_bytes(tmp_path) <= 1000
     assert passing("passing 11")
     assert passing("passing 10")
@@ -300,13 +301,13 @@ def test_passing_pieces_go_before_kept_ones_and_the_newest_of_them_last(tmp_path
     for number in range(6):
         read(cache, f"kept {number}", 100, loads)
     assert loads == []
-    cache.drop("passing 11", is_passing=True)
+    cache.drop("passing 11", is_transient=True)
     assert not passing("passing 11")
 
 
 def test_a_piece_that_is_kept_is_another_one_than_the_same_that_passes(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, max_bytes=1000, passing_bytes=200)
-    assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100), is_passing=True)[1]
+    cache = Cache(tmp_path, max_bytes=1000, transient_bytes=200)
+    assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100), is_transient=True)[1]
     assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100))[1]
     assert held_bytes(tmp_path) == 200
 
@@ -320,10 +321,10 @@ def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_
         bytes
     ):  # while this one is loaded and promised nothing, another one takes the room
         inner = Cache(tmp_path, max_bytes=100)
-        held = inner._place("inner").with_name("inner.part")
-        assert inner._promise(held, 80)
-        with inner._hold_stripe(held):
-            assert not cache._promise(cache._place("x").with_name("x.part"), 30)
+        held = inner._path("inner").with_name("inner.part")
+        assert inner._reserve(held, 80)
+        with hold_lock(inner._stripe(held)):
+            assert not cache._reserve(cache._path("x").with_name("x.part"), 30)
         return bytes(30)
 
     assert cache.read("outer", 30, [(0, 30)], load)[0] == [bytes(30)]

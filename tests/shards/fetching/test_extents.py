@@ -101,16 +101,16 @@ def test_what_a_cache_keeps_and_lets_pass_fits_into_it(
     extents = plan_extents(manifest_of(places), RequestCost(0.1, 20_000))
     retention = plan_retention(extents, room, group_shards=group)
     kept = int(extents.sizes[retention.kept].sum())
-    assert kept + retention.passing_bytes <= room
+    assert kept + retention.transient_bytes <= room
     if extents.total_bytes <= room:
         assert retention.keeps_all
-        assert retention.passing_bytes == 0
+        assert retention.transient_bytes == 0
     elif group is not None and 2 * group_bytes(extents, group) <= room:
-        assert retention.passing_bytes == 2 * group_bytes(extents, group)
+        assert retention.transient_bytes == 2 * group_bytes(extents, group)
     else:
-        assert retention.passing_bytes == 0
+        assert retention.transient_bytes == 0
     assert all(
-        kept + retention.passing_bytes + size > room for size in extents.sizes[~retention.kept]
+        kept + retention.transient_bytes + size > room for size in extents.sizes[~retention.kept]
     )
     again = plan_retention(
         plan_extents(manifest_of(places[::-1]), RequestCost(0.1, 20_000)), room, group_shards=group

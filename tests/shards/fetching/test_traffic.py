@@ -213,7 +213,7 @@ def test_more_clips_than_are_counted_are_taken_to_be_like_the_counted_ones(
 ) -> None:
     reading = ReadSettings(latency_seconds=NOTHING)
     exact = plan_of(remote, reading, epochs=12)
-    monkeypatch.setattr("shards.fetching.traffic._COUNTED_CLIPS", 100)
+    monkeypatch.setattr("shards.fetching.traffic._NUM_COUNTED_CLIPS", 100)
     estimated = plan_of(remote, reading, epochs=12)
     assert estimated != exact
     assert estimated.all_bytes == pytest.approx(exact.all_bytes, rel=0.01)

@@ -124,8 +124,8 @@ def test_batches_of_two_workers_are_those_of_a_folder(
     # first
     if cached:
         reader = make_reader(remote.store, remote.manifest(TRAIN), ReadSettings(cache=tmp_path))
-        assert reader.extents is not None
-        assert first + second == len(reader.extents)
+        assert reader.cache_plan is not None
+        assert first + second == len(reader.cache_plan.extents)
     else:
         assert (first, second) == (12, 12)
 
@@ -135,11 +135,11 @@ def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(
 ) -> None:
     manifest = remote.manifest(TRAIN)
     reader = make_reader(remote.store, manifest, ReadSettings(cache=tmp_path / "cache"))
-    assert reader.extents is not None
+    assert reader.cache_plan is not None
     stats = total(list(train_loader(remote, ReadSettings(cache=tmp_path / "cache"))))
     needed = sum(manifest.table["size"].to_pylist())
-    assert stats.bytes == reader.extents.total_bytes
-    assert stats.requests == len(reader.extents)
+    assert stats.bytes == reader.cache_plan.extents.total_bytes
+    assert stats.requests == len(reader.cache_plan.extents)
     assert needed <= stats.bytes <= 1.05 * needed
 
 
