@@ -1,5 +1,4 @@
-"""Pools read by other libraries: columns for Hugging Face datasets, addresses for stock
-webdataset."""
+"""Pools for other libraries: columns for Hugging Face datasets, addresses for stock webdataset."""
 
 from __future__ import annotations
 
@@ -18,40 +17,38 @@ from shards.storage.open import open_store
 if TYPE_CHECKING:
     from datasets import Features
 
-SCHEMES = (
-    "s3",
-    "gs",
-    "az",
-    "abfs",
-    "abfss",
-)  # webdataset reads https:// itself, signed addresses too
-_PIECE_BYTES = 1 << 20  # tarfile asks for 10 kB at a time
+# webdataset itself reads https://, signed addresses included.
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+_BUFFER_BYTES = 1 << 20  # tarfile reads 10 kB at a time
 
 
 def hf_features(pool: Pool) -> Features:
-    """Name the columns of a pool's tars for `datasets.load_dataset("webdataset", features=...)`.
+    """Return the columns of a pool's tars for `load_dataset("webdataset", features=...)`.
 
-    `000.jpg`, `001.jpg`, ...: as many images as `frames_per_clip`, null behind a sample's last
-        frame; `json`: the
-    facts of the video; `__key__`, `__url__`. Without it that library takes the columns of the first
-    five samples: it refuses them if their numbers of frames differ, and drops every later frame for
-        which they have no column.
-    With it a sample is still left out whose name begins with `__`, a hidden file to that library:
-    compare its count of samples with the card's. Raises: ConfigError if `datasets` is not
-    installed."""
+    - `000.jpg`, `001.jpg`, ...: `frames_per_clip` images, null after a sample's last frame
+    - `json`: the facts of the video
+    - `__key__`, `__url__`
+
+    Without them, `datasets` takes the columns of the first five samples: it refuses the pool if
+    their numbers of frames differ, and drops later frames that have no column. With them it still
+    leaves out a sample whose name begins with `__`, which is a hidden file to that library: compare
+    its number of samples with the card's.
+
+    Raises:
+        ConfigError: if `datasets` is not installed.
+    """
     try:
         from datasets import Features, Image, Value
     except ImportError:
         raise ConfigError(
             "Hugging Face datasets is not installed; run `pip install datasets`"
         ) from None
+
     facts = pa.schema([SAMPLES_SCHEMA.field(name) for name in SAMPLE_FACTS])
+    positions = range(pool.card.encoding.frames_per_clip)
     return Features(
         {
-            **{
-                f"{position:03d}.jpg": Image()
-                for position in range(pool.card.encoding.frames_per_clip)
-            },
+            **{f"{position:03d}.jpg": Image() for position in positions},
             "json": dict(Features.from_arrow_schema(facts)),
             "__key__": Value("string"),
             "__url__": Value("string"),
@@ -60,49 +57,60 @@ def hf_features(pool: Pool) -> Features:
 
 
 def register_openers(worker_id: int = 0) -> None:
-    """Let stock webdataset open the addresses of SCHEMES by `shards.storage.open`, in this process
-    and its forks.
+    """Let stock webdataset open the addresses of SCHEMES, in this process and its forks.
 
-    Workers of a DataLoader that are spawned inherit nothing: give it this function as
-    `worker_init_fn`, which is called with the worker's number. Workers that are forked must not
-    follow after this process has opened a pool or a shard, for the object store's threads do not
-    survive a fork: then also `multiprocessing_context="spawn"`."""
+    Spawned workers of a DataLoader inherit nothing: pass this function as their `worker_init_fn`.
+    Forked workers must be started before this process opens a pool or a shard, since the threads of
+    the object store do not survive a fork; otherwise also pass `multiprocessing_context="spawn"`.
+
+    Args:
+        worker_id: the number of the worker, which DataLoader passes; not used.
+    """
     from webdataset.gopen import gopen_schemes
 
     gopen_schemes.update(dict.fromkeys(SCHEMES, _open_object))
 
 
 def _open_object(url: str, mode: str = "rb", bufsize: int = 0, **options: Any) -> io.BufferedReader:
-    """What webdataset calls, with arguments of its choice. Raises: ConfigError if it is to write,
-    StorageError."""
-    place, mark, query = url.partition("?")
-    folder, _, name = place.rpartition("/")
+    """Open an object for reading; webdataset chooses the arguments.
+
+    Raises:
+        ConfigError: for a mode that writes.
+        StorageError: if the object cannot be opened.
+    """
+    path, mark, query = url.partition("?")
+    folder, _, name = path.rpartition("/")
     store = open_store(f"{folder}{mark}{query}")
     if mode != "rb":
         raise ConfigError(
-            f"{store.uri(name)}: can only be read by webdataset, not opened with mode {mode}; use `bmpt build --out`"
+            f"{store.uri(name)}: can only be read by webdataset, not opened with mode {mode}; "
+            "use `bmpt build --out`"
         )
-    return io.BufferedReader(_ObjectReader(store, name), _PIECE_BYTES)
+    return io.BufferedReader(_ObjectReader(store, name), _BUFFER_BYTES)
 
 
 class _ObjectReader(io.RawIOBase):
-    """One object from its first byte to its last: a request for its size, one for its bytes."""
+    """Read one object from beginning to end: a request for its size, and one for its bytes."""
 
     def __init__(self, store: Store, name: str) -> None:
-        whole, rest = divmod(store.size(name), _PIECE_BYTES)
-        self._pieces: Iterator[memoryview] = store.read_chunks(
-            name, [_PIECE_BYTES] * whole + [rest]
+        num_full, rest = divmod(store.size(name), _BUFFER_BYTES)
+        self._chunks: Iterator[memoryview] = store.read_chunks(
+            name, [_BUFFER_BYTES] * num_full + [rest]
         )
-        self._piece = memoryview(b"")
+        self._chunk = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the current piece goes; 0 is the end. Raises: StorageError."""
-        if not self._piece:
-            self._piece = next(self._pieces, self._piece)
-        size = min(len(buffer), len(self._piece))
-        buffer[:size] = self._piece[:size]
-        self._piece = self._piece[size:]
+        """Fill `buffer` as far as the current chunk goes; return 0 at the end.
+
+        Raises:
+            StorageError: if the object cannot be read.
+        """
+        if not self._chunk:
+            self._chunk = next(self._chunks, self._chunk)
+        size = min(len(buffer), len(self._chunk))
+        buffer[:size] = self._chunk[:size]
+        self._chunk = self._chunk[size:]
         return size

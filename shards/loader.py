@@ -254,7 +254,7 @@ class _BatchSource:
         self._clip = plan.clip
         self._buffers = BatchBuffers(
             producers=producers,
-            places=_PREFETCHED + ceil(batches_held / producers),
+            slots=_PREFETCHED + ceil(batches_held / producers),
             batch_bytes=max_clips * plan.clip.clip_bytes,
         )
 
@@ -273,7 +273,7 @@ class _BatchSource:
         """
         self._iteration += 1
         this_iteration = self._iteration
-        self._buffers.begin_round()
+        self._buffers.start_generation()
 
         packed_batches = iter(self._packed_batches)
         while True:

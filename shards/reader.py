@@ -23,6 +23,7 @@ from shards.format.schema import (
     SAMPLES_SCHEMA,
     STORED_VERDICTS,
     ManifestInfo,
+    ManifestRow,
     PoolCard,
     fingerprint,
     manifest_info,
@@ -34,16 +35,18 @@ from shards.storage.open import open_store
 
 @dataclass(frozen=True)
 class Manifest:
-    """The samples of one split of one protocol, in the list's order."""
+    """The samples of one split of one protocol, in the order of the list."""
 
     info: ManifestInfo
+
     table: pa.Table
+    """One row per sample, with the columns of MANIFEST_SCHEMA."""
 
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def row(self, index: int) -> dict[str, Any]:
-        """One row as plain Python values."""
+    def row(self, index: int) -> ManifestRow:
+        """Return one row as plain Python values."""
         return self.table.slice(index, 1).to_pylist()[0]
 
 
@@ -55,66 +58,81 @@ class Pool:
     card: PoolCard
 
     def samples(self) -> pa.Table:
-        """`samples.parquet`: one row for every source video, failed ones too."""
+        """Read `samples.parquet`: one row per source video, failed ones included."""
         return _read_table(self.store, SAMPLES, SAMPLES_SCHEMA)
 
     def manifest_names(self) -> list[str]:
-        """`<protocol>/<name>` of all manifests, sorted."""
-        names = self.store.names("manifests/")
+        """Return `<protocol>/<name>` of all manifests, sorted."""
         return [
             name.removeprefix("manifests/").removesuffix(".parquet")
-            for name in names
+            for name in self.store.names("manifests/")
             if name.endswith(".parquet")
         ]
 
     def has_manifest(self, path: str) -> bool:
-        """Whether it has `few_shot/train_k2`, for example."""
-        return bool(re.fullmatch(r"[\w-]+/[\w-]+", path)) and self.store.exists(
-            f"manifests/{path}.parquet"
-        )
+        """Return whether the pool has a manifest, for example `few_shot/train_k2`."""
+        if not re.fullmatch(r"[\w-]+/[\w-]+", path):
+            return False
+        return self.store.exists(f"manifests/{path}.parquet")
 
     def manifest(self, path: str) -> Manifest:
-        """Read one manifest, for example `few_shot/train_k2`. Raises: ConfigError that lists what
-        is there."""
+        """Read one manifest, for example `few_shot/train_k2`.
+
+        Raises:
+            ConfigError: naming the manifests of the pool, if it is not one of them.
+        """
         name = f"manifests/{path}.parquet"
         if not self.has_manifest(path):
-            raise ConfigError(f"{self.store.uri(name)}: no such manifest; {self._what_there_is()}")
+            raise ConfigError(
+                f"{self.store.uri(name)}: no such manifest; {self._known_manifests()}"
+            )
+
         table = _read_table(self.store, name, MANIFEST_SCHEMA)
         return Manifest(manifest_info(table, where=self.store.uri(name)), table)
 
-    def _what_there_is(self) -> str:
+    def _known_manifests(self) -> str:
         try:
             return f"the pool has: {', '.join(self.manifest_names()) or 'none'}"
-        except StorageError:  # a web server has no listing
+        except StorageError:  # a web server cannot list files
             return "`bmpt report` of a copy in a folder or bucket lists them"
 
 
 def open_pool(uri: str | Path) -> Pool:
-    """Open a pool folder. Raises: FormatError if it has no card or a card of another version."""
+    """Open a pool in a folder or in object storage.
+
+    Raises:
+        FormatError: if it has no card, or a card of another version.
+    """
     store = open_store(uri)
     if not store.exists(POOL_CARD):
         raise FormatError(
-            f"{store.uri(POOL_CARD)}: no such file, so this is not a finished pool; run `bmpt build`"
+            f"{store.uri(POOL_CARD)}: no such file, so this is not a finished pool; "
+            "run `bmpt build`"
         )
     return Pool(store, parse_card(store.read(POOL_CARD), where=store.uri(POOL_CARD)))
 
 
 def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
-    """Keep the rows with one of these verdicts (`data.verdicts`); the fingerprint is that of the
-    rows that stay.
+    """Keep the rows with one of some verdicts (`data.verdicts`).
 
-    Raises: ConfigError for a verdict that no stored sample can have."""
+    Returns:
+        A manifest with the fingerprint of the rows that remain.
+
+    Raises:
+        ConfigError: for a verdict that no stored sample can have.
+    """
     for verdict in verdicts:
         if verdict not in STORED_VERDICTS:
             raise ConfigError(
                 f"data.verdicts: {verdict!r} is not one of {', '.join(STORED_VERDICTS)}"
             )
-    table = manifest.table.filter(
-        pc.is_in(manifest.table["verdict"], value_set=pa.array(list(verdicts), pa.string()))
-    )
-    rows = zip(*(table[name].to_pylist() for name in ("key", "label", "sha256")), strict=True)
-    identity = fingerprint(manifest.info.path, manifest.info.classes, rows)
-    return Manifest(manifest.info.model_copy(update={"fingerprint": identity}), table)
+
+    wanted = pa.array(list(verdicts), pa.string())
+    table = manifest.table.filter(pc.is_in(manifest.table["verdict"], value_set=wanted))
+    columns = [table[name].to_pylist() for name in ("key", "label", "sha256")]
+    info = manifest.info
+    identity = fingerprint(info.path, info.classes, zip(*columns, strict=True))
+    return Manifest(info.model_copy(update={"fingerprint": identity}), table)
 
 
 def require_samples(manifest: Manifest) -> None:
@@ -135,59 +153,83 @@ def require_samples(manifest: Manifest) -> None:
 
 
 def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[bytes]:
-    """Read stored frames of one sample (a row of a manifest or of `samples.parquet`) as JPEG bytes.
+    """Read stored frames of one sample as JPEG bytes.
 
-    Raises: SampleError if a CRC is wrong, StorageError if the shard cannot be read."""
-    wanted = sorted(set(positions))  # a clip shorter than T repeats frames; each is read once
+    Args:
+        store: of the pool.
+        row: of a manifest or of `samples.parquet`.
+        positions: positions in the stored sample; a frame that is named twice is read once.
+
+    Returns:
+        The bytes in the order of `positions`.
+
+    Raises:
+        SampleError: if a CRC is wrong.
+        StorageError: if the shard cannot be read.
+    """
+    wanted = sorted(set(positions))
     starts = [row["offset"] + row["frame_offset"][position] for position in wanted]
-    blocks = store.read_ranges(
-        row["shard"], starts, [row["frame_size"][position] for position in wanted]
-    )
-    check_frames(store, row, wanted, blocks)
-    by_position = dict(zip(wanted, blocks, strict=True))
-    return [by_position[position] for position in positions]
+    sizes = [row["frame_size"][position] for position in wanted]
+    jpegs = store.read_ranges(row["shard"], starts, sizes)
+
+    check_frames(store, row, wanted, jpegs)
+    jpeg_at = dict(zip(wanted, jpegs, strict=True))
+    return [jpeg_at[position] for position in positions]
 
 
 def first_wrong_frame(
-    row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]
+    row: Mapping[str, Any], positions: Sequence[int], jpegs: Sequence[bytes]
 ) -> int | None:
-    """The first of some frames whose bytes have another CRC than its row states."""
-    for position, block in zip(positions, blocks, strict=True):
-        if zlib.crc32(block) != row["frame_crc32"][position]:
+    """Return the first of some frames whose bytes have another CRC than the row states."""
+    for position, data in zip(positions, jpegs, strict=True):
+        if zlib.crc32(data) != row["frame_crc32"][position]:
             return position
     return None
 
 
 def check_frames(
-    store: Store, row: Mapping[str, Any], positions: Sequence[int], blocks: Sequence[bytes]
+    store: Store, row: Mapping[str, Any], positions: Sequence[int], jpegs: Sequence[bytes]
 ) -> None:
-    """Raises: SampleError naming the first of some frames whose CRC is wrong."""
-    wrong = first_wrong_frame(row, positions, blocks)
+    """Check the CRC of some frames of a sample.
+
+    Raises:
+        SampleError: naming the first frame with a wrong CRC.
+    """
+    wrong = first_wrong_frame(row, positions, jpegs)
     if wrong is not None:
-        where = f"{store.uri(row['shard'])}: frame {wrong} of {row['key']}"
-        raise SampleError(f"{where} has a wrong CRC; run `bmpt repair`")
+        frame = f"{store.uri(row['shard'])}: frame {wrong} of {row['key']}"
+        raise SampleError(f"{frame} has a wrong CRC; run `bmpt repair`")
 
 
 def read_frames(store: Store, row: Mapping[str, Any], positions: Sequence[int]) -> list[jpeg.Image]:
-    """Read and decode stored frames: RGB uint8 [H, W, 3] each. Raises: SampleError,
-    StorageError."""
-    blocks = read_frame_bytes(store, row, positions)
-    where = f"{store.uri(row['shard'])}: {row['key']}"
+    """Read and decode stored frames of one sample, see `read_frame_bytes`.
+
+    Returns:
+        RGB uint8 [H, W, 3] each.
+
+    Raises:
+        SampleError: if a CRC is wrong or a frame is not a JPEG.
+        StorageError: if the shard cannot be read.
+    """
+    sample = f"{store.uri(row['shard'])}: {row['key']}"
+    jpegs = read_frame_bytes(store, row, positions)
     return [
-        jpeg.decode(block, where=f"{where} frame {p}")
-        for p, block in zip(positions, blocks, strict=True)
+        jpeg.decode(data, where=f"{sample} frame {position}")
+        for position, data in zip(positions, jpegs, strict=True)
     ]
 
 
 def _read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet table and check that it has exactly the columns of `schema`."""
+    """Read a Parquet table and check that it has exactly the columns of a schema."""
     table = read_parquet(store.read(name), where=store.uri(name))
     for found, expected in zip_longest(table.schema, schema):
-        if (
-            found is None
-            or expected is None
-            or (found.name, found.type) != (expected.name, expected.type)
-        ):
+        # Metadata and nullability may differ.
+        is_expected = (
+            found is not None
+            and expected is not None
+            and (found.name, found.type) == (expected.name, expected.type)
+        )
+        if not is_expected:
             raise FormatError(
                 f"{store.uri(name)}: has column {found}, expected {expected}; build the pool again"
             )

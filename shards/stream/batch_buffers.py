@@ -1,5 +1,4 @@
-"""Memory for batches that is used again and again, shared by loader workers and the process that
-trains."""
+"""Memory for batches that is reused, shared by loader processes and the training process."""
 
 from __future__ import annotations
 
@@ -15,79 +14,84 @@ from shards.stream.shared_memory import SharedMemory
 if TYPE_CHECKING:
     import torch
 
-_FREE, _LENT = 0, 255  # what the byte of a place says; else the round in which it was taken
-_taking = threading.Lock()
+# State of a slot, one byte; every other value is the generation in which the slot was taken.
+_FREE, _HANDED_OUT = 0, 255
+_take_lock = threading.Lock()
 
 
 class BatchBuffers:
-    """Places for batches. A producer (a loader worker, or this process) takes a free one and fills
-    it; who trains lends it out as a tensor, and the place is free again when the tensor and all
-    views of it are gone. Places that were filled in an earlier round and never lent are free too.
+    """Slots for batches, `slots` of them for each producer.
 
-    Fresh pages for every batch cost a third of the clips a second (2 loader processes, 8 frames,
-    224 px).
+    A producer is a loader process, or the training process if there is none. It takes a free slot
+    and fills it. The training process hands it out as a tensor, and the slot is free again when
+    the tensor and all views of it are gone. Slots that an earlier generation filled but never
+    handed out are free, too.
 
-    producers; places: of each; batch_bytes: room of each place"""
+    Fresh pages for every batch would cost a third of the clips per second (2 loader processes,
+    8 frames, 224 px).
+    """
 
-    def __init__(self, *, producers: int, places: int, batch_bytes: int) -> None:
-        self._places = places
-        self._first_byte = _whole_pages(
-            1 + producers * places
-        )  # before it the round, and a byte a place
-        self._stride = _whole_pages(batch_bytes)
-        self._memory = SharedMemory(self._first_byte + producers * places * self._stride)
-        self.begin_round()
+    def __init__(self, *, producers: int, slots: int, batch_bytes: int) -> None:
+        self._slots_per_producer = slots
+        num_slots = producers * slots
 
-    def begin_round(self) -> None:
-        """Say, before an iteration begins, that what earlier ones have packed and not lent will not
-        be asked for."""
-        self._memory.bytes[0] = self._memory.bytes[0] % (_LENT - 1) + 1
+        # The generation and a state byte per slot come first; slots begin at page boundaries.
+        self._first_slot = _whole_pages(1 + num_slots)
+        self._slot_bytes = _whole_pages(batch_bytes)
+        self._memory = SharedMemory(self._first_slot + num_slots * self._slot_bytes)
+        self.start_generation()
+
+    def start_generation(self) -> None:
+        """Free the slots that earlier iterations filled but never handed out."""
+        self._memory.bytes[0] = self._memory.bytes[0] % (_HANDED_OUT - 1) + 1
 
     def take(self, producer: int) -> int | None:
-        """Take a producer's first free place; None if whoever trains holds all of them."""
-        start = producer * self._places
-        with _taking:
-            this_round = self._memory.bytes[0]
-            for place in range(start, start + self._places):
-                if self._memory.bytes[1 + place] not in (this_round, _LENT):
-                    self._memory.bytes[1 + place] = this_round
-                    return place
+        """Take the first free slot of a producer; None if the training process holds all of them.
+
+        At most the 254 generations of a byte are told apart: a slot that was filled 254 generations
+        ago and never handed out counts as taken.
+        """
+        start = producer * self._slots_per_producer
+        with _take_lock:
+            generation = self._memory.bytes[0]
+            for slot in range(start, start + self._slots_per_producer):
+                if self._memory.bytes[1 + slot] not in (generation, _HANDED_OUT):
+                    self._memory.bytes[1 + slot] = generation
+                    return slot
         return None
 
-    def fill(self, place: int, num_bytes: int) -> torch.Tensor:
-        """The first bytes of a place, for its producer: uint8 [num_bytes]."""
-        return _as_tensor(self._view(place, num_bytes))
+    def writable(self, slot: int, num_bytes: int) -> torch.Tensor:
+        """Return the first bytes of a slot to its producer: uint8 [num_bytes]."""
+        return _as_tensor(self._view(slot, num_bytes))
 
-    def lend(self, place: int, num_bytes: int) -> torch.Tensor:
-        """The same for whoever trains; letting go of it frees the place."""
-        self._memory.bytes[1 + place] = _LENT
-        view = self._view(place, num_bytes)
-        weakref.finalize(view, _freeing(self._memory, place)).atexit = False
+    def hand_out(self, slot: int, num_bytes: int) -> torch.Tensor:
+        """Return the same bytes to the training process; the slot is free once they are gone."""
+        self._memory.bytes[1 + slot] = _HANDED_OUT
+        view = self._view(slot, num_bytes)
+        weakref.finalize(view, _freeing(self._memory, slot)).atexit = False
         return _as_tensor(view)
 
-    def _view(self, place: int, num_bytes: int) -> memoryview:
-        start = self._first_byte + place * self._stride
+    def _view(self, slot: int, num_bytes: int) -> memoryview:
+        start = self._first_slot + slot * self._slot_bytes
         return memoryview(self._memory.bytes)[start : start + num_bytes]
 
 
-def _freeing(memory: SharedMemory, place: int) -> Callable[[], None]:
-    lender = os.getpid()
+def _freeing(memory: SharedMemory, slot: int) -> Callable[[], None]:
+    owner = os.getpid()
 
     def free() -> None:
-        if (
-            os.getpid() == lender
-        ):  # not in a process that was forked from it while the tensor was there
-            memory.bytes[1 + place] = _FREE
+        # Not in a process that was forked while the tensor existed: its copy frees nothing.
+        if os.getpid() == owner:
+            memory.bytes[1 + slot] = _FREE
 
     return free
 
 
 def _as_tensor(view: memoryview) -> torch.Tensor:
+    """Return a tensor that keeps `view` alive as long as its storage."""
     import torch
 
-    return torch.frombuffer(
-        view, dtype=torch.uint8
-    )  # keeps `view` for as long as its storage lives
+    return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def _whole_pages(num_bytes: int) -> int:

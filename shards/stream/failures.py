@@ -1,4 +1,4 @@
-"""Samples that could not be read: so many in a row end a run."""
+"""The rule that unreadable samples end a run: too many of them in a row."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ MAX_FAILURES = 32
 
 @dataclass
 class FailureRule:
-    """Ends a run when `limit` samples in a row could not be read; None never does. in_a_row: so
-    far"""
+    """Count unreadable samples in a row, and end the run at a limit."""
 
     limit: int | None
+    """Unreadable samples in a row that end the run; None for no limit."""
+
     in_a_row: int = 0
+    """Unreadable samples since the last one that was read."""
 
     def count(self, failures: Sequence[str | None]) -> None:
-        """Take the next samples in order, None for those that were read. Raises: StorageError at
-        the limit."""
+        """Count the next samples, in order.
+
+        Args:
+            failures: why each sample could not be read; None for a sample that was read.
+
+        Raises:
+            StorageError: at the limit.
+        """
         for failure in failures:
-            self.in_a_row = self.in_a_row + 1 if failure is not None else 0
+            self.in_a_row = 0 if failure is None else self.in_a_row + 1
             if self.limit is not None and self.in_a_row >= self.limit:
                 raise StorageError(
                     f"{self.in_a_row} samples in a row could not be read; the last: {failure}"
@@ -35,11 +43,17 @@ def failure_limit(max_failures: int | None, num_samples: int) -> int | None:
 
     A manifest of few samples, none of which can be read, then ends the run too.
     """
-    return None if max_failures is None else min(max_failures, max(1, num_samples))
+    if max_failures is None:
+        return None
+    return min(max_failures, max(1, num_samples))
 
 
 def stop_at_failures(batches: Iterator[MicroBatch], limit: int | None) -> Iterator[MicroBatch]:
-    """Pass batches on. Raises: StorageError once `limit` samples in a row could not be read."""
+    """Yield batches.
+
+    Raises:
+        StorageError: once `limit` samples in a row could not be read.
+    """
     rule = FailureRule(limit)
     for batch in batches:
         rule.count(batch.clips.failures)

@@ -1,4 +1,4 @@
-"""Bytes that a process and its loader workers share, and manifests that lie in them."""
+"""Memory that a process shares with its loader processes, and manifests that are stored in it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from shards.reader import Manifest
 
 
 class SharedMemory:
-    """A block of bytes, freed when the last process lets go of it; pages cost nothing before they
-    are written.
+    """A block of bytes that is freed when the last process releases it.
 
-    Not in /dev/shm, which containers keep small (64 MB in Docker). Pickles only on the way to a
-    child process."""
+    Pages cost nothing before they are written. The block is not in /dev/shm, which containers keep
+    small (64 MB in Docker). It can be pickled only on the way to a child process.
+    """
+
+    bytes: mmap.mmap
 
     def __init__(self, num_bytes: int) -> None:
-        descriptor = os.memfd_create("bmpt") if hasattr(os, "memfd_create") else _unnamed_file()
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("bmpt")
+        else:
+            descriptor = _unnamed_file()
         os.ftruncate(descriptor, num_bytes)
         self._attach(descriptor, num_bytes)
 
@@ -43,8 +48,10 @@ class SharedMemory:
 
 @dataclass(frozen=True)
 class SharedManifest(Manifest):
-    """A manifest whose rows exist once for all loader workers: 1.1 kB a sample, 270 MB for
-    Kinetics-400."""
+    """A manifest whose rows exist once for all loader processes.
+
+    A row takes 1.1 kB; the rows of Kinetics-400 take 270 MB.
+    """
 
     memory: SharedMemory
 
@@ -54,15 +61,17 @@ class SharedManifest(Manifest):
 
 def share_manifest(manifest: Manifest) -> SharedManifest:
     """Copy the rows of a manifest into shared memory."""
+    # A first pass, which writes nothing, finds the size.
     sized = pa.MockOutputStream()
     _write(manifest.table, sized)
+
     memory = SharedMemory(sized.size())
     _write(manifest.table, pa.FixedSizeBufferWriter(pa.py_buffer(memory.bytes)))
     return _open_manifest(manifest.info, memory)
 
 
 def _open_manifest(info: ManifestInfo, memory: SharedMemory) -> SharedManifest:
-    """The table's columns point into the shared bytes."""
+    """Return a manifest whose columns point into the shared bytes."""
     return SharedManifest(info, pa.ipc.open_file(pa.py_buffer(memory.bytes)).read_all(), memory)
 
 
@@ -72,6 +81,6 @@ def _write(table: pa.Table, sink: Any) -> None:
 
 
 def _unnamed_file() -> int:
-    """Where the system has no memory files (macOS)."""
+    """Return a file without a name, where the system has no memory files (macOS)."""
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

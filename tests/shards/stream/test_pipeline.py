@@ -100,7 +100,7 @@ def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
     stage = PlanStage(
         pool.manifest("few_shot/val"), ClipSettings(frames=2, size_px=16), plan, ONE_RANK, None
     )
-    buffers = BatchBuffers(producers=1, places=2, batch_bytes=3 * stage.clip.clip_bytes)
+    buffers = BatchBuffers(producers=1, slots=2, batch_bytes=3 * stage.clip.clip_bytes)
     pipeline = make_pipeline(
         stage, make_reader(pool.store, stage.manifest, ReadSettings()), buffers, in_flight=0
     )

@@ -1,4 +1,4 @@
-"""Memory that loader processes share: what is written here is read there, and a place is free once
+"""Memory that loader processes share: what is written here is read there, and a slot is free once
 it is let go of."""
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from shards.stream.shared_memory import SharedManifest, SharedMemory, share_mani
 
 
 def _write_into(buffers: BatchBuffers, manifest: Manifest, answers: Connection) -> None:
-    place = buffers.take(1)
-    assert place is not None
-    buffers.fill(place, 5)[:] = torch.arange(5, dtype=torch.uint8)
-    answers.send((place, manifest.row(3), isinstance(manifest, SharedManifest)))
+    slot = buffers.take(1)
+    assert slot is not None
+    buffers.writable(slot, 5)[:] = torch.arange(5, dtype=torch.uint8)
+    answers.send((slot, manifest.row(3), isinstance(manifest, SharedManifest)))
 
 
-def test_another_process_reads_the_manifest_and_fills_a_place(pool: Pool) -> None:
-    buffers = BatchBuffers(producers=2, places=2, batch_bytes=100)
+def test_another_process_reads_the_manifest_and_fills_a_slot(pool: Pool) -> None:
+    buffers = BatchBuffers(producers=2, slots=2, batch_bytes=100)
     manifest = pool.manifest("few_shot/val")
     here, there = multiprocessing.Pipe()
     arguments = (buffers, share_manifest(manifest), there)
     process = multiprocessing.get_context("forkserver").Process(target=_write_into, args=arguments)
     process.start()
-    place, row, is_shared = here.recv()
+    slot, row, is_shared = here.recv()
     process.join()
     assert (row, is_shared) == (manifest.row(3), True)
-    assert buffers.lend(place, 5).tolist() == [0, 1, 2, 3, 4]
+    assert buffers.hand_out(slot, 5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_place_is_free_again_when_the_last_view_of_it_is_gone() -> None:
-    buffers = BatchBuffers(producers=2, places=2, batch_bytes=100)
+def test_a_slot_is_free_again_when_the_last_view_of_it_is_gone() -> None:
+    buffers = BatchBuffers(producers=2, slots=2, batch_bytes=100)
     assert [buffers.take(1), buffers.take(1), buffers.take(1)] == [2, 3, None]
-    assert buffers.take(0) == 0  # each producer has places of its own
-    batch = buffers.lend(3, 60)
+    assert buffers.take(0) == 0  # each producer has slots of its own
+    batch = buffers.hand_out(3, 60)
     part = batch.view(3, 20)[1]
     del batch
     gc.collect()
@@ -51,22 +51,22 @@ def test_a_place_is_free_again_when_the_last_view_of_it_is_gone() -> None:
     assert buffers.take(1) == 3
 
 
-def test_places_do_not_overlap_and_are_kept_while_they_are_lent() -> None:
-    buffers = BatchBuffers(producers=1, places=3, batch_bytes=5000)
-    lent = []
+def test_slots_do_not_overlap_and_are_kept_while_they_are_handed_out() -> None:
+    buffers = BatchBuffers(producers=1, slots=3, batch_bytes=5000)
+    handed_out = []
     for value in range(3):
-        place = buffers.take(0)
-        assert place is not None
-        buffers.fill(place, 5000)[:] = value
-        lent.append(buffers.lend(place, 5000))
-    assert [set(batch.tolist()) for batch in lent] == [{0}, {1}, {2}]
+        slot = buffers.take(0)
+        assert slot is not None
+        buffers.writable(slot, 5000)[:] = value
+        handed_out.append(buffers.hand_out(slot, 5000))
+    assert [set(batch.tolist()) for batch in handed_out] == [{0}, {1}, {2}]
 
 
 def test_a_forked_process_that_lets_go_of_a_batch_does_not_free_it_here() -> None:
-    buffers = BatchBuffers(producers=1, places=1, batch_bytes=10)
-    place = buffers.take(0)
-    assert place is not None
-    batch = buffers.lend(place, 10)
+    buffers = BatchBuffers(producers=1, slots=1, batch_bytes=10)
+    slot = buffers.take(0)
+    assert slot is not None
+    batch = buffers.hand_out(slot, 10)
     child = os.fork()
     if child == 0:
         del batch
@@ -95,11 +95,13 @@ def test_a_shared_manifest_has_the_same_rows(pool: Pool, num_rows: int) -> None:
     assert shared.info == part.info
 
 
-def test_what_a_broken_off_round_has_filled_is_free_in_the_next_one_but_not_what_is_lent() -> None:
-    buffers = BatchBuffers(producers=1, places=3, batch_bytes=10)
+def test_what_a_broken_off_round_has_filled_is_free_in_the_next_one_but_not_what_is_handed_out() -> (
+    None
+):
+    buffers = BatchBuffers(producers=1, slots=3, batch_bytes=10)
     assert [buffers.take(0), buffers.take(0)] == [0, 1]
-    lent = buffers.lend(0, 10)
+    handed_out = buffers.hand_out(0, 10)
     for _ in range(300):  # more than a byte counts
-        buffers.begin_round()
+        buffers.start_generation()
         assert [buffers.take(0), buffers.take(0), buffers.take(0)] == [1, 2, None]
-    assert len(lent) == 10
+    assert len(handed_out) == 10
