@@ -29,7 +29,7 @@ from shards.sampling.plan import (
     num_steps,
     train_plan,
 )
-from shards.storage.open import LocalStore
+from shards.storage.local import LocalStore
 from shards.stream.batch_buffers import BatchBuffers
 from shards.stream.batches import ClipBatch, MicroBatch
 from shards.stream.failures import failure_limit, stop_at_failures

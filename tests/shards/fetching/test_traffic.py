@@ -14,7 +14,7 @@ from shards.loader import build_eval_loader, build_train_loader
 from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.orders import OrderKind
-from shards.storage.open import LocalStore
+from shards.storage.local import LocalStore
 from shards.stream.settings import BlockSettings, StreamSettings
 from tests.fault_proxy import FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
