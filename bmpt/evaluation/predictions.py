@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from shards.format import parquet
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -61,6 +61,5 @@ def to_parquet(block: Block, top_NP: npt.NDArray[np.int32]) -> bytes:
         "scores": list(block.scores_NK),
         "failed": block.failures,
     }
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=PREDICTIONS_SCHEMA), buffer, compression="zstd")
-    return buffer.getvalue()
+    # Without checksums, as in earlier versions: equal predictions keep equal bytes.
+    return parquet.to_parquet(pa.table(columns, schema=PREDICTIONS_SCHEMA), page_checksums=False)

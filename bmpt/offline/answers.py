@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -20,13 +19,12 @@ from types import TracebackType
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bmpt.offline.chat import Pace, Question, ask_all
 from bmpt.offline.endpoint import Client, Endpoint, EndpointError, Reply
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
-from shards.format.parquet import read_parquet
-from shards.storage.open import open_store
+from shards.files import write_file
+from shards.format.parquet import read_parquet, to_parquet
 
 ANSWERS_SCHEMA = pa.schema(
     [
@@ -109,7 +107,7 @@ class AnswerBook:
         Raises: StorageError; the journal stays then."""
         with self._journal:
             if self._journal.tell() > 0:
-                open_store(self.path.parent).put(self.path.name, self._to_parquet())
+                write_file(self.path, self._to_parquet())
             self._journal_path.unlink(missing_ok=True)
         with suppress(OSError):  # the first that holds something ends it
             for folder in self._made:
@@ -180,14 +178,7 @@ class AnswerBook:
             dict(zip(ANSWERS_SCHEMA.names, (*place, *dataclasses.astuple(reply)), strict=True))
             for place, reply in sorted(self._answers.items())
         ]
-        buffer = io.BytesIO()
-        pq.write_table(
-            pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA),
-            buffer,
-            compression="zstd",
-            write_page_checksum=True,
-        )
-        return buffer.getvalue()
+        return to_parquet(pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA))
 
 
 @dataclass

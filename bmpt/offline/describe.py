@@ -28,9 +28,9 @@ from bmpt.offline.chat import Question
 from bmpt.offline.endpoint import Reply
 from bmpt.texts.class_texts import readable
 from shards.errors import ConfigError
+from shards.files import write_file
 from shards.format.names import fold_name, is_utf8
 from shards.reader import open_pool
-from shards.storage.open import open_store
 
 Kind = Literal["texts", "negatives", "paraphrases"]
 
@@ -235,7 +235,7 @@ def _write(
             text = json.dumps(usable, indent=2, ensure_ascii=False) + "\n"
         else:
             text = "".join(f"{name} -> {strings[0]}\n" for name, strings in usable.items())
-        open_store(file.absolute().parent).put(file.name, text.encode())
+        write_file(file.absolute(), text.encode())
     missing = [name for name in classes if name not in usable]
     return DescribedFile(
         kind=kind,

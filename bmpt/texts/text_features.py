@@ -5,7 +5,6 @@ checked."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.towers import encode_texts
 from shards.errors import ConfigError, FormatError
+from shards.files import write_file
 from shards.format.names import video_stem
-from shards.format.parquet import read_parquet
+from shards.format.parquet import read_parquet, to_parquet
 from shards.reader import Manifest
-from shards.storage.open import open_store
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"bmpt"
@@ -113,9 +111,7 @@ def write_features(
     table = pa.table(columns, schema=kind.schema).replace_schema_metadata(
         {METADATA_KEY: text.encode()}
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    open_store(file.absolute().parent).put(file.name, buffer.getvalue())
+    write_file(file.absolute(), to_parquet(table))
 
 
 def read_features(

@@ -30,9 +30,9 @@ from preprocess.records.tables import (
     read_samples,
     rows_table,
     split_by_shard,
-    to_parquet,
 )
 from shards.errors import ConfigError
+from shards.format.parquet import to_parquet
 from shards.format.schema import (
     FORMAT_VERSION,
     POOL_CARD,

@@ -28,9 +28,9 @@ from preprocess.records.tables import (
     read_samples,
     rows_table,
     split_by_shard,
-    to_parquet,
 )
 from preprocess.settings import BuildSettings
+from shards.format.parquet import to_parquet
 from shards.format.schema import POOL_CARD, ShardEntry
 from shards.format.writer import ShardWriter
 from shards.storage.base import Store

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from preprocess.protocols.records import ManifestPlan, PlannedRow, ProtocolPlan
+from shards.format.parquet import to_parquet
 from shards.format.schema import (
     MANIFEST_SCHEMA,
     STORED_VERDICTS,
@@ -45,9 +44,7 @@ def write_manifests(
         taken = stored.take(pa.array([row_of[row.key] for row in rows], pa.int64()))
         info = _make_info(manifest, rows, taken, dataset=dataset, pool_id=pool_id)
         table = _make_table(info, rows, taken)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        store.put(f"manifests/{info.path}.parquet", buffer.getvalue())
+        store.put(f"manifests/{info.path}.parquet", to_parquet(table))
         reports.append(report_manifest(info, [row.label for row in rows]))
     return reports
 

@@ -5,7 +5,6 @@ Arrow and not Python rows: 300,000 videos are 0.5 GB here and 3 GB as dictionari
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from preprocess.planning import ShardPlan, sort_keys
 from shards.errors import FormatError
@@ -63,13 +61,6 @@ def join_tables(
         }
     text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
     return table.replace_schema_metadata({MANIFEST_METADATA_KEY: text.encode()})
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    """Write zstd Parquet; the same table gives the same bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
 
 
 def read_samples(data: bytes, *, where: str) -> pa.Table:

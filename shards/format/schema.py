@@ -1,13 +1,14 @@
-"""What a pool is made of: `pool.json`, `samples.parquet` and the manifests, every field with unit
-and meaning.
+"""The format of a pool: every field of `pool.json`, `samples.parquet` and the manifests.
 
-`shards/README.md` is the same for readers of the data. A change here is a change of the format."""
+`shards/README.md` describes the same for readers of the data. A change here is a change of the
+format.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -22,7 +23,8 @@ POOL_CARD = "pool.json"
 SAMPLES = "samples.parquet"
 VERDICTS = ("ok", "short", "damaged", "undecodable", "missing")
 STORED_VERDICTS = ("ok", "short", "damaged")
-FAILED_VERDICTS = ("short", "damaged", "undecodable")  # the file was read and is not ok
+# The file was read and is not ok.
+FAILED_VERDICTS = ("short", "damaged", "undecodable")
 MANIFEST_METADATA_KEY = b"bmpt"
 
 
@@ -152,11 +154,13 @@ class SampleRow(TypedDict):
     sha256: str | None
 
 
-SAMPLE_FACTS = (  # of `<key>.json` in a shard
+# Keys of `<key>.json` in a shard.
+SAMPLE_FACTS = (
     *("key", "verdict", "reason", "class_name", "codec", "fps", "num_frames_decoded"),
     *("stored_width", "stored_height", "source_index", "source_time_seconds"),
 )
-_PLACEMENT_COLUMNS = (
+# Where the bytes of a sample are.
+PLACEMENT_COLUMNS = (
     "shard",
     "offset",
     "size",
@@ -176,7 +180,7 @@ MANIFEST_SCHEMA = pa.schema(
         _column(
             "source_index", pa.list_(pa.int32()), "decoded index of each stored frame, ascending"
         ),
-        *(SAMPLES_SCHEMA.field(name).with_nullable(False) for name in _PLACEMENT_COLUMNS),
+        *(SAMPLES_SCHEMA.field(name).with_nullable(False) for name in PLACEMENT_COLUMNS),
     ]
 )
 
@@ -209,43 +213,59 @@ class ManifestRow(TypedDict):
 
 
 class Encoding(Settings):
-    """How frames were chosen, scaled and coded; equal encodings of equal sources give equal
-    bytes."""
+    """How frames are chosen, scaled and encoded.
 
-    frames_per_clip: int = Field(64, ge=1, le=999)
-    frame_rule: str = "floor(j*n/F)"
-    short_side_px: int = Field(256, ge=8)
-    jpeg_quality: int = Field(90, ge=1, le=100)
-    jpeg_subsampling: str = "4:2:0"
-    color: str = "full range, BT.601"
-    scaler: str = "bicubic+accurate_rnd+full_chroma_int+bitexact"
-    videos_per_shard: int = Field(256, ge=1)
-    decoder: str = "pyav"
+    Equal encodings of equal sources give equal bytes.
+    """
+
+    frames_per_clip: int = Field(64, ge=1, le=999, description="stored frames per video, at most")
+    frame_rule: str = Field(
+        "floor(j*n/F)", description="decoded index of stored frame j of F, for n decoded frames"
+    )
+    short_side_px: int = Field(
+        256, ge=8, description="short side of stored frames; smaller videos are not enlarged"
+    )
+    jpeg_quality: int = Field(90, ge=1, le=100, description="quality of the stored frames")
+    jpeg_subsampling: str = Field("4:2:0", description="chroma subsampling of the stored frames")
+    color: str = Field("full range, BT.601", description="colour space of the stored frames")
+    scaler: str = Field(
+        "bicubic+accurate_rnd+full_chroma_int+bitexact", description="flags of FFmpeg's scaler"
+    )
+    videos_per_shard: int = Field(256, ge=1, description="videos per tar")
+    decoder: str = Field("pyav", description="pyav or ffmpeg")
 
 
 class ShardEntry(Settings):
     """One finished tar."""
 
     name: str
+    """`shards/<name>.tar`."""
     size: int
+    """Bytes."""
     samples: int
+    """Number of samples."""
     sha256: str
+    """Of the whole file, 64 hex digits."""
 
 
 class PoolCard(Settings):
-    """`pool.json`: written last, so that a folder without it is not a pool."""
+    """The content of `pool.json`, which is written last: a folder without it is not a pool."""
 
     format_version: int
     dataset: str
     pool_id: str
+    """See the function `pool_id`."""
     classes: list[str]
+    """The data set's own classes."""
     encoding: Encoding
     libraries: dict[str, str]
+    """Versions of the libraries that decide the bytes."""
     counts: dict[str, int]
+    """See `count_samples`."""
     shards: list[ShardEntry]
 
     def to_json(self) -> str:
-        """UTF-8, keys sorted, two spaces."""
+        """Return the card as JSON with sorted keys and an indent of two spaces."""
         return json.dumps(self.model_dump(), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -255,65 +275,87 @@ class ManifestInfo(Settings):
     format_version: int = FORMAT_VERSION
     dataset: str
     protocol: str
+    """`few_shot`, `base_to_novel`, `zero_shot`, `cross_dataset` or `fully_supervised`."""
     name: str
     part: str
+    """`base`, `novel` or `all`."""
     split: str
+    """`train` or `val`."""
     shot: int | None = None
+    """Labelled videos per class."""
     seed: int | None = None
+    """Of the draw."""
     classes: list[str]
+    """Class names by label."""
     labels: str
+    """Where the labels come from."""
     source: str
+    """The list."""
     source_sha256: str
     classes_sha256: str
     expected: int
+    """Lines of the list."""
     found: int
+    """Stored samples, short and damaged ones included."""
     short: int
     damaged: int
     missing: int
+    """Lines of the list without a stored sample."""
     pool_id: str
     fingerprint: str
+    """See the function `fingerprint`."""
 
     @property
     def path(self) -> str:
-        """`<protocol>/<name>`, as `data.train` and `eval.manifests` call it."""
+        """Return `<protocol>/<name>`, the value of `data.train` and `eval.manifests`."""
         return f"{self.protocol}/{self.name}"
 
 
 def parse_card(text: str | bytes, *, where: str) -> PoolCard:
-    """Read `pool.json`. Raises: FormatError naming `where`, the version found and the one
-    expected."""
-    cure = "remove the folder and build the pool again"
-    return PoolCard(**_checked_fields(PoolCard, text, where=where, cure=cure))
+    """Parse `pool.json`.
+
+    Raises:
+        FormatError: naming `where`, and for another version of the format both versions.
+    """
+    hint = "remove the folder and build the pool again"
+    return PoolCard(**_checked_fields(PoolCard, text, where=where, hint=hint))
 
 
-def manifest_table(info: ManifestInfo, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Make the Arrow table of one manifest, its metadata included."""
+def manifest_table(info: ManifestInfo, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the Arrow table of a manifest, with its metadata."""
     table = pa.Table.from_pylist(list(rows), schema=MANIFEST_SCHEMA)
     text = json.dumps(info.model_dump(), sort_keys=True, ensure_ascii=False)
     return table.replace_schema_metadata({MANIFEST_METADATA_KEY: text.encode()})
 
 
 def manifest_info(table: pa.Table, *, where: str) -> ManifestInfo:
-    """Read the metadata of a manifest. Raises: FormatError naming `where`."""
+    """Return the metadata of a manifest.
+
+    Raises:
+        FormatError: naming `where`.
+    """
     metadata = table.schema.metadata or {}
     if MANIFEST_METADATA_KEY not in metadata:
         raise FormatError(
             f"{where}: is not a manifest (no `bmpt` metadata); `bmpt build` writes manifests"
         )
-    cure = "build the pool again"
-    return ManifestInfo(
-        **_checked_fields(ManifestInfo, metadata[MANIFEST_METADATA_KEY], where=where, cure=cure)
-    )
+
+    text = metadata[MANIFEST_METADATA_KEY]
+    hint = "build the pool again"
+    return ManifestInfo(**_checked_fields(ManifestInfo, text, where=where, hint=hint))
 
 
 def pool_id(samples: Iterable[tuple[str, str]]) -> str:
-    """Hash (key, sha256) of all stored samples: sha256 over sorted lines `key TAB sha256 LF`."""
+    """Return the identity of a pool from (key, sha256) of all stored samples.
+
+    It is the sha256 of the sorted lines `key TAB sha256 LF`.
+    """
     lines = sorted(f"{key}\t{sha256}\n".encode() for key, sha256 in samples)
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def count_samples(samples: pa.Table) -> dict[str, int]:
-    """The counts of `pool.json`."""
+    """Return the counts of `pool.json`: videos, samples, frames, bytes, and one per verdict."""
     verdicts = samples["verdict"].to_pylist()
     counts = {name: verdicts.count(name) for name in VERDICTS}
     return {
@@ -326,31 +368,38 @@ def count_samples(samples: pa.Table) -> dict[str, int]:
 
 
 def fingerprint(path: str, classes: Sequence[str], rows: Iterable[tuple[str, int, str]]) -> str:
-    """Hash what a manifest selects: its path, classes and (key, label, sha256) rows, not where the
-    bytes lie."""
+    """Return the identity of a manifest's selection, independent of where the bytes are.
+
+    Args:
+        path: `<protocol>/<name>`.
+        classes: class names by label.
+        rows: (key, label, sha256) of every row in order.
+    """
     head = json.dumps([path, list(classes)], ensure_ascii=False)
     lines = [head, *(f"{key}\t{label}\t{sha256}" for key, label, sha256 in rows)]
     return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()
 
 
 def _checked_fields(
-    model: type[Settings], text: str | bytes, *, where: str, cure: str
+    model: type[Settings], text: str | bytes, *, where: str, hint: str
 ) -> dict[str, Any]:
-    """Parse JSON, check the version before anything else, then the fields."""
+    """Parse JSON and check the version before the fields, which another version may not have."""
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise FormatError(f"{where}: is not JSON ({error}); {cure}") from None
-    found = values.get("format_version") if isinstance(values, dict) else None
-    if found != FORMAT_VERSION:
+        raise FormatError(f"{where}: is not JSON ({error}); {hint}") from None
+
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
         raise FormatError(
-            f"{where}: has format_version {found}, this code reads {FORMAT_VERSION}; "
-            f"{cure} or check out the release that wrote it"
+            f"{where}: has format_version {version}, this code reads {FORMAT_VERSION}; "
+            f"{hint} or check out the release that wrote it"
         )
+
     try:
         model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise FormatError(f"{where}: field {field}: {first['msg']}; {cure}") from None
+        raise FormatError(f"{where}: field {field}: {first['msg']}; {hint}") from None
     return values
