@@ -49,10 +49,10 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 def config_pages() -> dict[str, str]:
     """Return the pages on the keys of a config, by their path below the repository."""
-    from bmpt.config import TrainConfig
+    from bmpt.config import RunConfig
 
     sections, top_level = [], []
-    for name, field in TrainConfig.model_fields.items():
+    for name, field in RunConfig.model_fields.items():
         model = settings_model(field.annotation)
         if model is None:
             top_level.append(key_row(name, field))
@@ -85,8 +85,13 @@ def config_pages() -> dict[str, str]:
 
 def method_lines() -> list[str]:
     """Return the page on the section `method`: the keys of all methods, then those of each."""
-    models = method_models()
-    shared = shared_fields(list(models.values()))
+    from bmpt.config import RunConfig
+    from bmpt.methods import METHODS
+    from bmpt.settings import MethodSettings
+
+    default = RunConfig.model_fields[METHOD_SECTION].get_default(call_default_factory=True)
+    shared = dict(MethodSettings.model_fields)
+    name_kind, _, name_meaning = describe(shared.pop("name"))
     lines = [
         "# Method settings",
         "",
@@ -99,41 +104,25 @@ def method_lines() -> list[str]:
         "## All methods",
         "",
         *table_head(),
+        row(f"`{METHOD_SECTION}.name`", name_kind, f"`{default.name}`", name_meaning),
         *(key_row(f"{METHOD_SECTION}.{name}", field) for name, field in shared.items()),
         "",
     ]
-    for method, model in models.items():
-        own = {
-            name: field
-            for name, field in model.model_fields.items()
-            if name not in shared or describe(field) != describe(shared[name])
-        }
-        if own:
-            rows = [key_row(f"{METHOD_SECTION}.{name}", field) for name, field in own.items()]
-            lines += [f"## {method}", "", summary_of(model), "", *table_head(), *rows, ""]
+    for method, (_, model) in METHODS.items():
+        own = own_fields(model, MethodSettings)
+        lines += [f"## {method}", "", summary_of(model), ""]
+        rows = [key_row(f"{METHOD_SECTION}.{name}", field) for name, field in own.items()]
+        lines += [*table_head(), *rows, ""] if rows else ["It has no keys of its own.", ""]
     return lines
 
 
-def method_models() -> dict[str, type[BaseModel]]:
-    """Return the settings model of every method in the table `METHODS`, by its name."""
-    from bmpt.config import MethodSettings
-    from bmpt.methods import METHODS
-
-    models: dict[str, type[BaseModel]] = {}
-    for name, entry in METHODS.items():
-        parts: tuple[Any, ...] = entry if isinstance(entry, tuple) else (entry,)
-        own = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
-        models[name] = own[0] if own else MethodSettings
-    return models
-
-
-def shared_fields(models: list[type[BaseModel]]) -> dict[str, FieldInfo]:
-    """Return the fields that every model has, as the first model declares them."""
-    first, *others = models
+def own_fields(model: type[BaseModel], base: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields that a method adds to the shared ones or changes, except its name."""
     return {
         name: field
-        for name, field in first.model_fields.items()
-        if all(name in other.model_fields for other in others)
+        for name, field in model.model_fields.items()
+        if name != "name"
+        and (name not in base.model_fields or describe(field) != describe(base.model_fields[name]))
     }
 
 
