@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import typer
 import typer.main
 
 from bmpt.cli.app import app
+from bmpt.config import load_config
 from preprocess.build_shards import build
 from scripts import make_reference
+from shards.errors import ConfigError
 from tests.rules.sources import PACKAGES, ROOT, relative, source_files
 from tests.rules.test_layers import FLOORS
 from tests.shared_data import shared_data
@@ -93,9 +96,9 @@ def click_command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line by the real options without running it.
+    """Parse a command line by the real options, and load the config that it names, without running it.
 
-    Raises: typer's usage error for one that is wrong."""
+    Raises: typer's usage error, or ConfigError, for one that is wrong."""
     if words[0] == "torchrun":
         words = ["bmpt", *words[words.index("bmpt") + 1 :]]
     if "scripts/slurm_build.sh" in words:  # hands everything on
@@ -104,7 +107,10 @@ def parse(words: list[str]) -> None:
         words = ["bmpt", "build", *words[2:]]
     assert words[0] == "bmpt", f"{words[0]} is a program that this test does not know"
     command, rest = click_command(words[1:])
-    command.make_context(command.name, rest)
+    command.make_context(command.name, list(rest))
+    if command.name in ("train", "eval", "plan") and "/manifests/" not in rest[0]:
+        settings = [word for option, word in pairwise(rest) if option == "--set"]
+        load_config(rest[0], settings)
 
 
 ALL_COMMANDS = sorted({(name_of(page), line) for page in PAGES for line in commands(page)})
@@ -130,9 +136,11 @@ def test_every_command_has_the_options_it_names(page: str, command: str) -> None
 
 def test_a_command_with_an_unknown_option_would_be_noticed() -> None:
     with pytest.raises(Exception, match="No such option"):
-        parse(shlex.split("bmpt train configs/x.yaml --no-such-option"))
+        parse(shlex.split("bmpt train few_shot/ucf101_k2 --no-such-option"))
     with pytest.raises(AssertionError, match="no command"):
         parse(shlex.split("bmpt no-such-command"))
+    with pytest.raises(ConfigError, match="few_shot/no_such"):
+        parse(shlex.split("bmpt train few_shot/no_such_experiment"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
