@@ -39,10 +39,12 @@ LONGEST_PAGE = 150  # lines
 LONGEST_PARAGRAPH = 60  # words, of README
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-# what differs from run to run or from machine to machine: seconds, rates, accuracies of a random CLIP
+# What differs from run to run or from machine to machine: seconds, rates, accuracies of a random
+# CLIP.
 VARYING = re.compile(r"in [\d.]+ s\b|[\d.]+ clips/s, ETA .*|\b\d+\.\d\d\b +|\b\d+(?=/26\b)")
 REPOSITORY_FILE = re.compile(
-    r"(?<![\w./~-])(?:scripts|tests|configs|docs|preprocess|bmpt|shards)/[\w./-]*\w\.(?:py|sh|md|log)\b"
+    r"(?<![\w./~-])(?:scripts|tests|configs|docs|preprocess|bmpt|shards)/"
+    r"[\w./-]*\w\.(?:py|sh|md|log)\b"
 )
 
 
@@ -82,7 +84,7 @@ def commands(page: Path) -> list[str]:
 
 
 def click_command(words: list[str]) -> tuple[Any, list[str]]:
-    """Return (command, its arguments) for the words after `bmpt`, through groups such as `bench`."""
+    """Return (command, its arguments) for the words after `bmpt`, also within a group."""
     group = typer.main.get_command(app)
     while getattr(group, "commands", None):
         assert words, "a group of commands without a command"
@@ -96,7 +98,7 @@ def click_command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line by the real options, and load the config that it names, without running it.
+    """Parse a command line by the real options, and load the config that it names; run nothing.
 
     Raises: typer's usage error, or ConfigError, for one that is wrong."""
     if words[0] == "torchrun":
