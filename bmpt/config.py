@@ -42,7 +42,7 @@ def _validate_method(values: Any) -> Any:
 class RunConfig(Settings):
     """Everything that decides the numbers of a run."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of the order, the clips, new weights and dropout")
     run: RunSettings = RunSettings()
     data: DataSettings
     model: ModelSettings = ModelSettings()

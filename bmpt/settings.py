@@ -48,7 +48,9 @@ class SelectionSettings(Settings):
     pool: str = Field(description="folder or address of the pool")
     train: str | None = Field(None, description="manifest, for example few_shot/train_k2")
     val: str | None = Field(None, description="manifest; the default of eval.manifests")
-    verdicts: tuple[Literal["ok", "short", "damaged"], ...] = ("ok", "short", "damaged")
+    verdicts: tuple[Literal["ok", "short", "damaged"], ...] = Field(
+        ("ok", "short", "damaged"), description="verdicts of the samples that are used"
+    )
     frames: int = Field(8, ge=1, description="T, frames per clip")
 
 
@@ -204,10 +206,16 @@ class MethodSettings(Settings):
 class TrainSettings(Settings):
     """The optimiser. Rates of the prompts and of the exchange default to `lr`."""
 
-    epochs: int = Field(12, ge=1)
-    lr: float = Field(8e-6, gt=0, allow_inf_nan=False)
-    lr_prompts: float | None = Field(None, gt=0, allow_inf_nan=False)
-    lr_exchange: float | None = Field(None, gt=0, allow_inf_nan=False)
+    epochs: int = Field(12, ge=1, description="passes over the training list")
+    lr: float = Field(
+        8e-6, gt=0, allow_inf_nan=False, description="learning rate after the warm-up"
+    )
+    lr_prompts: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="rate of the prompts; default lr"
+    )
+    lr_exchange: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="rate of bmpt's exchange; default lr"
+    )
     lr_adapters: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="bdc_clip: norms and projections"
     )
@@ -224,12 +232,16 @@ class TrainSettings(Settings):
         allow_inf_nan=False,
         description="of all matrices that train; prompts, gains and biases have none",
     )
-    warmup_epochs: float = Field(1, ge=0, allow_inf_nan=False)
+    warmup_epochs: float = Field(
+        1, ge=0, allow_inf_nan=False, description="epochs in which the rate rises to lr"
+    )
     accumulation: int = Field(1, ge=1, description="micro-batches of one optimiser step")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="autocast type; fp16 needs a GPU"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="probability that the target gives to all classes together"
+    )
 
 
 class EvalSettings(Settings):
@@ -246,5 +258,5 @@ class EvalSettings(Settings):
         allow_inf_nan=False,
         description="share of the tuned weights, the rest is of the base: WiSE-FT",
     )
-    clips: Literal[1] = 1
-    crops: Literal[1] = 1
+    clips: Literal[1] = Field(1, description="clips per video; 1 in this version")
+    crops: Literal[1] = Field(1, description="crops per clip; 1 in this version")

@@ -20,7 +20,8 @@ class CutSettings(Settings):
         description="of training clips; an evaluation takes the centre crop (whole: the frame)",
     )
     scaled_decode: bool = Field(
-        False, description="faster for small frames, and not the same pixels: see README"
+        False,
+        description="decode at a smaller size: faster for small inputs, with slightly different pixels",
     )
     flip: bool = Field(
         True, description="mirror half of the training clips; wrong where direction is the class"

@@ -3,6 +3,7 @@ command."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,6 +83,11 @@ def test_the_pages_have_every_method_and_every_option_of_build() -> None:
     assert "bmpt bench loader" in pages["docs/reference/cli/bench.md"]
     for method in ("zero_shot", "vifi_clip", "bdc_clip", "bmpt", "bike"):
         assert f"## {method}\n" in pages["docs/reference/method-settings.md"]
+
+
+def test_every_key_has_a_meaning() -> None:
+    rows = "".join(make_reference.config_pages().values())
+    assert re.findall(r"^\| `(\S+)` \|.*\|  \|$", rows, re.M) == []
 
 
 def test_the_index_of_commands_links_every_page() -> None:
