@@ -254,24 +254,24 @@ def test_the_rows_of_architecture_are_the_floors_that_imports_obey(package: str)
     assert shown == [set(floor) for floor in FLOORS[package] if floor != ("__main__",)]
 
 
-def run_session(command: str, printed: list[str], folder: Path, data: Path) -> None:
-    """Run a command of a page and compare what it prints; a line `...` stands for any lines."""
+def run_session(command: str, printed: list[str], folder: Path, data: Path) -> list[str]:
+    """Run a command of a page and return the lines of the page that it does not print.
+
+    A line `...` of the page stands for any lines."""
     words = shlex.split(command.replace("$DATA", str(data)))
-    words = [
-        str(ROOT / word) if word.startswith(("preprocess/", "configs/")) else word for word in words
-    ]
-    program = [
-        sys.executable,
-        *([] if words[0] == "python" else ["-m"]),
-        *words[words[0] == "python" :],
-    ]
-    done = subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=600)
+    words = [str(ROOT / word) if word.startswith("preprocess/") else word for word in words]
+    program = words[1:] if words[0] == "python" else ["-m", *words]
+    done = subprocess.run(
+        [sys.executable, *program], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+
     output = (done.stdout + done.stderr).replace(str(data), "$DATA")
+    absent = []
     for line in printed:
-        if line == "...":
-            continue
         pattern = re.escape(VARYING.sub("<varies>", line)).replace("<varies>", ".*")
-        assert re.search(pattern, output), f"{command}\ndoes not print: {line}\nbut:\n{output}"
+        if line != "..." and not re.search(pattern, output):
+            absent.append(line)
+    return [f"$ {command}", *absent, "does not print this, but:", output] if absent else []
 
 
 @pytest.mark.long
@@ -283,6 +283,7 @@ def test_the_sessions_of_all_pages_print_what_stands_there(tmp_path: Path) -> No
     building = ROOT / "docs" / "guides" / "building.md"
     pages = [page for page in PAGES if sessions(page)]
     pages.sort(key=lambda page: (page != building, page != README))
+    problems: list[str] = []
     for number, page in enumerate(pages):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -292,7 +293,8 @@ def test_the_sessions_of_all_pages_print_what_stands_there(tmp_path: Path) -> No
         if "--checkpoint runs/" in shown:
             shutil.copytree(made / "runs", folder / "runs")
         for command, printed in sessions(page):
-            run_session(command, printed, folder, data)
+            problems += run_session(command, printed, folder, data)
         for kind in ("data", "runs"):
             if (folder / kind).exists() and not (made / kind).exists():
                 shutil.copytree(folder / kind, made / kind)
+    assert problems == [], "\n".join(problems)
