@@ -85,7 +85,7 @@ def commands(page: Path) -> list[str]:
 
 def click_command(words: list[str]) -> tuple[Any, list[str]]:
     """Return (command, its arguments) for the words after `bmpt`, also within a group."""
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     while getattr(group, "commands", None):
         assert words, "a group of commands without a command"
         assert words[0] in group.commands, f"there is no command {words[0]}"
