@@ -16,6 +16,7 @@ import enum
 import inspect
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -318,8 +319,10 @@ def help_text(command: Any) -> str:
         for block in re.split(r"\n[ \t]*\n", inspect.cleandoc(text or "")):
             lines = [line for line in block.splitlines() if line.strip("\f ") not in ("", "\b")]
             is_kept = "\b" in block or any(line.startswith("    ") for line in lines)
+            if is_kept and len(lines) > 1 and lines[0].endswith(":"):
+                parts.append(lines.pop(0))
             if lines and is_kept:
-                parts.append("```\n" + inspect.cleandoc("\n".join(lines)) + "\n```")
+                parts.append("```\n" + textwrap.dedent("\n".join(lines)) + "\n```")
             elif lines:
                 parts.append(" ".join(line.strip() for line in lines))
     return "\n\n".join(parts)
@@ -374,7 +377,7 @@ def default_of_option(item: Any) -> str:
 def help_of(item: Any) -> str:
     """Return the help of an argument or option without a default that it states itself."""
     text = " ".join(STATED_DEFAULT.sub("", item.help or "").split())
-    if getattr(item, "multiple", False) and "repeat" not in text:
+    if getattr(item, "multiple", False) and "repeat" not in text.lower():
         return f"{text} (may be repeated)"
     return text
 
