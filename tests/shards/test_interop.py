@@ -149,7 +149,7 @@ def test_tarfile_reads_every_sample(odd_pool: Pool) -> None:
     assert found == expected
 
 
-def test_stock_webdataset_reads_every_sample_but_those_in_a_folder_that_is_metadata_to_it(
+def test_stock_webdataset_reads_every_sample_except_metadata_folders(
     odd_pool: Pool,
 ) -> None:
     expected = without(frames_by_key(odd_pool), LEFT_OUT_BY_WEBDATASET)
@@ -180,7 +180,7 @@ for streaming in (False, True):
 """
 
 
-def test_hugging_face_datasets_reads_every_sample_but_those_that_are_hidden_files_to_it(
+def test_hugging_face_datasets_reads_every_sample_except_hidden_files(
     odd_pool: Pool, tmp_path: Path
 ) -> None:
     expected = without(frames_by_key(odd_pool), LEFT_OUT_BY_HF)
@@ -211,7 +211,7 @@ def test_the_columns_for_hugging_face_are_the_facts_that_a_build_writes(pool: Po
     assert {"000.jpg", "063.jpg", "__key__", "__url__"} < set(features)
 
 
-def test_without_hugging_face_datasets_its_features_say_how_to_get_it(
+def test_hf_features_without_datasets_name_the_install_command(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -253,7 +253,7 @@ def test_loader_workers_of_stock_webdataset_read_object_storage_forked_or_spawne
 
 
 @pytest.mark.usefixtures("openers")
-def test_a_shard_is_read_as_it_comes_and_never_held_whole(s3: ObjectServer) -> None:
+def test_an_opened_shard_is_streamed_and_never_held_whole(s3: ObjectServer) -> None:
     from webdataset.gopen import gopen
 
     data = os.urandom(1 << 20) * 64
@@ -274,7 +274,7 @@ def test_a_shard_is_read_as_it_comes_and_never_held_whole(s3: ObjectServer) -> N
 
 
 @pytest.mark.usefixtures("openers")
-def test_what_cannot_be_opened_is_said_by_name(remote: list[str]) -> None:
+def test_an_object_that_cannot_be_opened_is_named(remote: list[str]) -> None:
     from webdataset.gopen import gopen
 
     with pytest.raises(StorageError, match=f"^s3://{BUCKET}/a pool/shards/none.tar: no such file"):
@@ -290,7 +290,7 @@ def test_what_cannot_be_opened_is_said_by_name(remote: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("openers")
-def test_an_answer_that_ends_early_is_an_error_and_no_shorter_shard(
+def test_a_truncated_response_is_an_error_and_not_a_shorter_shard(
     s3: ObjectServer, remote: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with run_fault_proxy(s3.endpoint) as proxy:
@@ -302,12 +302,12 @@ def test_an_answer_that_ends_early_is_an_error_and_no_shorter_shard(
             read_by_webdataset(remote)
 
 
-def test_every_scheme_of_the_openers_is_one_of_ours() -> None:
+def test_every_scheme_of_the_openers_is_supported() -> None:
     for scheme in SCHEMES:
         assert open_store(f"{scheme}://bucket/pool").uri("x") == f"{scheme}://bucket/pool/x"
 
 
-def test_pandas_and_duckdb_read_a_manifest_as_we_do(pool: Pool) -> None:
+def test_pandas_and_duckdb_read_the_rows_of_a_manifest(pool: Pool) -> None:
     path = pool.store.uri("manifests/few_shot/train_k2.parquet")
     table = pool.manifest("few_shot/train_k2").table
     expected = Counter(table["class_name"].to_pylist())

@@ -117,7 +117,7 @@ def test_a_batch_has_the_stated_shapes_types_and_values(pool: Pool) -> None:
     assert batch.positions_B.tolist() == permute(np.arange(5), 12, seed=3, epoch=0).tolist()
 
 
-def test_two_worker_processes_give_the_same_batches_as_none_and_leave_the_random_numbers_alone(
+def test_two_loader_processes_make_the_same_batches_as_none(
     pool: Pool,
 ) -> None:
     options = {"accumulation": 2, "rank": 1, "world_size": 2}
@@ -130,7 +130,7 @@ def test_two_worker_processes_give_the_same_batches_as_none_and_leave_the_random
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(1, 3), (2, 2), (3, 1), (5, 1)])
-def test_the_clips_of_a_step_are_the_same_over_any_ranks_and_micro_batches(
+def test_the_clips_of_a_step_are_the_same_for_any_ranks_and_accumulation(
     pool: Pool, world_size: int, accumulation: int
 ) -> None:
     def of_epoch(**topology: int) -> list[tuple[Any, ...]]:
@@ -149,7 +149,7 @@ def test_the_clips_of_a_step_are_the_same_over_any_ranks_and_micro_batches(
     assert len(whole) == len({place[0] for place in whole}) == 10
 
 
-def test_each_iteration_is_the_next_epoch_with_an_order_of_its_own(pool: Pool) -> None:
+def test_each_iteration_is_the_next_epoch_in_another_order(pool: Pool) -> None:
     loader = train_loader(pool)
     assert loader.num_steps == 2
     epochs = []
@@ -164,7 +164,7 @@ def test_each_iteration_is_the_next_epoch_with_an_order_of_its_own(pool: Pool) -
     assert len(set(epochs)) == 3
 
 
-def test_an_epoch_that_is_broken_off_goes_on_where_it_was(pool: Pool) -> None:
+def test_an_interrupted_epoch_continues_at_the_next_iteration(pool: Pool) -> None:
     loader = train_loader(pool)
     for _ in loader:
         break
@@ -172,7 +172,7 @@ def test_an_epoch_that_is_broken_off_goes_on_where_it_was(pool: Pool) -> None:
     assert [(batch.epoch, batch.step) for batch in loader] == [(1, 0), (1, 1)]
 
 
-def test_the_state_counts_samples_and_passes_into_the_next_epoch(pool: Pool) -> None:
+def test_the_state_counts_samples_and_moves_to_the_next_epoch(pool: Pool) -> None:
     loader = train_loader(pool)
     states = [loader.state(batch.step + 1) for batch in loader]
     assert [(state.epoch, state.position) for state in states] == [(0, 5), (1, 0)]
@@ -182,7 +182,7 @@ def test_the_state_counts_samples_and_passes_into_the_next_epoch(pool: Pool) -> 
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 2, 3])
-def test_a_run_that_goes_on_from_a_state_equals_the_unbroken_one(
+def test_a_run_resumed_from_a_state_equals_an_uninterrupted_run(
     pool: Pool, killed_after: int
 ) -> None:
     unbroken, first = train_loader(pool), train_loader(pool)
@@ -206,7 +206,7 @@ def test_a_run_that_goes_on_from_a_state_equals_the_unbroken_one(
     assert resumed == expected[5 * killed_after :]
 
 
-def test_a_state_with_less_than_a_batch_left_gives_an_empty_epoch_and_then_the_next(
+def test_a_state_with_less_than_a_batch_left_starts_with_an_empty_epoch(
     pool: Pool,
 ) -> None:
     state = StreamState(
@@ -217,7 +217,7 @@ def test_a_state_with_less_than_a_batch_left_gives_an_empty_epoch_and_then_the_n
     assert [batch.epoch for batch in loader] == [2, 2]
 
 
-def test_a_clip_is_another_one_in_each_epoch(pool: Pool) -> None:
+def test_the_clip_of_a_sample_differs_between_epochs(pool: Pool) -> None:
     loader = train_loader(pool, batch_size=12)
     clips = [
         {place[0]: place[1] for batch in loader for place in facts_of(batch.clips)}
@@ -228,7 +228,7 @@ def test_a_clip_is_another_one_in_each_epoch(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_evaluation_gives_the_same_blocks_once_at_any_world_size(
+def test_an_evaluation_has_the_same_blocks_at_any_world_size(
     pool: Pool, world_size: int
 ) -> None:
     def blocks_of(world_size: int) -> dict[int, list[tuple[Any, ...]]]:
@@ -247,7 +247,7 @@ def test_evaluation_gives_the_same_blocks_once_at_any_world_size(
     assert blocks == blocks_of(1)
 
 
-def test_evaluation_with_worker_processes_can_be_repeated(pool: Pool) -> None:
+def test_an_evaluation_with_loader_processes_can_be_repeated(pool: Pool) -> None:
     options: dict[str, Any] = {"block_size": 5, "rank": 0, "world_size": 2}
     alone = eval_loader(pool, num_workers=0, **options)
     together = eval_loader(pool, num_workers=1, **options)
@@ -264,7 +264,7 @@ def test_an_evaluation_clip_has_the_frames_at_the_segment_centres(pool: Pool) ->
     assert torch.equal(batch.frames_BVTCHW[7, 0], expected)
 
 
-def test_a_clip_of_fewer_frames_than_wanted_repeats_them(pool: Pool) -> None:
+def test_a_clip_of_a_short_sample_repeats_frames(pool: Pool) -> None:
     clip = ClipSettings(frames=16, size_px=16)
     batch = next(iter(eval_loader(pool, clip=clip, block_size=2)))
     frames_TCHW = batch.frames_BVTCHW[0, 0]
@@ -272,7 +272,7 @@ def test_a_clip_of_fewer_frames_than_wanted_repeats_them(pool: Pool) -> None:
     assert all(int(frame.sum()) > 0 for frame in frames_TCHW)
 
 
-def test_a_flipped_byte_leaves_an_empty_place_with_the_reason(tmp_path: Path) -> None:
+def test_a_flipped_byte_makes_a_placeholder_with_the_reason(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     wanted = center_indices(12, 4).tolist()
@@ -292,7 +292,7 @@ def test_a_flipped_byte_leaves_an_empty_place_with_the_reason(tmp_path: Path) ->
     assert [failure for index, failure in enumerate(batch.failures) if index != 2] == [None] * 7
 
 
-def test_bytes_that_are_no_jpeg_leave_an_empty_place(tmp_path: Path) -> None:
+def test_bytes_that_are_no_jpeg_make_a_placeholder(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     row = manifest.row(1)
@@ -311,7 +311,7 @@ def test_bytes_that_are_no_jpeg_leave_an_empty_place(tmp_path: Path) -> None:
     assert "frame 1 of Class00/Class00_01: is not a readable JPEG" in (batch.failures[1] or "")
 
 
-def test_frames_of_different_sizes_leave_an_empty_place(tmp_path: Path) -> None:
+def test_frames_of_different_sizes_make_a_placeholder(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     small, large = manifest.row(0), _append_larger_sample(tmp_path)
@@ -337,7 +337,7 @@ def _append_larger_sample(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in writer.rows[0].items() if name != "key"}
 
 
-def test_a_shard_that_is_cut_short_leaves_empty_places(tmp_path: Path) -> None:
+def test_a_truncated_shard_makes_placeholders(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     row = manifest.row(1)
@@ -349,7 +349,7 @@ def test_a_shard_that_is_cut_short_leaves_empty_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_vanished_shard_leaves_empty_places(tmp_path: Path, num_workers: int) -> None:
+def test_a_missing_shard_makes_placeholders(tmp_path: Path, num_workers: int) -> None:
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     Path(pool.store.uri(manifest.row(0)["shard"])).unlink()
@@ -358,7 +358,7 @@ def test_a_vanished_shard_leaves_empty_places(tmp_path: Path, num_workers: int) 
     assert "toy-000000.tar: no such file" in (batches[0].failures[0] or "")
 
 
-def test_too_many_failures_in_a_row_stop_the_run_with_one_line(tmp_path: Path) -> None:
+def test_too_many_failures_in_a_row_end_an_evaluation_with_one_line(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     manifest = pool.manifest("few_shot/train_k2")
     Path(pool.store.uri(manifest.row(0)["shard"])).unlink()
@@ -373,7 +373,7 @@ def test_too_many_failures_in_a_row_stop_the_run_with_one_line(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_failures_in_a_row_end_the_stream(tmp_path: Path) -> None:
+def test_too_many_failures_in_a_row_end_training(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     for shard in (tmp_path / "shards").glob("*.tar"):
         shard.unlink()
@@ -387,7 +387,7 @@ def test_failures_in_a_row_end_the_stream(tmp_path: Path) -> None:
         list(loader)
 
 
-def test_a_small_manifest_that_cannot_be_read_stops_the_run_below_the_usual_limit(
+def test_an_unreadable_small_manifest_ends_the_run_below_the_usual_limit(
     tmp_path: Path,
 ) -> None:
     pool = make_pool(tmp_path)
@@ -425,7 +425,7 @@ def test_the_state_of_another_run_is_refused_before_anything_is_read(pool: Pool)
         train_loader(pool, state=state.model_copy(update={"fingerprint": "f" * 64}))
 
 
-def test_select_keeps_rows_by_verdict_and_names_what_is_left(pool: Pool) -> None:
+def test_select_keeps_rows_by_verdict_and_changes_the_fingerprint(pool: Pool) -> None:
     manifest = with_row(pool.manifest(TRAIN), 4, verdict="damaged")
     assert select(manifest, ("ok", "short", "damaged")).info == manifest.info
     chosen = select(manifest, ("ok",))
@@ -441,7 +441,7 @@ def test_select_keeps_rows_by_verdict_and_names_what_is_left(pool: Pool) -> None
         select(manifest, ("missing",))
 
 
-def test_a_state_goes_through_plain_values(pool: Pool) -> None:
+def test_a_state_survives_json(pool: Pool) -> None:
     state = train_loader(pool).state(1)
     assert StreamState(**json.loads(json.dumps(state.model_dump()))) == state
 
@@ -458,7 +458,7 @@ def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_evaluation_that_is_broken_off_can_be_repeated_often_and_is_read_once_at_a_time(
+def test_an_interrupted_evaluation_can_be_repeated_but_not_read_twice_at_once(
     pool: Pool, num_workers: int
 ) -> None:
     loader = eval_loader(pool, block_size=3, num_workers=num_workers)
@@ -473,6 +473,6 @@ def test_an_evaluation_that_is_broken_off_can_be_repeated_often_and_is_read_once
     assert [facts_of(batch) for batch in second] == expected[1:]
 
 
-def test_nothing_is_read_ahead_over_the_end_of_a_run(pool: Pool) -> None:
+def test_no_batch_is_made_beyond_the_last_epoch(pool: Pool) -> None:
     loader = train_loader(pool, epochs=2, num_workers=1)
     assert [len(list(loader)) for _ in range(3)] == [2, 2, 0]

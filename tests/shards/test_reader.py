@@ -33,7 +33,7 @@ def test_a_pool_lists_its_samples_and_manifests(pool: Pool) -> None:
     ]
 
 
-def test_a_manifest_says_what_it_is_and_gives_its_rows(pool: Pool) -> None:
+def test_a_manifest_has_its_info_and_rows(pool: Pool) -> None:
     manifest = pool.manifest("base_to_novel/val_novel")
     assert (manifest.info.part, manifest.info.split, len(manifest)) == ("novel", "val", 12)
     row = manifest.row(7)
@@ -48,7 +48,7 @@ def test_base_and_novel_classes_are_disjoint_and_labels_start_at_zero(pool: Pool
     assert sorted(set(novel.table["label"].to_pylist())) == [0, 1]
 
 
-def test_frames_are_what_was_stored_in_the_order_asked_for(pool: Pool) -> None:
+def test_frames_are_read_in_the_requested_order(pool: Pool) -> None:
     row = pool.manifest("few_shot/val").row(2)
     blocks = read_frame_bytes(pool.store, row, [5, 0, 5])
     assert blocks[0] == blocks[2] != blocks[1]
@@ -57,7 +57,7 @@ def test_frames_are_what_was_stored_in_the_order_asked_for(pool: Pool) -> None:
     assert np.array_equal(images[0], decode(blocks[0], where="here"))
 
 
-def test_the_byte_ranges_are_the_members_that_tarfile_finds(pool: Pool) -> None:
+def test_the_byte_ranges_of_frames_are_the_members_of_the_tar(pool: Pool) -> None:
     row = pool.manifest("few_shot/train_k2").row(3)
     with tarfile.open(pool.store.uri(row["shard"])) as tar:
         names = [name for name in tar.getnames() if name.startswith(row["key"] + ".")]
@@ -69,7 +69,7 @@ def test_the_byte_ranges_are_the_members_that_tarfile_finds(pool: Pool) -> None:
     assert json.loads(members[-1])["key"] == row["key"]
 
 
-def test_the_sha256_is_that_of_the_stated_bytes(pool: Pool) -> None:
+def test_the_sha256_of_a_sample_is_that_of_its_bytes_in_the_shard(pool: Pool) -> None:
     for row in pool.samples().to_pylist():
         data = Path(pool.store.uri(row["shard"])).read_bytes()[
             row["offset"] : row["offset"] + row["size"]
@@ -103,7 +103,7 @@ def test_equal_arguments_give_an_equal_pool(tmp_path: Path) -> None:
     assert make_pool(tmp_path / "c", seed=1).card.pool_id != first.card.pool_id
 
 
-def test_a_folder_without_a_card_is_no_pool(tmp_path: Path) -> None:
+def test_a_folder_without_a_card_is_refused_as_a_pool(tmp_path: Path) -> None:
     with pytest.raises(
         FormatError,
         match=r"pool.json: no such file, so this is not a finished pool; run `bmpt build`",
@@ -111,14 +111,14 @@ def test_a_folder_without_a_card_is_no_pool(tmp_path: Path) -> None:
         open_pool(tmp_path)
 
 
-def test_an_unknown_manifest_is_refused_with_what_is_there(pool: Pool) -> None:
+def test_an_unknown_manifest_is_refused_with_the_known_ones(pool: Pool) -> None:
     with pytest.raises(
         ConfigError, match=r"train_k3.parquet: no such manifest; the pool has: base_to_novel/.*val$"
     ):
         pool.manifest("few_shot/train_k3")
 
 
-def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
+def test_a_table_with_other_columns_is_refused(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     (tmp_path / "samples.parquet").write_bytes(b"no table")
     with pytest.raises(FormatError, match=r"samples.parquet: is not Parquet"):
@@ -128,7 +128,7 @@ def test_a_table_of_another_form_is_refused(tmp_path: Path) -> None:
         pool.manifest("few_shot/val")
 
 
-def test_a_manifest_name_leads_nowhere_but_into_the_manifests(tmp_path: Path) -> None:
+def test_a_manifest_name_cannot_leave_the_manifests_folder(tmp_path: Path) -> None:
     pool = make_pool(tmp_path)
     for path in ("../../pool.json", "few_shot/../few_shot/val", "/etc/passwd", "val"):
         with pytest.raises(
@@ -147,7 +147,7 @@ def test_a_wrong_crc_is_a_sample_error_that_names_shard_frame_and_key(pool: Pool
         read_frame_bytes(pool.store, {**row, "frame_crc32": crcs}, [3, 4])
 
 
-def test_a_jpeg_goes_through_the_codec_with_little_loss_and_reads_elsewhere() -> None:
+def test_an_encoded_jpeg_has_little_loss_and_opens_in_pillow() -> None:
     image = smooth_frames(np.random.default_rng(0), num_frames=1, height=45, width=63)[0]
     data = encode_rgb(image, quality=90)
     decoded = decode(data, where="here")
@@ -158,7 +158,7 @@ def test_a_jpeg_goes_through_the_codec_with_little_loss_and_reads_elsewhere() ->
 
 
 @pytest.mark.parametrize("cut", [0, 20, -40])
-def test_bytes_that_are_no_whole_jpeg_are_a_sample_error(cut: int) -> None:
+def test_bytes_that_are_no_complete_jpeg_are_a_sample_error(cut: int) -> None:
     image = smooth_frames(np.random.default_rng(0), num_frames=1, height=45, width=63)[0]
     with pytest.raises(SampleError, match=r"there.tar: is not a readable JPEG"):
         decode(encode_rgb(image, quality=90)[:cut], where="there.tar")

@@ -49,7 +49,7 @@ def read(cache: Cache, name: str, size: int, loads: list[str]) -> list[bytes]:
     return cache.read(name, size, [(0, 3), (size - 2, 2)], load)[0]
 
 
-def test_a_piece_is_loaded_once_and_read_in_ranges(tmp_path: Path) -> None:
+def test_an_entry_is_loaded_once_and_read_in_ranges(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=1000)
     loads: list[str] = []
     whole = content("a", 100)
@@ -61,7 +61,7 @@ def test_a_piece_is_loaded_once_and_read_in_ranges(tmp_path: Path) -> None:
 
 @given(requests=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 60)), max_size=60))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_cap_holds_after_every_read_and_the_bytes_are_right(
+def test_the_cache_stays_below_its_cap_and_returns_the_right_bytes(
     tmp_path_factory: pytest.TempPathFactory, requests: list[tuple[int, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("cap")
@@ -73,7 +73,7 @@ def test_the_cap_holds_after_every_read_and_the_bytes_are_right(
         assert held_bytes(folder) <= 200
 
 
-def test_the_pieces_that_were_not_used_for_longest_go_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_entries_are_evicted_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=300)
     loads: list[str] = []
     for name in ("a", "b", "c"):
@@ -88,7 +88,7 @@ def test_the_pieces_that_were_not_used_for_longest_go_first(tmp_path: Path) -> N
     assert loads == ["b"]
 
 
-def test_a_piece_larger_than_the_cap_is_read_and_not_kept(tmp_path: Path) -> None:
+def test_an_entry_larger_than_the_cap_is_read_and_not_stored(tmp_path: Path) -> None:
     loads: list[str] = []
     for _ in range(2):
         read(Cache(tmp_path, max_bytes=50), "a", 100, loads)
@@ -96,7 +96,7 @@ def test_a_piece_larger_than_the_cap_is_read_and_not_kept(tmp_path: Path) -> Non
     assert held_bytes(tmp_path) == 0
 
 
-def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
+def test_an_entry_that_cannot_be_loaded_is_not_stored(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=500)
 
     def fail() -> bytes:
@@ -107,7 +107,7 @@ def test_what_cannot_be_loaded_is_not_kept(tmp_path: Path) -> None:
     assert read(cache, "a", 100, []) == [content("a", 100)[:3], content("a", 100)[-2:]]
 
 
-def test_it_may_be_deleted_between_any_two_reads(tmp_path: Path) -> None:
+def test_the_cache_folder_may_be_deleted_between_two_reads(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=500)
     for victim in ("", "pieces", "locks", "used"):
         read(cache, "a", 100, [])
@@ -116,7 +116,7 @@ def test_it_may_be_deleted_between_any_two_reads(tmp_path: Path) -> None:
         assert read(cache, "b", 50, []) == [content("b", 50)[:3], content("b", 50)[-2:]]
 
 
-def test_it_may_be_deleted_while_others_read_and_write(tmp_path: Path) -> None:
+def test_the_cache_folder_may_be_deleted_during_reads_and_writes(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     is_over = threading.Event()
 
@@ -139,7 +139,7 @@ def test_it_may_be_deleted_while_others_read_and_write(tmp_path: Path) -> None:
         deleter.join()
 
 
-def test_a_piece_that_lost_its_end_is_loaded_again(tmp_path: Path) -> None:
+def test_a_truncated_entry_is_loaded_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=500)
     loads: list[str] = []
     read(cache, "a", 100, loads)
@@ -161,7 +161,7 @@ def _read_all(folder: Path, log: Path, names: list[str]) -> None:
         assert cache.read(name, 100, [(0, 100)], load)[0] == [content(name, 100)]
 
 
-def test_eight_processes_that_ask_for_a_piece_make_one_request(tmp_path: Path) -> None:
+def test_an_entry_that_eight_processes_read_is_loaded_once(tmp_path: Path) -> None:
     names = [f"piece {number}" for number in range(10)]
     context = multiprocessing.get_context("spawn")
     processes = [
@@ -187,7 +187,7 @@ for number in itertools.count():
 """
 
 
-def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_stays(tmp_path: Path) -> None:
+def test_a_kill_during_a_write_leaves_no_file_for_good(tmp_path: Path) -> None:
     for attempt in range(4):
         process = subprocess.Popen(
             [sys.executable, "-c", _WRITES_FOR_EVER, str(tmp_path)],
@@ -211,7 +211,7 @@ def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_stays(tmp_path: Pat
     assert list(tmp_path.glob("pieces/*/*.part")) == []
 
 
-def test_a_disk_without_room_costs_the_cache_and_not_the_run(
+def test_a_cache_that_cannot_be_written_warns_once_and_reads_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -234,7 +234,7 @@ for name, size in [("small", 500), ("large", 2000), ("large", 2000), ("small", 5
 """
 
 
-def test_a_write_that_the_system_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_write_that_the_system_refuses_leaves_no_file(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: both refuse a piece in the middle of
     storing it."""
     done = subprocess.run(
@@ -256,7 +256,7 @@ def test_a_write_that_the_system_refuses_leaves_nothing_behind(tmp_path: Path) -
     assert list(tmp_path.glob("pieces/*/*.part")) == []
 
 
-def test_a_cap_of_nothing_keeps_nothing(tmp_path: Path) -> None:
+def test_a_cache_with_a_cap_of_0_stores_nothing(tmp_path: Path) -> None:
     loads: list[str] = []
     for _ in range(2):
         read(Cache(tmp_path, max_bytes=0), "a", 100, loads)
@@ -264,7 +264,7 @@ def test_a_cap_of_nothing_keeps_nothing(tmp_path: Path) -> None:
     assert held_bytes(tmp_path) == 0
 
 
-def test_two_runs_with_different_caps_share_a_folder(tmp_path: Path) -> None:
+def test_two_caches_with_different_caps_share_a_folder(tmp_path: Path) -> None:
     """Each holds to its own cap when it stores something; what the other keeps is read by both."""
     large, small = Cache(tmp_path, max_bytes=1000), Cache(tmp_path, max_bytes=300)
     loads: list[str] = []
@@ -281,7 +281,7 @@ def test_two_runs_with_different_caps_share_a_folder(tmp_path: Path) -> None:
     assert 300 < held_bytes(tmp_path) <= 1000
 
 
-def test_passing_pieces_go_before_kept_ones_and_the_newest_of_them_last(tmp_path: Path) -> None:
+def test_the_oldest_transient_entries_are_evicted_before_kept_entries(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=1000, transient_bytes=200)
     loads: list[str] = []
 
@@ -305,14 +305,14 @@ def test_passing_pieces_go_before_kept_ones_and_the_newest_of_them_last(tmp_path
     assert not passing("passing 11")
 
 
-def test_a_piece_that_is_kept_is_another_one_than_the_same_that_passes(tmp_path: Path) -> None:
+def test_a_kept_and_a_transient_entry_of_one_name_are_stored_separately(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=1000, transient_bytes=200)
     assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100), is_transient=True)[1]
     assert not cache.read("a", 100, [(0, 1)], lambda: bytes(100))[1]
     assert held_bytes(tmp_path) == 200
 
 
-def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_is_not_kept(
+def test_an_entry_that_does_not_fit_beside_a_reservation_is_not_stored(
     tmp_path: Path,
 ) -> None:
     cache = Cache(tmp_path, max_bytes=100)
@@ -331,7 +331,7 @@ def test_what_others_are_writing_counts_and_a_piece_that_does_not_fit_beside_it_
     assert held_bytes(tmp_path) <= 100
 
 
-def test_a_counter_that_is_no_number_is_counted_anew(tmp_path: Path) -> None:
+def test_a_damaged_counter_of_used_bytes_is_counted_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path, max_bytes=150)
     read(cache, "a", 100, [])
     (tmp_path / "used").write_bytes(bytes(7))

@@ -50,7 +50,7 @@ def selections(draw: st.DrawFn) -> list[tuple[int, int, int]]:
 
 @given(places=selections(), latency=st.floats(0, 1), rate=st.floats(1, 20_000))
 @settings(max_examples=150)
-def test_extents_hold_every_sample_once_and_waste_little(
+def test_extents_contain_every_sample_and_waste_little(
     places: list[tuple[int, int, int]], latency: float, rate: float
 ) -> None:
     extents = plan_extents(manifest_of(places), RequestCost(latency, rate))
@@ -67,7 +67,7 @@ def test_extents_hold_every_sample_once_and_waste_little(
                 assert extents.stop[one] <= extents.start[other]
 
 
-def test_a_dense_selection_takes_few_requests_and_a_sparse_one_only_its_samples() -> None:
+def test_a_dense_selection_has_large_extents_and_a_sparse_one_single_samples() -> None:
     dense = [(0, 1000 * number, 1000) for number in range(256)]
     cost = RequestCost(latency_seconds=0.1, bytes_per_second=640_000)
     assert len(plan_extents(manifest_of(dense), cost)) == 4
@@ -76,14 +76,14 @@ def test_a_dense_selection_takes_few_requests_and_a_sparse_one_only_its_samples(
     assert len(plan_extents(manifest_of(dense), RequestCost(0.0, 1e9))) == 256
 
 
-def test_rows_of_an_extent_are_by_place() -> None:
+def test_rows_of_an_extent_are_sorted_by_offset() -> None:
     extents = plan_extents(manifest_of([(1, 0, 5), (0, 5, 5), (0, 0, 5)]), RequestCost(1.0, 100))
     assert [extents.rows_of(number).tolist() for number in range(len(extents))] == [[2, 1], [0]]
     assert extents.of_row.dtype == np.int64
     assert len(plan_extents(manifest_of([]), RequestCost())) == 0
 
 
-def test_the_content_of_an_extent_is_that_of_its_samples_alone() -> None:
+def test_the_content_hash_of_an_extent_depends_on_its_samples_only() -> None:
     one = plan_extents(manifest_of([(0, 0, 5), (0, 5, 5), (1, 0, 9)]), RequestCost(1.0, 100))
     other = plan_extents(manifest_of([(2, 7, 3), (0, 5, 5), (0, 0, 5)]), RequestCost(1.0, 100))
     fewer = plan_extents(manifest_of([(0, 0, 5)]), RequestCost(1.0, 100))
@@ -95,7 +95,7 @@ def test_the_content_of_an_extent_is_that_of_its_samples_alone() -> None:
 
 @given(places=selections(), room=st.integers(0, 100_000), group=st.none() | st.integers(1, 4))
 @settings(max_examples=150)
-def test_what_a_cache_keeps_and_lets_pass_fits_into_it(
+def test_retention_fits_into_the_cache(
     places: list[tuple[int, int, int]], room: int, group: int | None
 ) -> None:
     extents = plan_extents(manifest_of(places), RequestCost(0.1, 20_000))
@@ -118,7 +118,7 @@ def test_what_a_cache_keeps_and_lets_pass_fits_into_it(
     assert np.array_equal(again.kept, retention.kept)  # the order of a list changes nothing
 
 
-def test_the_largest_group_is_that_of_the_largest_shards() -> None:
+def test_group_bytes_are_those_of_the_largest_shards() -> None:
     extents = plan_extents(
         manifest_of([(0, 0, 5), (0, 90, 5), (1, 0, 8), (2, 0, 20)]), RequestCost(0.0, 1.0)
     )
@@ -129,7 +129,7 @@ def test_the_largest_group_is_that_of_the_largest_shards() -> None:
     sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20),
     gap=st.integers(0, 60),
 )
-def test_ranges_are_joined_over_gaps_that_are_small_enough(
+def test_ranges_are_merged_over_small_gaps(
     sizes: list[tuple[int, int]], gap: int
 ) -> None:
     places, end = [], 0

@@ -124,7 +124,7 @@ CAPS = {
 @pytest.mark.parametrize("latency", [NOTHING, TWO_SAMPLES])
 @pytest.mark.parametrize("cap", CAPS)
 @pytest.mark.parametrize(("order", "group_shards"), [("global", 2), ("grouped", 2), ("grouped", 5)])
-def test_two_epochs_ask_for_what_was_planned(
+def test_training_makes_the_planned_requests(
     proxy: FaultProxy,
     remote: Pool,
     tmp_path: Path,
@@ -148,7 +148,7 @@ def test_two_epochs_ask_for_what_was_planned(
     assert shard_requests(proxy) == plan.all_requests, "what is read ahead counts too"
 
 
-def test_groups_pass_through_half_a_cache_and_each_sample_is_fetched_once_an_epoch(
+def test_a_grouped_order_fetches_each_uncached_sample_once_per_epoch(
     remote: Pool, tmp_path: Path
 ) -> None:
     reading = ReadSettings(
@@ -163,7 +163,7 @@ def test_groups_pass_through_half_a_cache_and_each_sample_is_fetched_once_an_epo
 
 
 @pytest.mark.parametrize("order", ["global", "grouped"])
-def test_what_other_runs_left_in_the_cache_changes_nothing(
+def test_entries_of_other_runs_do_not_change_the_traffic(
     remote: Pool, tmp_path: Path, order: OrderKind
 ) -> None:
     reading = ReadSettings(
@@ -180,7 +180,7 @@ def test_what_other_runs_left_in_the_cache_changes_nothing(
 
 
 @pytest.mark.parametrize("share", [0.5, 1.5])
-def test_scoring_again_asks_for_what_was_not_kept(
+def test_a_second_evaluation_requests_what_the_cache_did_not_keep(
     uploaded: str, proxy: FaultProxy, tmp_path: Path, share: float
 ) -> None:
     remote = open_pool(uploaded)
@@ -208,7 +208,7 @@ def test_scoring_again_asks_for_what_was_not_kept(
         assert "scoring again asks for nothing" in plan.advice
 
 
-def test_more_clips_than_are_counted_are_taken_to_be_like_the_counted_ones(
+def test_clips_beyond_the_counted_ones_are_extrapolated(
     remote: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading = ReadSettings(latency_seconds=NOTHING)
@@ -220,7 +220,7 @@ def test_more_clips_than_are_counted_are_taken_to_be_like_the_counted_ones(
     assert estimated.all_requests == pytest.approx(exact.all_requests, rel=0.03)
 
 
-def test_the_estimate_is_what_requests_and_bytes_take_over_all_connections(remote: Pool) -> None:
+def test_the_estimated_seconds_are_those_of_all_connections(remote: Pool) -> None:
     reading = ReadSettings(latency_seconds=0.5, bytes_per_second=1e6, requests_in_flight=4)
     plan = plan_of(remote, reading)
     assert plan.seconds == pytest.approx((plan.all_requests * 0.5 + plan.all_bytes / 1e6) / 4)

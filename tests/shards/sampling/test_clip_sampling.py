@@ -29,7 +29,7 @@ def lattice(num_frames: int, max_stored: int = 64) -> np.ndarray:
         (75, 16, [2, 7, 11, 16, 21, 25, 30, 35, 39, 44, 49, 53, 58, 63, 67, 72]),
     ],
 )
-def test_evaluation_takes_the_frames_of_the_reference(
+def test_an_evaluation_clip_has_the_frames_of_the_reference(
     num_frames: int, num_segments: int, expected: list[int]
 ) -> None:
     assert center_indices(num_frames, num_segments).tolist() == expected
@@ -44,12 +44,12 @@ def test_the_stored_lattice_holds_every_evaluation_frame_for_all_lengths_up_to_1
             assert stored[positions].tolist() == center_indices(num_frames, num_segments).tolist()
 
 
-def test_a_wanted_frame_that_is_not_stored_gives_the_nearest_earlier_one() -> None:
+def test_a_wanted_frame_that_is_not_stored_becomes_the_nearest_earlier_frame() -> None:
     # n = 10, T = 2 wants frames 2 and 7
     assert clip_positions([0, 1, 6, 8], 10, 2).tolist() == [1, 2]
 
 
-def test_a_wanted_frame_before_the_first_stored_one_gives_the_first() -> None:
+def test_a_wanted_frame_before_the_first_stored_frame_becomes_the_first() -> None:
     assert clip_positions([5, 9], 10, 2).tolist() == [0, 0]
 
 
@@ -115,7 +115,7 @@ def test_a_short_video_repeats_its_frames_in_order() -> None:
     assert clip_positions([0, 1, 2], 3, 8).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
 
 
-def test_vifi_takes_a_short_video_as_the_reference_does() -> None:
+def test_vifi_sampling_of_a_short_video_equals_the_reference() -> None:
     # round_half_even(i * 3 / 8) = 0 0 1 1 2 2 2 3, modulo 3
     positions = clip_positions([0, 1, 2], 3, 8, sampling="vifi", rng=np.random.default_rng(0))
     assert positions.tolist() == [0, 0, 1, 1, 2, 2, 2, 0]

@@ -67,13 +67,13 @@ def test_a_training_crop_has_one_of_10_shapes_at_5_places() -> None:
     }  # 4 or 2 quarters of 256 - 224 and 341 - 192
 
 
-def test_evaluation_takes_the_centre_or_the_whole_frame_and_never_flips() -> None:
+def test_an_evaluation_crop_is_the_centre_or_the_whole_frame_and_never_mirrored() -> None:
     assert choose_crop("multi_scale", 256, 340, flip=True) == center_crop(256, 340)
     assert choose_crop("center", 256, 340, flip=True) == center_crop(256, 340)
     assert choose_crop("whole", 256, 340, flip=True) == Crop(0, 0, 256, 340)
 
 
-def test_half_of_the_training_clips_are_mirrored_and_none_without_flip() -> None:
+def test_half_of_the_training_crops_are_mirrored_and_none_without_flip() -> None:
     rng = np.random.default_rng(0)
     flips = [choose_crop("center", 256, 340, flip=True, rng=rng).flip for _ in range(2000)]
     assert 900 < sum(flips) < 1100
@@ -111,7 +111,7 @@ def test_resizing_is_within_one_level_of_float_arithmetic(crop: Crop) -> None:
 @pytest.mark.parametrize(
     ("side", "shrink"), [(31, 1), (63, 1), (64, 2), (127, 2), (128, 4), (256, 8), (2000, 8)]
 )
-def test_a_crop_is_decoded_small_only_as_long_as_it_need_not_be_enlarged(
+def test_a_crop_is_decoded_at_the_smallest_size_that_is_not_enlarged_later(
     side: int, shrink: int
 ) -> None:
     crop = Crop(10, 21, side, side + 1, flip=True)
@@ -124,7 +124,7 @@ def test_a_crop_is_decoded_small_only_as_long_as_it_need_not_be_enlarged(
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize(("height", "width"), [(64, 48), (65, 47), (9, 100)])
-def test_a_crop_decoded_small_lies_inside_the_small_frame(
+def test_a_shrunk_crop_lies_within_the_frame_decoded_at_that_size(
     shrink: int, height: int, width: int
 ) -> None:
     block = encode_rgb(np.zeros((height, width, 3), np.uint8), quality=90)
@@ -136,7 +136,7 @@ def test_a_crop_decoded_small_lies_inside_the_small_frame(
         assert small.left + small.width <= image.shape[1]
 
 
-def test_a_frame_decoded_at_a_half_is_the_mean_of_its_pixels() -> None:
+def test_a_frame_decoded_at_one_half_is_the_mean_of_its_pixels() -> None:
     (image,) = smooth_frames(np.random.default_rng(2), num_frames=1, height=64, width=96)
     block = encode_rgb(image, quality=90)
     full = decode(block, where="").astype(float)

@@ -25,7 +25,7 @@ def test_an_epoch_visits_every_sample_exactly_once(num_samples: int, seed: int, 
 
 @given(num_samples=st.integers(2, 10**9), seed=SEEDS, data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_position_gives_the_same_sample_alone_and_among_others(
+def test_a_position_has_the_same_sample_in_any_set_of_positions(
     num_samples: int, seed: int, data: st.DataObject
 ) -> None:
     positions = data.draw(st.lists(st.integers(0, num_samples - 1), min_size=1, max_size=8))
@@ -51,12 +51,12 @@ def test_seed_and_epoch_each_change_the_order() -> None:
     assert len(orders) == 9
 
 
-def test_every_sample_is_as_often_first_as_any_other() -> None:
+def test_every_sample_is_first_equally_often() -> None:
     first = [int(permute(0, 100, seed=1, epoch=epoch)) for epoch in range(10_000)]
     assert _is_uniform(np.bincount(first, minlength=100))
 
 
-def test_every_order_of_four_samples_is_as_frequent_as_any_other() -> None:
+def test_every_order_of_four_samples_is_equally_frequent() -> None:
     orders = Counter(
         tuple(permute(np.arange(4), 4, seed=1, epoch=epoch).tolist()) for epoch in range(24 * 50)
     )
@@ -71,7 +71,7 @@ def _is_uniform(counts: np.ndarray) -> bool:
     return bool(abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom))
 
 
-def test_neighbours_in_the_manifest_do_not_stay_neighbours() -> None:
+def test_adjacent_samples_of_the_manifest_are_not_adjacent_in_an_epoch() -> None:
     steps = np.diff(permute(np.arange(10_000), 10_000, seed=0, epoch=0))
     assert (np.abs(steps) == 1).mean() < 0.002
 
@@ -91,7 +91,7 @@ def column(shards: list[int]) -> pa.ChunkedArray:
     seed=SEEDS,
 )
 @settings(max_examples=60, deadline=None)
-def test_a_grouped_epoch_visits_every_sample_once_and_each_group_of_shards_in_one_go(
+def test_a_grouped_epoch_visits_every_sample_once_and_each_group_of_shards_at_once(
     shards: list[int], group_shards: int, seed: int
 ) -> None:
     order = GroupedOrder(column(shards), seed=seed, group_shards=group_shards)
@@ -110,7 +110,7 @@ def test_a_grouped_epoch_visits_every_sample_once_and_each_group_of_shards_in_on
 
 @given(shards=st.lists(st.integers(0, 6), min_size=2, max_size=80), seed=SEEDS, data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_grouped_position_gives_the_same_sample_alone_and_among_others(
+def test_a_grouped_position_has_the_same_sample_in_any_set_of_positions(
     shards: list[int], seed: int, data: st.DataObject
 ) -> None:
     order = GroupedOrder(column(shards), seed=seed, group_shards=2)
@@ -119,7 +119,7 @@ def test_a_grouped_position_gives_the_same_sample_alone_and_among_others(
     assert order.rows(np.array(positions), 1).tolist() == alone
 
 
-def test_a_grouped_order_is_another_one_in_each_epoch_and_mixes_within_a_group() -> None:
+def test_a_grouped_order_differs_between_epochs_and_mixes_within_a_group() -> None:
     shards = [row // 16 for row in range(16 * 32)]
     order = GroupedOrder(column(shards), seed=0, group_shards=4)
     epochs = [order.rows(np.arange(len(shards)), epoch) for epoch in range(4)]

@@ -91,7 +91,7 @@ def test_slices_of_ranks_and_micro_batches_make_up_the_batch(
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_the_tail_that_fills_no_batch_is_dropped() -> None:
+def test_num_steps_drops_an_incomplete_last_batch() -> None:
     assert [num_steps(count, 8) for count in (0, 7, 8, 15, 16)] == [0, 0, 1, 1, 2]
 
 
@@ -123,7 +123,7 @@ def test_the_order_is_the_same_in_every_topology(
 
 @given(batch_size=st.integers(1, 10), extra=st.integers(0, 30), data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_run_killed_at_any_step_goes_on_in_another_topology_as_if_unbroken(
+def test_a_run_resumed_in_another_topology_equals_an_uninterrupted_run(
     batch_size: int, extra: int, data: st.DataObject
 ) -> None:
     num_samples = batch_size + extra
@@ -147,13 +147,13 @@ def test_a_run_killed_at_any_step_goes_on_in_another_topology_as_if_unbroken(
     assert resumed == unbroken[killed * batch_size :]
 
 
-def test_going_on_with_another_batch_size_takes_the_exact_next_sample() -> None:
+def test_a_run_resumed_with_another_batch_size_continues_at_the_next_sample() -> None:
     options = {"epoch": 1, "accumulation": 1, "num_workers": 1, "world_size": 1}
     found = global_order(Order(23, seed=5), steps=4, position=6, batch_size=4, **options)
     assert found == permute(np.arange(6, 22), 23, seed=5, epoch=1).tolist()
 
 
-def test_steps_are_numbered_within_the_epoch_also_after_a_resume() -> None:
+def test_steps_of_a_resumed_run_are_numbered_within_the_epoch() -> None:
     plans = islice(
         train_plan(
             Order(10, seed=0),
@@ -205,7 +205,7 @@ def test_an_evaluation_visits_each_sample_once_in_the_same_blocks_at_any_world_s
         ),
     ],
 )
-def test_a_batch_that_cannot_be_shared_out_is_refused_with_both_numbers(
+def test_a_batch_with_too_few_clips_per_rank_is_refused_with_both_numbers(
     options: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):

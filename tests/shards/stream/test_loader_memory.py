@@ -43,7 +43,7 @@ def stream(
     return batches, descendants_of(os.getpid()) - before
 
 
-def test_memory_stays_flat_over_20000_samples(tmp_path: Path) -> None:
+def test_memory_of_loader_processes_is_constant_over_20000_samples(tmp_path: Path) -> None:
     batches, workers = stream(
         make_pool(tmp_path, samples_per_class=40), ClipSettings(frames=4, size_px=32), batch_size=40
     )
@@ -60,7 +60,7 @@ def test_memory_stays_flat_over_20000_samples(tmp_path: Path) -> None:
     assert max(grown) < 8_000_000, grown
 
 
-def test_a_worker_holds_less_than_300_mb_for_itself(tmp_path: Path) -> None:
+def test_a_loader_process_holds_less_than_300_mb_of_its_own(tmp_path: Path) -> None:
     pool = make_pool(tmp_path, samples_per_class=8, height=256, width=340, frames=16)
     batches, workers = stream(pool, ClipSettings(frames=8, size_px=224), batch_size=16)
     for _ in range(10):

@@ -51,7 +51,7 @@ def test_a_state_is_small_and_survives_json(pool: Pool) -> None:
         ({"seed": 4}, "was made with seed 4, this run has seed 3; set seed=4"),
     ],
 )
-def test_a_state_of_another_stream_is_refused_with_a_sentence(
+def test_a_state_of_another_stream_is_refused_by_name(
     pool: Pool, change: dict[str, object], message: str
 ) -> None:
     manifest = pool.manifest("few_shot/val")
@@ -61,12 +61,12 @@ def test_a_state_of_another_stream_is_refused_with_a_sentence(
         state.model_copy(update=change).check(manifest, Order(len(manifest), seed=3))
 
 
-def test_a_state_before_the_first_sample_cannot_be_made() -> None:
+def test_a_state_with_a_negative_position_is_refused() -> None:
     with pytest.raises(ValidationError, match="position"):
         StreamState(fingerprint="", seed=0, position=-1)
 
 
-def test_the_randomness_of_a_sample_depends_on_seed_epoch_and_key_alone() -> None:
+def test_random_numbers_of_a_sample_depend_on_seed_epoch_and_key_only() -> None:
     draws = {
         float(sample_rng(seed, epoch, key).random())
         for seed in (0, 1)
@@ -77,7 +77,7 @@ def test_the_randomness_of_a_sample_depends_on_seed_epoch_and_key_alone() -> Non
     assert sample_rng(5, 6, "a").random() == sample_rng(5, 6, "a").random()
 
 
-def test_a_plan_without_a_loader_worker_makes_everything_itself(pool: Pool) -> None:
+def test_the_plan_stage_outside_a_loader_process_makes_all_items(pool: Pool) -> None:
     seen: list[WorkerSlice] = []
 
     def plan(*, worker: WorkerSlice) -> list[MicroPlan]:
@@ -91,7 +91,7 @@ def test_a_plan_without_a_loader_worker_makes_everything_itself(pool: Pool) -> N
     assert seen == [WorkerSlice(rank=0, world_size=1, worker=0, num_workers=1)]
 
 
-def test_the_stages_are_those_of_a_webdataset_pipeline(pool: Pool) -> None:
+def test_the_stages_form_a_webdataset_pipeline(pool: Pool) -> None:
     from webdataset import DataPipeline
 
     def plan(*, worker: WorkerSlice) -> list[MicroPlan]:

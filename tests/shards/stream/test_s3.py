@@ -73,7 +73,7 @@ def total(batches: list[MicroBatch]) -> ReadStats:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_are_those_of_a_folder(
+def test_batches_from_a_bucket_equal_those_from_a_folder(
     pool: Pool, remote: Pool, tmp_path: Path, cached: bool
 ) -> None:
     loader = train_loader(
@@ -105,7 +105,7 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_of_two_workers_are_those_of_a_folder(
+def test_batches_of_two_workers_from_a_bucket_equal_those_from_a_folder(
     pool: Pool, remote: Pool, tmp_path: Path, cached: bool
 ) -> None:
     """In a process of its own: workers have the environment that was set when the first one was
@@ -130,7 +130,7 @@ def test_batches_of_two_workers_are_those_of_a_folder(
         assert (first, second) == (12, 12)
 
 
-def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(
+def test_a_sparse_selection_is_fetched_as_planned_without_excess_bytes(
     remote: Pool, tmp_path: Path
 ) -> None:
     manifest = remote.manifest(TRAIN)
@@ -143,7 +143,7 @@ def test_a_sparse_selection_is_fetched_with_no_byte_too_many_and_as_planned(
     assert needed <= stats.bytes <= 1.05 * needed
 
 
-def test_only_the_frames_of_a_step_are_fetched_where_that_is_cheaper(remote: Pool) -> None:
+def test_single_frames_are_fetched_where_requests_are_cheap(remote: Pool) -> None:
     nothing_lies_between = ReadSettings(latency_seconds=0.0)
     exact = total(list(train_loader(remote, nothing_lies_between)))
     along = total(list(train_loader(remote, ReadSettings(latency_seconds=1.0))))
@@ -152,7 +152,7 @@ def test_only_the_frames_of_a_step_are_fetched_where_that_is_cheaper(remote: Poo
     assert exact.bytes < along.bytes
 
 
-def test_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) -> None:
+def test_an_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) -> None:
     reading = ReadSettings(cache=tmp_path / "cache")
     list(train_loader(remote, reading))
     loader = build_eval_loader(
@@ -163,7 +163,7 @@ def test_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) ->
     assert [clips.failures for clips in loader] == [[None] * 5, [None] * 5, [None] * 2]
 
 
-def test_a_piece_that_the_disk_has_changed_is_fetched_again(
+def test_a_cache_entry_that_the_disk_changed_is_fetched_again(
     pool: Pool, remote: Pool, tmp_path: Path
 ) -> None:
     reading = ReadSettings(cache=tmp_path / "cache")
@@ -186,7 +186,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_passes_costs_time_and_no_sample(
+def test_a_temporary_fault_costs_time_but_no_sample(
     pool: Pool, remote: Pool, proxy: FaultProxy, tmp_path: Path, name: str, cached: bool
 ) -> None:
     proxy.decide = lambda number, method, path: (
@@ -203,7 +203,7 @@ def test_what_passes_costs_time_and_no_sample(
 
 @pytest.mark.parametrize("seconds", [4, pytest.param(90, marks=pytest.mark.long)])
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(body_share=0.5)])
-def test_an_outage_is_waited_for(
+def test_a_stream_waits_for_the_end_of_an_outage(
     pool: Pool, remote: Pool, proxy: FaultProxy, fault: Fault, seconds: int
 ) -> None:
     other = open_pool("s3://stream/pool")
@@ -215,7 +215,7 @@ def test_an_outage_is_waited_for(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_an_object_that_always_stalls_is_an_empty_place_with_its_name(
+def test_a_sample_of_a_stalled_object_is_a_named_failure(
     remote: Pool, proxy: FaultProxy, tmp_path: Path, cached: bool
 ) -> None:
     other = open_pool("s3://stream/pool?timeout_seconds=0.5&retry_seconds=1")
@@ -239,7 +239,7 @@ def test_an_object_that_always_stalls_is_an_empty_place_with_its_name(
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_body_that_is_too_short_is_an_empty_place_and_never_a_wrong_sample(
+def test_a_truncated_response_is_a_failure_and_never_a_wrong_sample(
     remote: Pool, proxy: FaultProxy, tmp_path: Path, cached: bool
 ) -> None:
     other = open_pool("s3://stream/pool")
@@ -255,7 +255,7 @@ def test_a_body_that_is_too_short_is_an_empty_place_and_never_a_wrong_sample(
     assert all(f"s3://stream/pool/{victim}: holds " in failure for failure in failures)
 
 
-def test_an_object_that_changes_under_the_reader_is_never_taken_for_the_old_one(
+def test_an_object_that_was_replaced_is_a_failure_and_is_not_cached(
     remote: Pool, s3: ObjectServer, tmp_path: Path
 ) -> None:
     loader = train_loader(remote, ReadSettings(cache=tmp_path / "cache"))
@@ -270,7 +270,7 @@ def test_an_object_that_changes_under_the_reader_is_never_taken_for_the_old_one(
     assert list((tmp_path / "cache").glob("pieces/*/*")) == []
 
 
-def test_a_server_that_goes_away_ends_the_run_with_its_name(
+def test_a_server_that_disappears_ends_the_run_and_is_named(
     remote: Pool, proxy: FaultProxy
 ) -> None:
     other = open_pool("s3://stream/pool")
@@ -283,7 +283,7 @@ def test_a_server_that_goes_away_ends_the_run_with_its_name(
         list(loader)
 
 
-def test_requests_are_in_flight_together(remote: Pool, proxy: FaultProxy) -> None:
+def test_requests_overlap_in_time(remote: Pool, proxy: FaultProxy) -> None:
     other = open_pool("s3://stream/pool")
     loader = train_loader(other, ReadSettings(requests_in_flight=12))
     proxy.decide = lambda number, method, path: Fault(delay_seconds=0.5)
@@ -292,7 +292,7 @@ def test_requests_are_in_flight_together(remote: Pool, proxy: FaultProxy) -> Non
     assert total(batches).seconds > 12 * 0.5 > 2 * (time.monotonic() - started)
 
 
-def test_a_profile_that_cannot_be_read_is_an_empty_place_and_ends_the_run_as_any_failure_does(
+def test_an_unreadable_profile_makes_failures_that_end_the_run(
     remote: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     loader = build_train_loader(
@@ -312,7 +312,7 @@ def test_a_profile_that_cannot_be_read_is_an_empty_place_and_ends_the_run_as_any
         list(loader)
 
 
-def test_a_stream_that_is_closed_does_not_wait_for_requests_that_run(
+def test_a_closed_stream_does_not_wait_for_running_requests(
     proxy: FaultProxy, remote: Pool
 ) -> None:
     """Ctrl-C and a run that has failed, in an outage."""

@@ -24,7 +24,7 @@ def _write_into(buffers: BatchBuffers, manifest: Manifest, answers: Connection) 
     answers.send((slot, manifest.row(3), isinstance(manifest, SharedManifest)))
 
 
-def test_another_process_reads_the_manifest_and_fills_a_slot(pool: Pool) -> None:
+def test_a_child_process_reads_the_shared_manifest_and_fills_a_slot(pool: Pool) -> None:
     buffers = BatchBuffers(producers=2, slots=2, batch_bytes=100)
     manifest = pool.manifest("few_shot/val")
     here, there = multiprocessing.Pipe()
@@ -37,7 +37,7 @@ def test_another_process_reads_the_manifest_and_fills_a_slot(pool: Pool) -> None
     assert buffers.hand_out(slot, 5).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_slot_is_free_again_when_the_last_view_of_it_is_gone() -> None:
+def test_a_slot_is_free_when_the_last_view_of_its_tensor_is_gone() -> None:
     buffers = BatchBuffers(producers=2, slots=2, batch_bytes=100)
     assert [buffers.take(1), buffers.take(1), buffers.take(1)] == [2, 3, None]
     assert buffers.take(0) == 0  # each producer has slots of its own
@@ -51,7 +51,7 @@ def test_a_slot_is_free_again_when_the_last_view_of_it_is_gone() -> None:
     assert buffers.take(1) == 3
 
 
-def test_slots_do_not_overlap_and_are_kept_while_they_are_handed_out() -> None:
+def test_slots_do_not_overlap_and_keep_their_bytes_while_handed_out() -> None:
     buffers = BatchBuffers(producers=1, slots=3, batch_bytes=5000)
     handed_out = []
     for value in range(3):
@@ -62,7 +62,7 @@ def test_slots_do_not_overlap_and_are_kept_while_they_are_handed_out() -> None:
     assert [set(batch.tolist()) for batch in handed_out] == [{0}, {1}, {2}]
 
 
-def test_a_forked_process_that_lets_go_of_a_batch_does_not_free_it_here() -> None:
+def test_a_forked_process_that_drops_a_batch_does_not_free_its_slot() -> None:
     buffers = BatchBuffers(producers=1, slots=1, batch_bytes=10)
     slot = buffers.take(0)
     assert slot is not None
@@ -77,7 +77,7 @@ def test_a_forked_process_that_lets_go_of_a_batch_does_not_free_it_here() -> Non
     assert len(batch) == 10
 
 
-def test_shared_memory_is_no_file_and_goes_with_its_last_user() -> None:
+def test_shared_memory_is_freed_with_its_last_user() -> None:
     before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     memory = SharedMemory(10_000)
     memory.bytes[:3] = b"abc"
@@ -95,7 +95,7 @@ def test_a_shared_manifest_has_the_same_rows(pool: Pool, num_rows: int) -> None:
     assert shared.info == part.info
 
 
-def test_what_a_broken_off_round_has_filled_is_free_in_the_next_one_but_not_what_is_handed_out() -> (
+def test_a_new_generation_frees_filled_slots_but_not_handed_out_ones() -> (
     None
 ):
     buffers = BatchBuffers(producers=1, slots=3, batch_bytes=10)
