@@ -79,7 +79,7 @@ class Extents:
         return len(self.shard)
 
     def rows_of(self, extent: int) -> IndexArray:
-        """Return the rows of the manifest whose samples lie in an extent, by offset."""
+        """Return the rows of the manifest whose samples are in an extent, by offset."""
         return self.sorted_rows[self.first[extent] : self.first[extent + 1]]
 
     @property

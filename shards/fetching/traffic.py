@@ -48,7 +48,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What the passes over one manifest read; the fields are those of `bmpt plan --json`."""
+    """The traffic of all passes over one manifest; its fields are those of `bmpt plan --json`."""
 
     manifest: str
     order: str
@@ -186,7 +186,7 @@ def plan_text(plan: ReadPlan) -> str:
     lines = [
         f"{plan.manifest}: {plan.samples:,} samples of {plan.shards:,} shards, "
         f"{plan.needed_bytes:,} bytes",
-        f"  {plan.clips:,} clips a pass, order: {plan.order}",
+        f"  {plan.clips:,} clips per pass, order: {plan.order}",
     ]
     if plan.cached:
         lines.append(f"  cache: {_cache_text(plan)}")
@@ -211,7 +211,7 @@ def _cache_text(plan: ReadPlan) -> str:
 
     kept = f"keeps {plan.kept_bytes:,} of {plan.extent_bytes:,} bytes"
     if plan.passing_bytes:
-        return f"{kept}, the others pass through {plan.passing_bytes:,} bytes of it group by group"
+        return f"{kept}, the others use {plan.passing_bytes:,} bytes of it group by group"
 
     is_grouped = plan.order.startswith("grouped/")
     reason = ", since two groups of shards do not fit" if is_grouped else ""
@@ -368,21 +368,21 @@ def _advise_order(
 ) -> tuple[OrderKind, str]:
     """Return the order that training should take, and why; `reader` may be of either order."""
     if isinstance(reader.store, LocalStore):
-        return "global", "a folder: frames are read where they lie, data.order=global costs no more"
+        return "global", "a folder: frames are read directly, so data.order=global costs no more"
 
     plan = reader.cache_plan
     if plan is None:
-        reason = "data.order=global: without a cache each clip is asked for alone, in any order"
+        reason = "data.order=global: without a cache each clip is requested alone, in either order"
         if passes > 1:
             needed = sum(reader.manifest.table["size"].to_pylist())
-            reason += f"; data.cache=DIR would keep {needed:,} bytes and ask once"
+            reason += f"; data.cache=DIR would keep {needed:,} bytes and request them once"
         return "global", reason
 
     total = plan.extents.total_bytes
     if plan.retention.keeps_all:
         return (
             "global",
-            f"data.order=global: the cache holds all {total:,} bytes, later passes ask for nothing",
+            f"data.order=global: the cache holds all {total:,} bytes, later passes request nothing",
         )
 
     usable = usable_bytes(reading.cache_bytes)
@@ -404,13 +404,13 @@ def _advise_order(
     if grouped_seconds < global_seconds:
         return "grouped", (
             f"data.order=grouped: about {grouped_seconds:,.1f} s of reading, global "
-            f"{global_seconds:,.1f} s; the cache is too small for all and whole samples, which "
-            "pass through it group by group, take fewer requests than clips"
+            f"{global_seconds:,.1f} s; the cache is too small for all samples, and reading "
+            "whole samples group by group takes fewer requests than reading clips"
         )
     return "global", (
         f"data.order=global: about {global_seconds:,.1f} s of reading, grouped "
-        f"{grouped_seconds:,.1f} s; the cache is too small for all and the frames of a clip cost "
-        "less than the whole sample in every pass"
+        f"{grouped_seconds:,.1f} s; the cache is too small for all samples, and the frames of a "
+        "clip cost less than the whole sample in every pass"
     )
 
 
@@ -442,9 +442,9 @@ def _transient_traffic(extents: Extents, retention: Retention, passes: int) -> T
 def _advise_scoring(reader: FrameReader) -> str:
     """Return what a second evaluation will read."""
     if isinstance(reader.store, LocalStore):
-        return "a folder: frames are read where they lie"
+        return "a folder: frames are read directly"
     if reader.cache_plan is None:
-        return "no cache: scoring again asks again"
+        return "no cache: a second evaluation requests everything again"
     if reader.cache_plan.retention.keeps_all:
-        return "the cache holds all of it: scoring again asks for nothing"
-    return "the cache is smaller than that: scoring again asks again for what it does not keep"
+        return "the cache holds all bytes: a second evaluation requests nothing"
+    return "the cache is too small for all bytes: a second evaluation requests the others again"

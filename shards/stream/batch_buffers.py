@@ -42,7 +42,7 @@ class BatchBuffers:
         self.start_generation()
 
     def start_generation(self) -> None:
-        """Free the slots that earlier iterations filled but never handed out."""
+        """Release the slots that earlier iterations filled but never handed out."""
         self._memory.bytes[0] = self._memory.bytes[0] % (_HANDED_OUT - 1) + 1
 
     def take(self, producer: int) -> int | None:

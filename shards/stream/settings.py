@@ -11,7 +11,7 @@ from shards.stream.failures import MAX_FAILURES
 
 
 class LoaderSettings(Settings):
-    """What training and evaluation loaders have in common."""
+    """Settings that training and evaluation loaders share."""
 
     num_workers: int = Field(
         0, ge=0, description="loader processes of this rank; 0 decodes in the calling process"

@@ -322,7 +322,7 @@ def test_plan_counts_what_training_and_scoring_will_read(
     text = capsys.readouterr().out
     assert "order: global" in text
     assert "order: as listed" in text
-    assert "a folder: frames are read where they lie" in text
+    assert "a folder: frames are read directly" in text
     assert (
         run("plan", config, "--json", "--set", "data.order=grouped", "--set", "data.group_shards=2")
         == 0

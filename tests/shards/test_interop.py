@@ -30,6 +30,7 @@ from tests.preprocess.builds import build
 from tests.preprocess.tiny_videos import make_video
 
 ROOT = Path(__file__).resolve().parents[2]
+MEMBER_NAME = re.compile(r"([^.]+)\.(\d{3}\.jpg|json)")
 BUCKET = "interop"
 VIDEOS = {  # frames by path; 6 are stored at most
     "jump/one frame.avi": 1,
@@ -117,7 +118,7 @@ def without(frames: Frames, keys: set[str]) -> Frames:
 
 
 def run_python(*arguments: str, cwd: Path, **environment: str) -> str:
-    """Run Python with a Hugging Face library that stays off the network; returns what it prints."""
+    """Run Python without network for the Hugging Face library; return its output."""
     home = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cwd / "hf"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -138,8 +139,10 @@ def test_tarfile_reads_every_sample(odd_pool: Pool) -> None:
     for path in shard_paths(odd_pool):
         with tarfile.open(path) as tar:
             for member in tar:
-                key, number = re.fullmatch(r"([^.]+)\.(\d{3}\.jpg|json)", member.name).groups()  # type: ignore[union-attr]
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]
+                match, file = MEMBER_NAME.fullmatch(member.name), tar.extractfile(member)
+                assert match is not None
+                assert file is not None
+                (key, number), content = match.groups(), file.read()
                 blocks = found.setdefault(key, [])
                 if number == "json":
                     assert json.loads(content)["key"] == key
@@ -170,13 +173,19 @@ from shards.reader import open_pool
 features = hf_features(open_pool(sys.argv[1]))
 for streaming in (False, True):
     loaded = load_dataset(
-        "webdataset", data_files=f"{sys.argv[1]}/shards/*.tar", split="train", features=features, streaming=streaming
+        "webdataset",
+        data_files=f"{sys.argv[1]}/shards/*.tar",
+        split="train",
+        features=features,
+        streaming=streaming,
     )
     sizes = {sample["__key__"]: sample["000.jpg"].size for sample in loaded}
     for sample in loaded.decode(False) if streaming else loaded.with_format("arrow"):
         sample = sample if streaming else sample.to_pylist()[0]
-        frames = [image and image["bytes"].hex() for name, image in sample.items() if name.endswith(".jpg")]
-        print(json.dumps([streaming, sample["__key__"], sizes[sample["__key__"]], frames, sample["json"]]))
+        images = [image for name, image in sample.items() if name.endswith(".jpg")]
+        frames = [image and image["bytes"].hex() for image in images]
+        key = sample["__key__"]
+        print(json.dumps([streaming, key, sizes[key], frames, sample["json"]]))
 """
 
 
@@ -238,9 +247,14 @@ if __name__ == "__main__":
     dataset = WebDataset(sys.argv[1:], shardshuffle=False)
     forked = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
     spawned = DataLoader(
-        dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn", worker_init_fn=register_openers
+        dataset,
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="spawn",
+        worker_init_fn=register_openers,
     )
-    print(json.dumps([sorted(sample["__key__"] for sample in loader) for loader in (forked, spawned)]))
+    loaders = (forked, spawned)
+    print(json.dumps([sorted(sample["__key__"] for sample in loader) for loader in loaders]))
 """
 
 

@@ -1,5 +1,5 @@
-"""Batches from real shards: the same clips for any workers and ranks, and empty places where bytes
-are damaged."""
+"""Batches from real shards: the same clips for any workers and ranks, and placeholders for damaged
+samples."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def eval_loader(
 
 
 def facts_of(batch: ClipBatch) -> list[tuple[Any, ...]]:
-    """Everything about each place of a batch, its pixels as a digest."""
+    """Return everything about each clip of a batch, its pixels as a digest."""
     digests = [
         hashlib.sha256(frames.numpy().tobytes()).hexdigest() for frames in batch.frames_BVTCHW
     ]
@@ -83,7 +83,7 @@ def numbered(batches: list[MicroBatch]) -> list[tuple[Any, ...]]:
 
 
 def with_row(manifest: Manifest, index: int, **changes: Any) -> Manifest:
-    """The same manifest with other values in one row."""
+    """Return a manifest with other values in one row."""
     rows = manifest.table.to_pylist()
     rows[index].update(changes)
     return Manifest(manifest.info, pa.Table.from_pylist(rows, schema=manifest.table.schema))
@@ -142,11 +142,11 @@ def test_the_clips_of_a_step_are_the_same_for_any_ranks_and_accumulation(
         batches = [
             batch for step in steps for rank in ranks for batch in rank if batch.step == step
         ]
-        return [place for batch in batches for place in facts_of(batch.clips)]
+        return [clip for batch in batches for clip in facts_of(batch.clips)]
 
     whole = of_epoch(world_size=1, accumulation=1)
     assert of_epoch(world_size=world_size, accumulation=accumulation) == whole
-    assert len(whole) == len({place[0] for place in whole}) == 10
+    assert len(whole) == len({clip[0] for clip in whole}) == 10
 
 
 def test_each_iteration_is_the_next_epoch_in_another_order(pool: Pool) -> None:
@@ -185,8 +185,8 @@ def test_the_state_counts_samples_and_moves_to_the_next_epoch(pool: Pool) -> Non
 def test_a_run_resumed_from_a_state_equals_an_uninterrupted_run(
     pool: Pool, killed_after: int
 ) -> None:
-    unbroken, first = train_loader(pool), train_loader(pool)
-    expected = [place for _ in range(3) for batch in unbroken for place in facts_of(batch.clips)]
+    uninterrupted, first = train_loader(pool), train_loader(pool)
+    expected = [clip for _ in range(3) for batch in uninterrupted for clip in facts_of(batch.clips)]
     state, done = first.state(0), 0
     for _ in range(2):
         for batch in first:
@@ -202,7 +202,7 @@ def test_a_run_resumed_from_a_state_equals_an_uninterrupted_run(
         by_rank = [list(rank) for rank in ranks]
         for step in sorted({batch.step for batch in by_rank[0]}):
             batches = [batch for rank in by_rank for batch in rank if batch.step == step]
-            resumed.extend(place for batch in batches for place in facts_of(batch.clips))
+            resumed.extend(clip for batch in batches for clip in facts_of(batch.clips))
     assert resumed == expected[5 * killed_after :]
 
 
@@ -220,17 +220,14 @@ def test_a_state_with_less_than_a_batch_left_starts_with_an_empty_epoch(
 def test_the_clip_of_a_sample_differs_between_epochs(pool: Pool) -> None:
     loader = train_loader(pool, batch_size=12)
     clips = [
-        {place[0]: place[1] for batch in loader for place in facts_of(batch.clips)}
-        for _ in range(2)
+        {clip[0]: clip[1] for batch in loader for clip in facts_of(batch.clips)} for _ in range(2)
     ]
     assert clips[0].keys() == clips[1].keys()
     assert all(clips[0][key] != clips[1][key] for key in clips[0])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_an_evaluation_has_the_same_blocks_at_any_world_size(
-    pool: Pool, world_size: int
-) -> None:
+def test_an_evaluation_has_the_same_blocks_at_any_world_size(pool: Pool, world_size: int) -> None:
     def blocks_of(world_size: int) -> dict[int, list[tuple[Any, ...]]]:
         blocks = {}
         for rank in range(world_size):
@@ -277,9 +274,8 @@ def test_a_flipped_byte_makes_a_placeholder_with_the_reason(tmp_path: Path) -> N
     manifest = pool.manifest("few_shot/train_k2")
     wanted = center_indices(12, 4).tolist()
     flip_byte(pool, manifest, 2, frame=wanted[1])
-    flip_byte(
-        pool, manifest, 3, frame=wanted[1] + 1
-    )  # not a frame of this clip, so it is never read
+    # Not a frame of this clip, so it is never read.
+    flip_byte(pool, manifest, 3, frame=wanted[1] + 1)
     batch = next(iter(eval_loader(pool, manifest, block_size=8)))
     assert batch.weights_B.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
     assert int(batch.frames_BVTCHW[2].max()) == 0
@@ -322,7 +318,7 @@ def test_frames_of_different_sizes_make_a_placeholder(tmp_path: Path) -> None:
 
 
 def _append_larger_sample(folder: Path) -> dict[str, Any]:
-    """Write a shard with one sample whose frames grow; returns where it lies."""
+    """Write a shard with one sample of frames of two sizes; return its placement."""
     from shards.format.jpeg import encode_rgb
 
     rng = np.random.default_rng(0)
@@ -403,7 +399,10 @@ def test_a_manifest_without_samples_is_refused_with_its_counts(pool: Pool) -> No
     manifest = pool.manifest(TRAIN)
     counts = {"expected": 1695, "found": 0, "missing": 1695, "source": "novel_val.txt"}
     empty = Manifest(manifest.info.model_copy(update=counts), manifest.table.slice(0, 0))
-    message = r"base_to_novel/val_novel: has no sample to read \(expected 1695, found 0, missing 1695; from novel_val.txt\)"
+    message = (
+        r"base_to_novel/val_novel: has no sample to read "
+        r"\(expected 1695, found 0, missing 1695; from novel_val.txt\)"
+    )
     with pytest.raises(ConfigError, match=message):
         eval_loader(pool, empty, block_size=4)
     with pytest.raises(ConfigError, match=message):
@@ -447,7 +446,7 @@ def test_a_state_survives_json(pool: Pool) -> None:
 
 
 def test_scaled_decoding_changes_pixels_only_where_the_crop_allows_it(pool: Pool) -> None:
-    """Frames of 48x64 px: a centre crop of 42 px can be decoded at a half for 21 px, not for 22."""
+    """A centre crop of 42 px can be decoded at one half for 21 px, not for 22."""
     for size_px, differs in ((22, False), (21, True)):
         clips = []
         for scaled_decode in (False, True):

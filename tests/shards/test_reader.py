@@ -1,4 +1,4 @@
-"""Opening a pool, its tables and its frames; and other readers on the same bytes."""
+"""An opened pool with its tables and frames, and other programs that read the same bytes."""
 
 from __future__ import annotations
 

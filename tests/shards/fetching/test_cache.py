@@ -1,8 +1,7 @@
-"""The cache: one load of each piece, never over its cap, nothing that a kill leaves in the way."""
+"""The cache: each entry is loaded once, the cap holds, and a kill leaves no file for good."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import random
@@ -22,23 +21,13 @@ from hypothesis import strategies as st
 from shards.errors import SampleError
 from shards.fetching.cache import Cache
 from shards.files import hold_lock
+from tests.shards.streams import held_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def content(name: str, size: int) -> bytes:
     return random.Random(name).randbytes(size)
-
-
-def held_bytes(folder: Path) -> int:
-    sizes = {}
-    for path in folder.glob("pieces/*/*"):
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # it has just been written, and has its own name now
-            name = path.stem.rpartition(".")[0] if path.suffix == ".part" else path.name
-            sizes[path.parent / name] = path.stat().st_size
-    return sum(sizes.values())
 
 
 def read(cache: Cache, name: str, size: int, loads: list[str]) -> list[bytes]:
@@ -78,8 +67,7 @@ def test_the_least_recently_used_entries_are_evicted_first(tmp_path: Path) -> No
     loads: list[str] = []
     for name in ("a", "b", "c"):
         read(cache, name, 100, loads)
-        place = cache._path(name)
-        os.utime(place, (0, {"a": 3000, "b": 1000, "c": 2000}[name]))
+        os.utime(cache._path(name), (0, {"a": 3000, "b": 1000, "c": 2000}[name]))
     read(cache, "d", 100, loads)
     loads.clear()
     read(cache, "a", 100, loads)
@@ -111,8 +99,8 @@ def test_the_cache_folder_may_be_deleted_between_two_reads(tmp_path: Path) -> No
     cache = Cache(tmp_path / "cache", max_bytes=500)
     for victim in ("", "pieces", "locks", "used"):
         read(cache, "a", 100, [])
-        place = tmp_path / "cache" / victim
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
+        path = tmp_path / "cache" / victim
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
         assert read(cache, "b", 50, []) == [content("b", 50)[:3], content("b", 50)[-2:]]
 
 
@@ -128,12 +116,12 @@ def test_the_cache_folder_may_be_deleted_during_reads_and_writes(tmp_path: Path)
     deleter.start()
     try:
         with ThreadPoolExecutor(4) as readers:
-            names = [f"piece {number % 20}" for number in range(400)]
-            found = readers.map(
+            names = [f"entry {number % 20}" for number in range(400)]
+            ranges = readers.map(
                 lambda name: read(Cache(folder, max_bytes=500), name, 100, []), names
             )
-            for name, blocks in zip(names, found, strict=True):
-                assert blocks == [content(name, 100)[:3], content(name, 100)[-2:]]
+            for name, parts in zip(names, ranges, strict=True):
+                assert parts == [content(name, 100)[:3], content(name, 100)[-2:]]
     finally:
         is_over.set()
         deleter.join()
@@ -162,7 +150,7 @@ def _read_all(folder: Path, log: Path, names: list[str]) -> None:
 
 
 def test_an_entry_that_eight_processes_read_is_loaded_once(tmp_path: Path) -> None:
-    names = [f"piece {number}" for number in range(10)]
+    names = [f"entry {number}" for number in range(10)]
     context = multiprocessing.get_context("spawn")
     processes = [
         context.Process(target=_read_all, args=(tmp_path / "cache", tmp_path / "log", names))
@@ -201,9 +189,8 @@ def test_a_kill_during_a_write_leaves_no_file_for_good(tmp_path: Path) -> None:
         process.wait()
         assert held_bytes(tmp_path) <= 3_000_000
     (tmp_path / "pieces" / "ab").mkdir(exist_ok=True)
-    (tmp_path / "pieces" / "ab" / "0.part").write_bytes(
-        bytes(1000)
-    )  # what a kill in the write leaves
+    # A kill during a write leaves such a file.
+    (tmp_path / "pieces" / "ab" / "0.part").write_bytes(bytes(1000))
     cache = Cache(tmp_path, max_bytes=3_000_000)
     for number in range(10):
         read(cache, f"after {number}", 400_000, [])
@@ -228,15 +215,16 @@ from shards.fetching.cache import Cache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 cache = Cache(Path(sys.argv[1]), max_bytes=10_000)
-for name, size in [("small", 500), ("large", 2000), ("large", 2000), ("small", 500), ("other", 500)]:
-    blocks, was_there = cache.read(name, size, [(size - 3, 3)], lambda: bytes(range(250)) * (size // 250))
-    print(blocks == [bytes([247, 248, 249])], was_there)
+entries = [("small", 500), ("large", 2000), ("large", 2000), ("small", 500), ("other", 500)]
+for name, size in entries:
+    data = bytes(range(250)) * (size // 250)
+    parts, is_hit = cache.read(name, size, [(size - 3, 3)], lambda: data)
+    print(parts == [bytes([247, 248, 249])], is_hit)
 """
 
 
 def test_a_write_that_the_system_refuses_leaves_no_file(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk: both refuse a piece in the middle of
-    storing it."""
+    """A limit on file sizes has the effect of a full disk: it refuses an entry during a write."""
     done = subprocess.run(
         [sys.executable, "-c", _WITHOUT_ROOM, str(tmp_path)],
         cwd=ROOT,
@@ -265,7 +253,7 @@ def test_a_cache_with_a_cap_of_0_stores_nothing(tmp_path: Path) -> None:
 
 
 def test_two_caches_with_different_caps_share_a_folder(tmp_path: Path) -> None:
-    """Each holds to its own cap when it stores something; what the other keeps is read by both."""
+    """Each evicts down to its own cap when it stores an entry; both read all entries."""
     large, small = Cache(tmp_path, max_bytes=1000), Cache(tmp_path, max_bytes=300)
     loads: list[str] = []
     for name in "abcdefgh":
@@ -285,24 +273,26 @@ def test_the_oldest_transient_entries_are_evicted_before_kept_entries(tmp_path: 
     cache = Cache(tmp_path, max_bytes=1000, transient_bytes=200)
     loads: list[str] = []
 
-    def passing(name: str) -> bool:
+    def is_hit(name: str) -> bool:
         return cache.read(name, 100, [(0, 1)], lambda: content(name, 100), is_transient=True)[1]
 
     for number in range(6):
         read(cache, f"kept {number}", 100, loads)
-        os.utime(cache._path(f"kept {number}"), (0, 1000 + number))  # older than all that passes
+        os.utime(
+            cache._path(f"kept {number}"), (0, 1000 + number)
+        )  # older than all transient entries
     for number in range(12):
-        assert not passing(f"passing {number}")
-        os.utime(cache._path(f"passing {number}", is_transient=True), (0, 10_000 + number))
+        assert not is_hit(f"transient {number}")
+        os.utime(cache._path(f"transient {number}", is_transient=True), (0, 10_000 + number))
         assert held_bytes(tmp_path) <= 1000
-    assert passing("passing 11")
-    assert passing("passing 10")
+    assert is_hit("transient 11")
+    assert is_hit("transient 10")
     loads.clear()
     for number in range(6):
         read(cache, f"kept {number}", 100, loads)
     assert loads == []
-    cache.drop("passing 11", is_transient=True)
-    assert not passing("passing 11")
+    cache.drop("transient 11", is_transient=True)
+    assert not is_hit("transient 11")
 
 
 def test_a_kept_and_a_transient_entry_of_one_name_are_stored_separately(tmp_path: Path) -> None:
@@ -317,9 +307,8 @@ def test_an_entry_that_does_not_fit_beside_a_reservation_is_not_stored(
 ) -> None:
     cache = Cache(tmp_path, max_bytes=100)
 
-    def load() -> (
-        bytes
-    ):  # while this one is loaded and promised nothing, another one takes the room
+    def load() -> bytes:
+        # While this entry is loaded, without a reservation, another process reserves the room.
         inner = Cache(tmp_path, max_bytes=100)
         held = inner._path("inner").with_name("inner.part")
         assert inner._reserve(held, 80)

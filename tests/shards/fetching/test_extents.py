@@ -1,4 +1,4 @@
-"""What is fetched together: everything that is needed, next to nothing else."""
+"""Extents: they contain every sample and next to nothing else."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from shards.format.schema import ManifestInfo
 from shards.reader import Manifest
 
 
-def manifest_of(places: list[tuple[int, int, int]]) -> Manifest:
-    """Rows of (shard, offset, size)."""
+def manifest_of(samples: list[tuple[int, int, int]]) -> Manifest:
+    """Return a manifest of rows (shard, offset, size)."""
     table = pa.table(
         {
-            "shard": [f"shards/toy-{shard:06d}.tar" for shard, _, _ in places],
-            "offset": pa.array([offset for _, offset, _ in places], pa.int64()),
-            "size": pa.array([size for _, _, size in places], pa.int64()),
-            "sha256": [hashlib.sha256(repr(place).encode()).hexdigest() for place in places],
+            "shard": [f"shards/toy-{shard:06d}.tar" for shard, _, _ in samples],
+            "offset": pa.array([offset for _, offset, _ in samples], pa.int64()),
+            "size": pa.array([size for _, _, size in samples], pa.int64()),
+            "sha256": [hashlib.sha256(repr(sample).encode()).hexdigest() for sample in samples],
         }
     )
     return Manifest(ManifestInfo.model_construct(), table)
@@ -37,29 +37,29 @@ def manifest_of(places: list[tuple[int, int, int]]) -> Manifest:
 
 @st.composite
 def selections(draw: st.DrawFn) -> list[tuple[int, int, int]]:
-    """Some samples of shards in which they lie one behind the other, in any order."""
-    places = []
+    """Draw some samples of shards without gaps, in any order."""
+    samples = []
     for shard in range(draw(st.integers(1, 4))):
         end = 0
         for size in draw(st.lists(st.integers(1, 5000), min_size=1, max_size=30)):
-            places.append((shard, end, size))
+            samples.append((shard, end, size))
             end += size
-    chosen = draw(st.lists(st.sampled_from(places), min_size=1, unique=True))
+    chosen = draw(st.lists(st.sampled_from(samples), min_size=1, unique=True))
     return draw(st.permutations(chosen))
 
 
-@given(places=selections(), latency=st.floats(0, 1), rate=st.floats(1, 20_000))
+@given(samples=selections(), latency=st.floats(0, 1), rate=st.floats(1, 20_000))
 @settings(max_examples=150)
 def test_extents_contain_every_sample_and_waste_little(
-    places: list[tuple[int, int, int]], latency: float, rate: float
+    samples: list[tuple[int, int, int]], latency: float, rate: float
 ) -> None:
-    extents = plan_extents(manifest_of(places), RequestCost(latency, rate))
-    for row, (shard, offset, size) in enumerate(places):
+    extents = plan_extents(manifest_of(samples), RequestCost(latency, rate))
+    for row, (shard, offset, size) in enumerate(samples):
         extent = extents.of_row[row]
         assert extents.shard[extent] == f"shards/toy-{shard:06d}.tar"
         assert extents.start[extent] <= offset
         assert offset + size <= extents.stop[extent]
-    needed = sum(size for _, _, size in places)
+    needed = sum(size for _, _, size in samples)
     assert needed <= extents.total_bytes <= (1 + MAX_WASTE) * needed
     for one in range(len(extents)):  # none overlaps the next one of its shard
         for other in range(one + 1, len(extents)):
@@ -93,29 +93,32 @@ def test_the_content_hash_of_an_extent_depends_on_its_samples_only() -> None:
     )
 
 
-@given(places=selections(), room=st.integers(0, 100_000), group=st.none() | st.integers(1, 4))
+@given(samples=selections(), usable=st.integers(0, 100_000), group=st.none() | st.integers(1, 4))
 @settings(max_examples=150)
 def test_retention_fits_into_the_cache(
-    places: list[tuple[int, int, int]], room: int, group: int | None
+    samples: list[tuple[int, int, int]], usable: int, group: int | None
 ) -> None:
-    extents = plan_extents(manifest_of(places), RequestCost(0.1, 20_000))
-    retention = plan_retention(extents, room, group_shards=group)
+    extents = plan_extents(manifest_of(samples), RequestCost(0.1, 20_000))
+    retention = plan_retention(extents, usable, group_shards=group)
     kept = int(extents.sizes[retention.kept].sum())
-    assert kept + retention.transient_bytes <= room
-    if extents.total_bytes <= room:
+    assert kept + retention.transient_bytes <= usable
+    if extents.total_bytes <= usable:
         assert retention.keeps_all
         assert retention.transient_bytes == 0
-    elif group is not None and 2 * group_bytes(extents, group) <= room:
+    elif group is not None and 2 * group_bytes(extents, group) <= usable:
         assert retention.transient_bytes == 2 * group_bytes(extents, group)
     else:
         assert retention.transient_bytes == 0
     assert all(
-        kept + retention.transient_bytes + size > room for size in extents.sizes[~retention.kept]
+        kept + retention.transient_bytes + size > usable for size in extents.sizes[~retention.kept]
     )
     again = plan_retention(
-        plan_extents(manifest_of(places[::-1]), RequestCost(0.1, 20_000)), room, group_shards=group
+        plan_extents(manifest_of(samples[::-1]), RequestCost(0.1, 20_000)),
+        usable,
+        group_shards=group,
     )
-    assert np.array_equal(again.kept, retention.kept)  # the order of a list changes nothing
+    # The order of a list has no influence.
+    assert np.array_equal(again.kept, retention.kept)
 
 
 def test_group_bytes_are_those_of_the_largest_shards() -> None:
@@ -129,15 +132,13 @@ def test_group_bytes_are_those_of_the_largest_shards() -> None:
     sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20),
     gap=st.integers(0, 60),
 )
-def test_ranges_are_merged_over_small_gaps(
-    sizes: list[tuple[int, int]], gap: int
-) -> None:
-    places, end = [], 0
+def test_ranges_are_merged_over_small_gaps(sizes: list[tuple[int, int]], gap: int) -> None:
+    samples, end = [], 0
     for before, size in sizes:
-        places.append((end + before, size))
+        samples.append((end + before, size))
         end += before + size
-    spans = merge_ranges(places, gap)
-    assert [place for _, _, members in spans for place in members] == places
+    spans = merge_ranges(samples, gap)
+    assert [sample for _, _, members in spans for sample in members] == samples
     for start, stop, members in spans:
         assert (start, stop) == (members[0][0], sum(members[-1]))
     assert all(later[0] - earlier[1] > gap for earlier, later in pairwise(spans))

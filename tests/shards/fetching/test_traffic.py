@@ -1,5 +1,5 @@
-"""What is planned is what is asked for, with no cache, one that is too small, and one that holds
-everything."""
+"""Planned traffic equals the requests of a run: without a cache, with one that is too small, and
+with one that holds everything."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from shards.stream.settings import BlockSettings, StreamSettings
 from tests.fault_proxy import FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
 from tests.pools import make_pool
-from tests.shards.fetching.test_cache import held_bytes
+from tests.shards.streams import held_bytes
 
 TRAIN = "base_to_novel/val_novel"  # 24 samples, all of 12 shards
 CLIP = ClipSettings(frames=2, size_px=32)
-TWO_SAMPLES = 0.0005  # seconds of latency: what lies between two samples of a shard costs less
+TWO_SAMPLES = 0.0005  # seconds of latency: the gap between two samples of a shard costs less
 NOTHING = 0.0
 
 
@@ -37,7 +37,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 @pytest.fixture(scope="module")
 def uploaded(pool: Pool, object_server: ObjectServer) -> str:
-    """The same in a bucket."""
+    """The same pool in a bucket."""
     assert isinstance(pool.store, LocalStore)
     return object_server.upload(pool.store.root, "plans")
 
@@ -87,8 +87,7 @@ def plan_of(
 def train(
     pool: Pool, reading: ReadSettings, order: OrderKind, *, group_shards: int = 2, batch_size: int
 ) -> tuple[int, int]:
-    """Read two epochs; returns the bytes and requests that it took. The cap holds after every
-    batch."""
+    """Read two epochs, check the cap after every batch, and return the bytes and requests."""
     loader = build_train_loader(
         pool,
         pool.manifest(TRAIN),
@@ -133,19 +132,18 @@ def test_training_makes_the_planned_requests(
     cap: str,
     latency: float,
 ) -> None:
-    share = CAPS[cap]
+    fraction = CAPS[cap]
     reading = ReadSettings(
-        cache=None if share is None else tmp_path / "cache",
-        cache_bytes=int(needed_bytes(remote) * (share or 0)),
+        cache=None if fraction is None else tmp_path / "cache",
+        cache_bytes=int(needed_bytes(remote) * (fraction or 0)),
         latency_seconds=latency,
-        requests_in_flight=1
-        if order == "grouped"
-        else 16,  # 4 times as many are asked ahead: a group here, no more
+        # Four times as many samples are read ahead: one group here, no more.
+        requests_in_flight=1 if order == "grouped" else 16,
     )
     plan = plan_of(remote, reading, order, group_shards=group_shards, batch_size=7)
-    asked = train(remote, reading, order, group_shards=group_shards, batch_size=7)
-    assert asked == (plan.all_bytes, plan.all_requests)
-    assert shard_requests(proxy) == plan.all_requests, "what is read ahead counts too"
+    requested = train(remote, reading, order, group_shards=group_shards, batch_size=7)
+    assert requested == (plan.all_bytes, plan.all_requests)
+    assert shard_requests(proxy) == plan.all_requests, "reads ahead count, too"
 
 
 def test_a_grouped_order_fetches_each_uncached_sample_once_per_epoch(
@@ -179,33 +177,33 @@ def test_entries_of_other_runs_do_not_change_the_traffic(
     assert train(remote, reading, order, batch_size=8) == (plan.all_bytes, plan.all_requests)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.5])
+@pytest.mark.parametrize("fraction", [0.5, 1.5])
 def test_a_second_evaluation_requests_what_the_cache_did_not_keep(
-    uploaded: str, proxy: FaultProxy, tmp_path: Path, share: float
+    uploaded: str, proxy: FaultProxy, tmp_path: Path, fraction: float
 ) -> None:
     remote = open_pool(uploaded)
     reading = ReadSettings(
         cache=tmp_path,
-        cache_bytes=int(share * needed_bytes(remote)),
+        cache_bytes=int(fraction * needed_bytes(remote)),
         latency_seconds=TWO_SAMPLES,
         requests_in_flight=1,
     )
     plan = plan_scoring(remote.store, remote.manifest(TRAIN), CLIP, reading)
-    asked = []
+    requested = []
     for _ in range(2):
         before = shard_requests(proxy)
         loader = build_eval_loader(
             remote, remote.manifest(TRAIN), CLIP, BlockSettings(block_size=5, reading=reading)
         )
         assert sum(len(clips.keys) for clips in loader) == plan.clips == 24
-        asked.append(shard_requests(proxy) - before)
-    assert asked[0] == plan.all_requests
-    if share < 1:
-        assert 0 < asked[1] < asked[0]
-        assert "asks again for what it does not keep" in plan.advice
+        requested.append(shard_requests(proxy) - before)
+    assert requested[0] == plan.all_requests
+    if fraction < 1:
+        assert 0 < requested[1] < requested[0]
+        assert "a second evaluation requests the others again" in plan.advice
     else:
-        assert asked[1] == 0
-        assert "scoring again asks for nothing" in plan.advice
+        assert requested[1] == 0
+        assert "a second evaluation requests nothing" in plan.advice
 
 
 def test_clips_beyond_the_counted_ones_are_extrapolated(
@@ -227,32 +225,37 @@ def test_the_estimated_seconds_are_those_of_all_connections(remote: Pool) -> Non
 
 
 class TestAdvice:
-    """`bmpt plan` says which order it would take and why."""
+    """The order that `bmpt plan` advises, with its reason."""
 
-    def test_a_folder(self, pool: Pool) -> None:
+    def test_advice_for_a_folder(self, pool: Pool) -> None:
         plan = plan_of(pool, ReadSettings())
         assert plan.advised_order == "global"
         assert plan.seconds is None
-        assert "frames are read where they lie" in plan.advice
+        assert "frames are read directly" in plan.advice
 
-    def test_no_cache(self, remote: Pool) -> None:
+    def test_advice_without_a_cache(self, remote: Pool) -> None:
         plan = plan_of(remote, ReadSettings(), "grouped", epochs=2)
         assert plan.advised_order == "global"
-        assert f"data.cache=DIR would keep {plan.needed_bytes:,} bytes and ask once" in plan.advice
+        assert (
+            f"data.cache=DIR would keep {plan.needed_bytes:,} bytes and request them once"
+            in plan.advice
+        )
         assert "data.cache" not in plan_of(remote, ReadSettings(), epochs=1).advice
         scoring = plan_scoring(remote.store, remote.manifest(TRAIN), CLIP, ReadSettings())
         assert (scoring.advised_order, scoring.advice) == (
             None,
-            "no cache: scoring again asks again",
+            "no cache: a second evaluation requests everything again",
         )
 
-    def test_a_cache_that_holds_all(self, remote: Pool, tmp_path: Path) -> None:
+    def test_advice_for_a_cache_that_holds_all(self, remote: Pool, tmp_path: Path) -> None:
         plan = plan_of(remote, ReadSettings(cache=tmp_path), "grouped")
         assert plan.advised_order == "global"
         assert f"the cache holds all {plan.extent_bytes:,} bytes" in plan.advice
         assert f"keeps all {plan.extent_bytes:,} bytes" in plan_text(plan)
 
-    def test_a_cache_that_holds_not_even_two_groups(self, remote: Pool, tmp_path: Path) -> None:
+    def test_advice_for_a_cache_that_does_not_hold_two_groups(
+        self, remote: Pool, tmp_path: Path
+    ) -> None:
         reading = ReadSettings(cache=tmp_path, cache_bytes=needed_bytes(remote) // 2)
         plan = plan_of(remote, reading, "grouped", group_shards=5)
         assert (plan.advised_order, plan.passing_bytes) == ("global", 0)
@@ -260,7 +263,7 @@ class TestAdvice:
         assert "raise data.cache_bytes or lower data.group_shards" in plan.advice
         assert "read clip by clip, since two groups of shards do not fit" in plan_text(plan)
 
-    def test_groups_where_a_request_costs_much(self, remote: Pool, tmp_path: Path) -> None:
+    def test_advice_for_expensive_requests_is_grouped(self, remote: Pool, tmp_path: Path) -> None:
         reading = ReadSettings(
             cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=0.01
         )
@@ -268,9 +271,9 @@ class TestAdvice:
             plan = plan_of(remote, reading, order, group_shards=1, epochs=10)
             assert plan.advised_order == "grouped"
             assert plan.advice.startswith("data.order=grouped: about ")
-        assert "the others pass through" in plan_text(plan)
+        assert "group by group" in plan_text(plan)
 
-    def test_clips_one_by_one_where_bytes_cost_much(self, remote: Pool, tmp_path: Path) -> None:
+    def test_advice_for_expensive_bytes_is_global(self, remote: Pool, tmp_path: Path) -> None:
         reading = ReadSettings(
             cache=tmp_path, cache_bytes=needed_bytes(remote) // 2, latency_seconds=NOTHING
         )

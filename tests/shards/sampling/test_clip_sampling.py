@@ -1,5 +1,4 @@
-"""Which frames make a clip: the fixtures of the reference implementations and the lattice of the
-pool."""
+"""The frames of a clip: as in the reference implementations, and all of them stored in a pool."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ SAMPLINGS = st.sampled_from(get_args(Sampling))
 
 
 def lattice(num_frames: int, max_stored: int = 64) -> np.ndarray:
-    """The source indices that a pool stores."""
+    """Return the source indices that a pool stores."""
     if num_frames <= max_stored:
         return np.arange(num_frames)
     return np.arange(max_stored) * num_frames // max_stored
@@ -69,7 +68,7 @@ def test_a_training_clip_has_one_stored_frame_of_each_segment(
     assert positions.shape == (num_segments,)
     assert ((positions >= 0) & (positions < len(stored))).all()
     if num_frames < num_segments and sampling == "vifi":
-        return  # has its own rule, see below
+        return  # another rule, tested below
     low, high = segment_bounds(num_frames, num_segments, sampling=sampling)
     assert (np.diff(positions) >= 0).all()
     for position, first, end in zip(positions, low, high, strict=True):
@@ -101,8 +100,8 @@ def test_even_segments_cover_the_video_and_vifi_leaves_out_the_tail() -> None:
 
 
 def test_a_segment_without_a_stored_frame_takes_the_nearest() -> None:
-    # segments [0, 4), [4, 8), [8, 12); the middle one lost its frames to damage, 3 is as near to
-    # 5.5 as 8
+    # Segments [0, 4), [4, 8), [8, 12). The middle one lost its frames to damage; 3 and 8 are
+    # equally near to 5.5.
     positions = clip_positions([0, 1, 2, 3, 8, 9, 10, 11], 12, 3, rng=np.random.default_rng(0))
     assert positions[1] == 3
 

@@ -51,20 +51,21 @@ def test_the_centre_crop_of_a_256_px_frame_is_224_px() -> None:
     assert center_crop(320, 240) == Crop(55, 15, 210, 210)
 
 
-def test_a_training_crop_has_one_of_10_shapes_at_5_places() -> None:
+def test_a_training_crop_has_one_of_10_shapes_at_5_positions() -> None:
     rng = np.random.default_rng(0)
     crops = [multi_scale_crop(256, 341, rng) for _ in range(3000)]
     shapes = {(crop.height, crop.width) for crop in crops}
     assert {side for shape in shapes for side in shape} == {256, 224, 192, 168}
     assert len(shapes) == 10
-    places = {(crop.top, crop.left) for crop in crops if (crop.height, crop.width) == (224, 192)}
-    assert places == {
+    # Four or two quarters of 256 - 224 and of 341 - 192.
+    positions = {(crop.top, crop.left) for crop in crops if (crop.height, crop.width) == (224, 192)}
+    assert positions == {
         (0, 0),
         (0, 148),
         (32, 0),
         (32, 148),
         (16, 74),
-    }  # 4 or 2 quarters of 256 - 224 and 341 - 192
+    }
 
 
 def test_an_evaluation_crop_is_the_centre_or_the_whole_frame_and_never_mirrored() -> None:

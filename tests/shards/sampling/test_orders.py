@@ -65,7 +65,7 @@ def test_every_order_of_four_samples_is_equally_frequent() -> None:
 
 
 def _is_uniform(counts: np.ndarray) -> bool:
-    """Whether chi-square lies within four standard deviations of what chance gives."""
+    """Return whether chi-square is within four standard deviations of its expectation."""
     expected, freedom = counts.mean(), len(counts) - 1
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     return bool(abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom))
@@ -103,9 +103,8 @@ def test_a_grouped_epoch_visits_every_sample_once_and_each_group_of_shards_at_on
         if shard not in groups[-1] and len(groups[-1]) == group_shards:
             groups.append(set())
         groups[-1].add(shard)
-    assert sum(len(group) for group in groups) == len(
-        set(shards)
-    )  # no shard comes back in a later group
+    # No shard returns in a later group.
+    assert sum(len(group) for group in groups) == len(set(shards))
 
 
 @given(shards=st.lists(st.integers(0, 6), min_size=2, max_size=80), seed=SEEDS, data=st.data())

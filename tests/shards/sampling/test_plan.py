@@ -1,5 +1,4 @@
-"""The order of the stream is a pure function; here it is taken apart and put together in every
-topology."""
+"""The plan of a stream: every number of ranks, workers and micro-batches gives the same order."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ SEEDS = st.integers(0, 2**40)
 def stream_of_rank(
     order: Order, *, num_batches: int, num_workers: int, rank: int, world_size: int, **options: int
 ) -> list[MicroPlan]:
-    """What a rank gets: the micro-batches of its workers in turn, as the loader takes them."""
+    """Return the micro-batches of a rank as its loader takes them: from its workers in turn."""
     parts = [WorkerSlice(rank, world_size, worker, num_workers) for worker in range(num_workers)]
     workers = [train_plan(order, worker=part, **options) for part in parts]
     return [next(workers[number % num_workers]) for number in range(num_batches)]
@@ -40,7 +39,7 @@ def stream_of_rank(
 def global_order(
     order: Order, *, steps: int, world_size: int, accumulation: int, **options: int
 ) -> list[int]:
-    """The samples of `steps` optimiser steps, rank slices one after the other."""
+    """Return the samples of `steps` optimiser steps, rank after rank."""
     ranks = [
         stream_of_rank(
             order,
@@ -62,7 +61,7 @@ def global_order(
 
 @st.composite
 def orders(draw: st.DrawFn, *, num_samples: int) -> Order:
-    """Either kind, of any number of shards."""
+    """Draw an order of either kind, with any number of shards."""
     seed = draw(SEEDS)
     if draw(st.booleans()):
         return Order(num_samples, seed=seed)
@@ -129,7 +128,7 @@ def test_a_run_resumed_in_another_topology_equals_an_uninterrupted_run(
     num_samples = batch_size + extra
     order = data.draw(orders(num_samples=num_samples))
     per_epoch = num_samples // batch_size
-    unbroken = global_order(
+    uninterrupted = global_order(
         order,
         steps=3 * per_epoch,
         epoch=0,
@@ -144,7 +143,7 @@ def test_a_run_resumed_in_another_topology_equals_an_uninterrupted_run(
         position=killed % per_epoch * batch_size,
         **data.draw(topologies(batch_size=batch_size)),
     )
-    assert resumed == unbroken[killed * batch_size :]
+    assert resumed == uninterrupted[killed * batch_size :]
 
 
 def test_a_run_resumed_with_another_batch_size_continues_at_the_next_sample() -> None:

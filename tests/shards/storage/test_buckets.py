@@ -21,12 +21,12 @@ from shards.maintenance.diff import diff_pools
 from shards.maintenance.pool_report import report_pool
 from shards.maintenance.verify import verify_pool
 from shards.reader import Pool, open_pool
-from shards.storage.buckets import AzureContainer
 from shards.storage.open import LocalStore, open_store
+from shards.storage.providers import AzureContainer
 from shards.stream.settings import BlockSettings
 from tests.fault_proxy import Fault, run_fault_proxy
 from tests.object_store import PUBLIC, ObjectServer
-from tests.shards.stream.test_s3 import CLIP, TRAIN, assert_same, train_loader
+from tests.shards.streams import CLIP, TRAIN, assert_same, train_loader
 
 FACES = {
     "s3": "s3://public/a pool?anonymous=true",

@@ -1,4 +1,4 @@
-"""What loader processes hold while they stream, and that it does not grow."""
+"""The memory of loader processes: small, and constant while they stream."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_USS_BYTES = 300_000_000
 
 
 def descendants_of(pid: int) -> set[int]:
-    """Loader workers are children of a server that forks them."""
+    """Return all descendants: loader processes are children of a server that forks them."""
     children = children_of(pid)
     return set(children).union(*map(descendants_of, children))
 
@@ -26,8 +26,10 @@ def descendants_of(pid: int) -> set[int]:
 def stream(
     pool: Pool, clip: ClipSettings, *, batch_size: int
 ) -> tuple[Iterator[MicroBatch], set[int]]:
-    """Endless batches of two workers, the first one taken, and the processes that have come with
-    it."""
+    """Return endless batches of two loader processes, and the processes that they started.
+
+    The first batch is already taken.
+    """
     before = descendants_of(os.getpid())
     manifest = pool.manifest("base_to_novel/val_novel")
     loader = build_train_loader(
@@ -68,4 +70,4 @@ def test_a_loader_process_holds_less_than_300_mb_of_its_own(tmp_path: Path) -> N
     held = [uss_bytes(pid) for pid in workers]
     assert len(held) >= 2
     assert 1_000_000 < max(held) < MAX_USS_BYTES, held
-    print(f"{max(held) / 1e6:.0f} MB of USS a worker")
+    print(f"{max(held) / 1e6:.0f} MB of USS per worker")

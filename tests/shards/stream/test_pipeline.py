@@ -1,4 +1,4 @@
-"""The state of a stream, the randomness of a sample, and what its stages read."""
+"""The stages of a stream, its saved state, and the random numbers of a sample."""
 
 from __future__ import annotations
 

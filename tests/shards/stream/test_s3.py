@@ -11,21 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from shards.errors import StorageError
-from shards.fetching.frames import ReadSettings, ReadStats, make_reader
-from shards.loader import TrainLoader, build_eval_loader, build_train_loader
+from shards.fetching.frames import ReadSettings, make_reader
+from shards.loader import build_eval_loader, build_train_loader
 from shards.reader import Pool, open_pool
-from shards.sampling.clip_settings import ClipSettings
 from shards.storage.local import LocalStore
-from shards.stream.batches import MicroBatch
 from shards.stream.settings import BlockSettings, StreamSettings
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.object_store import ObjectServer
+from tests.shards.streams import CLIP, TRAIN, assert_same, total, train_loader
 
-TRAIN = "base_to_novel/val_novel"  # 12 samples of 5 shards
-CLIP = ClipSettings(frames=4, size_px=32)
 STALL_SECONDS = 600
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -42,34 +38,6 @@ def proxy(s3: ObjectServer, remote: Pool, monkeypatch: pytest.MonkeyPatch) -> It
     with run_fault_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
-
-
-def train_loader(
-    pool: Pool, reading: ReadSettings | None = None, num_workers: int = 0
-) -> TrainLoader:
-    return build_train_loader(
-        pool,
-        pool.manifest(TRAIN),
-        CLIP,
-        StreamSettings(
-            batch_size=4, seed=3, num_workers=num_workers, reading=reading or ReadSettings()
-        ),
-    )
-
-
-def assert_same(found: list[MicroBatch], expected: list[MicroBatch]) -> None:
-    assert len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
-        assert one.clips.keys == other.clips.keys
-        assert one.clips.failures == [None] * 4
-        assert torch.equal(one.clips.frames_BVTCHW, other.clips.frames_BVTCHW)
-
-
-def total(batches: list[MicroBatch]) -> ReadStats:
-    stats = ReadStats()
-    for batch in batches:
-        stats.add(batch.reads)
-    return stats
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -93,7 +61,7 @@ import sys
 from pathlib import Path
 from shards.fetching.frames import ReadSettings
 from shards.reader import open_pool
-from tests.shards.stream.test_s3 import assert_same, total, train_loader
+from tests.shards.streams import assert_same, total, train_loader
 cache = Path(sys.argv[2]) if sys.argv[2] else None
 loader = train_loader(open_pool("s3://stream/pool"), ReadSettings(cache=cache), num_workers=2)
 local = train_loader(open_pool(sys.argv[1]))
@@ -108,8 +76,8 @@ for _ in range(2):
 def test_batches_of_two_workers_from_a_bucket_equal_those_from_a_folder(
     pool: Pool, remote: Pool, tmp_path: Path, cached: bool
 ) -> None:
-    """In a process of its own: workers have the environment that was set when the first one was
-    started."""
+    """It runs in a process of its own, since loader processes have the environment of the first
+    one."""
     arguments = [str(pool.store.uri("")), str(tmp_path / "cache") if cached else ""]
     done = subprocess.run(
         [sys.executable, "-c", _WITH_WORKERS, *arguments],
@@ -120,8 +88,8 @@ def test_batches_of_two_workers_from_a_bucket_equal_those_from_a_folder(
     )
     assert done.returncode == 0, done.stderr
     first, second = map(int, done.stdout.split())
-    # a worker that is ahead may ask for a piece in the second epoch before another one does in the
-    # first
+    # A loader process that is ahead may load an entry in the second epoch that another process
+    # would have loaded in the first.
     if cached:
         reader = make_reader(remote.store, remote.manifest(TRAIN), ReadSettings(cache=tmp_path))
         assert reader.cache_plan is not None
@@ -144,12 +112,12 @@ def test_a_sparse_selection_is_fetched_as_planned_without_excess_bytes(
 
 
 def test_single_frames_are_fetched_where_requests_are_cheap(remote: Pool) -> None:
-    nothing_lies_between = ReadSettings(latency_seconds=0.0)
-    exact = total(list(train_loader(remote, nothing_lies_between)))
-    along = total(list(train_loader(remote, ReadSettings(latency_seconds=1.0))))
-    assert along.requests == 12
-    assert exact.requests > along.requests
-    assert exact.bytes < along.bytes
+    free_requests = ReadSettings(latency_seconds=0.0)
+    exact = total(list(train_loader(remote, free_requests)))
+    merged = total(list(train_loader(remote, ReadSettings(latency_seconds=1.0))))
+    assert merged.requests == 12
+    assert exact.requests > merged.requests
+    assert exact.bytes < merged.bytes
 
 
 def test_an_evaluation_reads_the_cache_of_training(remote: Pool, tmp_path: Path) -> None:
@@ -196,8 +164,8 @@ def test_a_temporary_fault_costs_time_but_no_sample(
     reading = ReadSettings(cache=tmp_path / "cache" if cached else None)
     started = time.monotonic()
     assert_same(list(train_loader(other, reading)), list(train_loader(pool)))
-    # a stall is given up after a second each time, so that all of them together take less time than
-    # one
+    # A stalled request is abandoned after a second: all of them together take less time than one
+    # stall.
     assert time.monotonic() - started < STALL_SECONDS
 
 
@@ -307,7 +275,8 @@ def test_an_unreadable_profile_makes_failures_that_end_the_run(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
     with pytest.raises(
         StorageError,
-        match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*/keys: is not an INI",
+        match=r"samples in a row could not be read; the last: s3://stream/pool/shards/.*/keys: "
+        "is not an INI",
     ):
         list(loader)
 
@@ -315,15 +284,15 @@ def test_an_unreadable_profile_makes_failures_that_end_the_run(
 def test_a_closed_stream_does_not_wait_for_running_requests(
     proxy: FaultProxy, remote: Pool
 ) -> None:
-    """Ctrl-C and a run that has failed, in an outage."""
+    """As after Ctrl-C or a failed run during an outage."""
     loader = train_loader(remote, ReadSettings(requests_in_flight=2))
-    asked = len(proxy.requests)
+    before = len(proxy.requests)
     proxy.decide = lambda number, method, path: (
-        Fault(delay_seconds=60.0) if number > asked + 5 else None
+        Fault(delay_seconds=60.0) if number > before + 5 else None
     )
     batches = iter(loader)
-    next(batches)  # of 4 samples; two more are on their way
-    begun = time.monotonic()
+    next(batches)  # of 4 samples; two more are being read
+    started = time.monotonic()
     batches.close()  # type: ignore[attr-defined]
     del batches, loader
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20

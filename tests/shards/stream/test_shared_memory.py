@@ -1,5 +1,5 @@
-"""Memory that loader processes share: what is written here is read there, and a slot is free once
-it is let go of."""
+"""Memory that loader processes share: bytes written in one process are read in another, and a slot
+is free once its tensor is gone."""
 
 from __future__ import annotations
 
@@ -95,13 +95,11 @@ def test_a_shared_manifest_has_the_same_rows(pool: Pool, num_rows: int) -> None:
     assert shared.info == part.info
 
 
-def test_a_new_generation_frees_filled_slots_but_not_handed_out_ones() -> (
-    None
-):
+def test_a_new_generation_frees_filled_slots_but_not_handed_out_ones() -> None:
     buffers = BatchBuffers(producers=1, slots=3, batch_bytes=10)
     assert [buffers.take(0), buffers.take(0)] == [0, 1]
     handed_out = buffers.hand_out(0, 10)
-    for _ in range(300):  # more than a byte counts
+    for _ in range(300):  # more generations than a byte can count
         buffers.start_generation()
         assert [buffers.take(0), buffers.take(0), buffers.take(0)] == [1, 2, None]
     assert len(handed_out) == 10
