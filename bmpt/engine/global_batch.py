@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def share_batch(
     waits[world.rank] = wait_seconds
     num_failed = float(len(failures) - failures.count(None))
     shared = sum_over_ranks(
-        [*places, *waits, float(write_failed), num_failed, *_flatten(reads)], world
+        [*places, *waits, float(write_failed), num_failed, *reads.to_numbers()], world
     )
     rows, waits = shared[:batch_size], shared[batch_size:][: world.size]
     num_unwritten, num_failed, *counts = shared[batch_size + world.size :]
@@ -85,7 +85,7 @@ def share_batch(
         rows_B=np.array(rows, dtype=np.int64),
         failures=all_failures(failures, world) if num_failed else [None] * batch_size,
         wait_seconds=max(waits),
-        reads=_unflatten(counts),
+        reads=ReadStats.from_numbers(counts),
         write_failed=num_unwritten > 0,
     )
 
@@ -94,27 +94,3 @@ def digest_of(keys: Sequence[str]) -> str:
     """Hash keys in their order, 16 hex digits: two runs that see the same clips in the same order
     agree in it."""
     return hashlib.blake2b("\n".join(keys).encode(), digest_size=8).hexdigest()
-
-
-def _flatten(reads: ReadStats) -> list[float]:
-    """Write all counts one after the other."""
-    values = [getattr(reads, item.name) for item in fields(reads)]
-    return [
-        float(number)
-        for value in values
-        for number in (value if isinstance(value, list) else [value])
-    ]
-
-
-def _unflatten(numbers: Sequence[float]) -> ReadStats:
-    """Undo `_flatten`."""
-    reads, left = ReadStats(), iter(numbers)
-    for item in fields(reads):
-        empty = getattr(reads, item.name)
-        is_list = isinstance(empty, list)
-        setattr(
-            reads,
-            item.name,
-            [int(next(left)) for _ in empty] if is_list else type(empty)(next(left)),
-        )
-    return reads

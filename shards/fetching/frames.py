@@ -80,6 +80,25 @@ class ReadStats:
         for bucket, count in enumerate(other.latency_counts):
             self.latency_counts[bucket] += count
 
+    def to_numbers(self) -> list[float]:
+        """Return all counts as one list, which ranks can add up element by element."""
+        counts = [self.requests, self.bytes, self.hits, self.misses]
+        return [*counts, self.seconds, self.waited_seconds, *self.latency_counts]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> ReadStats:
+        """Return the counts of a list that `to_numbers` has made."""
+        requests, num_bytes, hits, misses, seconds, waited_seconds, *latency_counts = numbers
+        return cls(
+            requests=int(requests),
+            bytes=int(num_bytes),
+            hits=int(hits),
+            misses=int(misses),
+            seconds=seconds,
+            waited_seconds=waited_seconds,
+            latency_counts=[int(count) for count in latency_counts],
+        )
+
     def latency_ms(self, fraction: float) -> float:
         """Return the duration that a fraction of all requests did not exceed; 0 without requests.
 

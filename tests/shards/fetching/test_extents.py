@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,6 @@ from shards.fetching.extents import (
     plan_extents,
     plan_retention,
 )
-from shards.fetching.frames import merge_ranges
 from shards.format.schema import ManifestInfo
 from shards.reader import Manifest
 
@@ -126,19 +124,3 @@ def test_group_bytes_are_those_of_the_largest_shards() -> None:
         manifest_of([(0, 0, 5), (0, 90, 5), (1, 0, 8), (2, 0, 20)]), RequestCost(0.0, 1.0)
     )
     assert [group_bytes(extents, count) for count in (1, 2, 3, 9)] == [20, 30, 38, 38]
-
-
-@given(
-    sizes=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50)), min_size=1, max_size=20),
-    gap=st.integers(0, 60),
-)
-def test_ranges_are_merged_over_small_gaps(sizes: list[tuple[int, int]], gap: int) -> None:
-    samples, end = [], 0
-    for before, size in sizes:
-        samples.append((end + before, size))
-        end += before + size
-    spans = merge_ranges(samples, gap)
-    assert [sample for _, _, members in spans for sample in members] == samples
-    for start, stop, members in spans:
-        assert (start, stop) == (members[0][0], sum(members[-1]))
-    assert all(later[0] - earlier[1] > gap for earlier, later in pairwise(spans))
