@@ -1,5 +1,4 @@
-"""The FFmpeg binary of imageio-ffmpeg: is it there, what can it do here, and one run of it that
-cannot be orphaned."""
+"""The FFmpeg program of imageio-ffmpeg: find it, check it, and run it so that it ends with us."""
 
 from __future__ import annotations
 
@@ -15,97 +14,101 @@ from collections.abc import Callable, Iterator
 import imageio_ffmpeg
 
 from shards.errors import ConfigError
+from shards.files import os_error_text
 
-_CURE = "unset IMAGEIO_FFMPEG_EXE or set it to another FFmpeg, or leave the option away: PyAV needs none"
+_HINT = (
+    "unset IMAGEIO_FFMPEG_EXE or set it to another FFmpeg, or leave the option out: PyAV needs none"
+)
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
+# One made-up frame through the scaler with the options that the reader uses.
+_ONE_FRAME = (
+    *("-f", "lavfi", "-i", "nullsrc=s=16x16", "-vf", "scale=8:8:in_chroma_loc=left"),
+    *("-frames:v", "1", "-fps_mode", "passthrough", "-f", "null", "-"),
+)
+
 
 def find_ffmpeg() -> str:
-    """The path of the binary. Raises: ConfigError if there is none for this machine."""
+    """Return the path of the FFmpeg program.
+
+    Raises:
+        ConfigError: if there is none for this machine.
+    """
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
         raise ConfigError(
-            f"--decoder ffmpeg: imageio-ffmpeg has no FFmpeg for this machine; {_CURE}"
+            f"--decoder ffmpeg: imageio-ffmpeg has no FFmpeg for this machine; {_HINT}"
         ) from None
 
 
 def ffmpeg_version() -> str:
-    """Raises: ConfigError if there is no binary."""
+    """Return the version of the FFmpeg program.
+
+    Raises:
+        ConfigError: if there is none for this machine.
+    """
     find_ffmpeg()
     return str(imageio_ffmpeg.get_ffmpeg_version())
 
 
 def check_ffmpeg(hwaccel: str | None) -> None:
-    """Try the binary, and the hardware decoder if one is named, on one made-up frame; 30 ms.
+    """Check FFmpeg, and the hardware decoder if one is named, with one made-up frame; 30 ms.
 
-    Raises: ConfigError if it does not run, does not know that name, or cannot open such a device on
-        this machine."""
+    Raises:
+        ConfigError: if FFmpeg does not run, does not know the name, or cannot open such a device
+            on this machine.
+    """
     binary = find_ffmpeg()
+
     device: list[str] = []
     if hwaccel is not None:
-        known = _run(binary, "-hwaccels").stdout.split()[
-            3:
-        ]  # behind "Hardware acceleration methods:"
+        # The names follow the line "Hardware acceleration methods:".
+        known = _run(binary, "-hwaccels").stdout.split()[3:]
         if hwaccel not in known:
             raise ConfigError(
-                f"--hwaccel {hwaccel}: FFmpeg {ffmpeg_version()} knows {', '.join(known)}; give one of these"
+                f"--hwaccel {hwaccel}: FFmpeg {ffmpeg_version()} knows {', '.join(known)}; give "
+                "one of these"
             )
         device = ["-init_hw_device", hwaccel]
-    one_frame = [
-        "-f",
-        "lavfi",
-        "-i",
-        "nullsrc=s=16x16",
-        "-vf",
-        "scale=8:8:in_chroma_loc=left",
-        "-frames:v",
-        "1",
-    ]
-    tried = _run(
-        binary,
-        "-nostdin",
-        "-v",
-        "error",
-        *device,
-        *one_frame,
-        "-fps_mode",
-        "passthrough",
-        "-f",
-        "null",
-        "-",
-    )
-    if tried.returncode == 0:
+
+    result = _run(binary, "-nostdin", "-v", "error", *device, *_ONE_FRAME)
+    if result.returncode == 0:
         return
-    said = next(iter(tried.stderr.splitlines()), "it said nothing").split("] ")[-1]
+
+    first_line = next(iter(result.stderr.splitlines()), "it printed no error")
+    reason = first_line.split("] ")[-1]
     if hwaccel is not None:
         raise ConfigError(
-            f"--hwaccel {hwaccel}: FFmpeg cannot use it on this machine: {said}; "
-            "leave it away, or build where its device and driver are"
+            f"--hwaccel {hwaccel}: FFmpeg cannot use it on this machine: {reason}; leave it out, "
+            "or build on a machine with its device and driver"
         )
-    raise ConfigError(f"--decoder ffmpeg: {binary} is too old or broken: {said}; {_CURE}")
+    raise ConfigError(f"--decoder ffmpeg: {binary} is too old or broken: {reason}; {_HINT}")
 
 
 def _run(binary: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [binary, "-hide_banner", *arguments]
     try:
         return subprocess.run(
-            [binary, "-hide_banner", *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+            command, capture_output=True, text=True, errors="replace", check=False
         )
     except OSError as error:
         raise ConfigError(
-            f"--decoder ffmpeg: {binary} cannot be run: {error.strerror}; {_CURE}"
+            f"--decoder ffmpeg: {binary} cannot be run: {os_error_text(error)}; {_HINT}"
         ) from None
 
 
 @contextlib.contextmanager
 def running(command: list[str], feed: Callable[[str], None]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run FFmpeg with its log read by a thread; once left, the process is gone and its log is read
-    to the end."""
+    """Run FFmpeg while a thread reads its log.
+
+    When the context is left, the process has ended and the log was read to its end.
+
+    Args:
+        command: the program and its arguments.
+        feed: called in the thread with each line of standard error.
+    """
     parent = os.getpid()
     process = subprocess.Popen(
         command,
@@ -122,7 +125,8 @@ def running(command: list[str], feed: Callable[[str], None]) -> Iterator[subproc
         try:
             for line in log:
                 feed(line.decode(errors="replace").rstrip("\n"))
-        finally:  # FFmpeg waits for whoever reads its log
+        finally:
+            # FFmpeg blocks while nothing reads its log, so read on even if `feed` has failed.
             for _ in log:
                 pass
 
@@ -139,9 +143,10 @@ def running(command: list[str], feed: Callable[[str], None]) -> Iterator[subproc
 
 
 def _die_with(parent: int) -> None:
-    """In the new process, before FFmpeg: have the kernel kill it once the process that started it
-    is gone."""
+    """Let the kernel kill this new process when its parent dies; runs before FFmpeg is loaded."""
     assert _prctl is not None
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    # The parent may have died before the call above.
     if os.getppid() != parent:
         os._exit(1)

@@ -1,7 +1,8 @@
-"""Cheap structural checks of AVI, MP4/MOV and Matroska/WebM: no libav, mostly under 0.5 ms a clip.
+"""Cheap structural checks of AVI, MP4/MOV and Matroska/WebM, mostly under 0.5 ms per clip.
 
-One file a container; each is a pure function from the bytes of a file to what is wrong with its
-structure."""
+There is one file per container; each check is a pure function from the bytes of a file to the
+errors in its structure. libav is not used.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,17 @@ from preprocess.decode.containers.mp4 import FIRST_BOXES, check_mp4
 
 __all__ = ["Structure", "check_bytes", "check_container"]
 
+_NUM_HEAD_BYTES = 16
+
 
 def check_container(path: Path) -> Structure:
-    """Check a file; a container that is none of the three, or an empty file, has nothing to say.
-    Raises: OSError."""
+    """Check a file; other containers and empty files have no errors.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
     with path.open("rb") as file:
-        head = file.read(16)
-        if _checker(head) is None:
+        if _checker(file.read(_NUM_HEAD_BYTES)) is None:
             return Structure()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return check_bytes(data)
@@ -30,11 +35,12 @@ def check_container(path: Path) -> Structure:
 
 def check_bytes(data: Buffer) -> Structure:
     """Check the bytes of a whole file."""
-    check = _checker(bytes(data[:16]))
+    check = _checker(bytes(data[:_NUM_HEAD_BYTES]))
     return check(data) if check else Structure()
 
 
 def _checker(head: bytes) -> Callable[[Buffer], Structure] | None:
+    """Return the check for a file that begins with these bytes."""
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return check_avi
     if head[4:8] in FIRST_BOXES:
