@@ -1,8 +1,9 @@
-"""run_build(): raw videos -> a pool. Plans first (mistakes cost seconds), then decodes, then
-closes.
+"""Build a pool from raw videos: `run_build()` and `dry_run()`.
 
-This process coordinates and alone writes tars; workers decode. Whatever kills a run, the same
-command goes on where it stopped, and the pool is byte for byte that of an undisturbed run."""
+A run plans first, so that mistakes cost seconds, then decodes, then closes the pool. This process
+coordinates and is the only one that writes tars; workers decode. After a run was killed, the same
+command continues, and the pool is byte for byte that of an undisturbed run.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from preprocess.coordinator.closing import close_pool, read_parts, write_part
 from preprocess.coordinator.estimate import estimate_build, videos_left
 from preprocess.coordinator.job import Job, open_job
-from preprocess.coordinator.overlaps import find_duplicates, find_overlaps, warn_of
+from preprocess.coordinator.overlaps import find_duplicates, find_overlaps, overlap_warnings
 from preprocess.coordinator.report import BuildReport, PlannedManifest, failed_videos
 from preprocess.coordinator.resume import Work, plan_layout, plan_work
 from preprocess.coordinator.retry import check_classes, check_sources, drop_recovered
@@ -34,40 +35,65 @@ from shards.progress import NullProgress, Progress
 
 
 def run_build(settings: BuildSettings, *, progress: Progress = NullProgress()) -> BuildReport:
-    """Build, continue, extend or close a pool; a finished one is only checked.
+    """Build, continue, extend or close a pool; a finished pool is only checked.
 
-    Raises: ConfigError, FormatError, StorageError. A video that cannot be read is a row, never an
-        error."""
+    A video that cannot be read becomes a row with a verdict, never an error.
+
+    Args:
+        settings: of the build.
+        progress: shows the step `clips`; its first update counts the videos of earlier runs.
+
+    Raises:
+        ConfigError: if a setting, a list or a source is wrong.
+        FormatError: if a file of the pool is damaged.
+        StorageError: if the pool cannot be read or written.
+    """
     started = time.monotonic()
     job = open_job(settings, progress)
+
     with job.workspace.lock(settings):
         state = load_state(job.store, settings)
         check_classes(job, state)
         layout = plan_layout(state, job.source.videos, settings)
+
         if settings.merge:
             return _close(job, state, read_parts(job.store, layout, state), 0, started)
+
         num_decoded = 0
         if settings.retry_failed:
             num_decoded = drop_recovered(job, state)
             state = load_state(job.store, settings)
         else:
             check_sources(job, state)
+
         work = plan_work(job.workspace, state, layout, job.videos, settings)
         num_decoded += work.num_to_decode
         shards = write_shards(job, state, work)
+
         if settings.part is None:
             return _close(job, state, shards, num_decoded, started)
         return _end_part(job, state, layout, shards, num_decoded, started)
 
 
 def dry_run(settings: BuildSettings) -> BuildReport:
-    """Say what a build would do and estimate what it takes, from about two seconds of decoding;
-    nothing is written."""
+    """Report what a build would do and how long it would take; nothing is written.
+
+    About two seconds of decoding give the estimate.
+
+    Raises:
+        ConfigError: if a setting, a list or a source is wrong.
+        FormatError: if a file of the pool is damaged.
+        StorageError: if the pool cannot be read.
+    """
     started = time.monotonic()
     job = open_job(settings, NullProgress())
     state = load_state(job.store, settings)
+
     layout = plan_layout(state, job.source.videos, settings)
     videos, num_open = videos_left(job, state, layout)
+    planning_seconds = time.monotonic() - started
+    estimate = estimate_build(job, videos, num_shards=num_open, planning_seconds=planning_seconds)
+
     return BuildReport(
         kind="dry run",
         dataset=settings.dataset,
@@ -81,54 +107,66 @@ def dry_run(settings: BuildSettings) -> BuildReport:
         warnings=_warnings(job, state),
         num_shards=len(layout),
         num_to_decode=len(videos),
-        estimate=estimate_build(
-            job, videos, num_shards=num_open, planning_seconds=time.monotonic() - started
-        ),
+        estimate=estimate,
         seconds=time.monotonic() - started,
     )
 
 
 def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
-    """Decode what is left and write the open shards in order; their bytes do not depend on the
-    workers."""
+    """Decode the videos that are left and write the open shards in order.
+
+    The bytes do not depend on the number or kind of workers.
+
+    Returns:
+        All shards of the run by index, those that were finished before included.
+    """
     if not work.open:
-        return work.standing
+        return work.finished
+
     job.begin_writing(
         state, rewritten=[plan.name for plan, _ in work.open if plan.name in state.broken]
     )
     todo = [job.videos[key] for plan, num_done in work.open for key in plan.keys[num_done:]]
-    total = sum(len(shard.plan.keys) for shard in work.standing) + sum(
-        len(plan.keys) for plan, _ in work.open
-    )
-    done = itertools.count(total - len(todo))
-    job.progress.update("clips", next(done), total)
-    finished = list(work.standing)
-    with job.workspace as workspace, job.workers() as pool, closing(pool.decode(todo)) as decoded:
+
+    # The first update states the videos that earlier runs have finished.
+    total = sum(len(shard.plan.keys) for shard in work.finished)
+    total += sum(len(plan.keys) for plan, _ in work.open)
+    num_done_after = itertools.count(total - len(todo))
+
+    def show_next() -> None:
+        job.progress.update("clips", next(num_done_after), total)
+
+    show_next()
+    shards = list(work.finished)
+    with (
+        job.workspace as workspace,
+        job.workers() as workers,
+        closing(workers.decode(todo)) as answers,
+    ):
         for plan, num_done in work.open:
-            answers = itertools.islice(decoded, len(plan.keys) - num_done)
-            shard = _write_shard(
-                workspace, plan, answers, lambda: job.progress.update("clips", next(done), total)
-            )
+            own_answers = itertools.islice(answers, len(plan.keys) - num_done)
+            shard = _write_shard(workspace, plan, own_answers, show_next)
             workspace.keep(shard)
-            finished.append(shard)
-    return sorted(finished, key=lambda shard: shard.plan.index)
+            shards.append(shard)
+    return sorted(shards, key=lambda shard: shard.plan.index)
 
 
 def _write_shard(
-    workspace: Workspace, plan: ShardPlan, answers: Iterable[Decoded], tick: Callable[[], None]
+    workspace: Workspace,
+    plan: ShardPlan,
+    answers: Iterable[Decoded],
+    show_next: Callable[[], None],
 ) -> ShardRows:
     """Append the videos that are left to one shard and finish it."""
     writer = workspace.writer(plan.name)
     try:
         for answer in answers:
             row = answer.row
-            sample = (
-                encode_sample(row["key"], answer.frames, sample_facts(row))
-                if answer.frames
-                else None
-            )
+            sample = None
+            if answer.frames:
+                sample = encode_sample(row["key"], answer.frames, sample_facts(row))
             writer.append(row, sample)
-            tick()
+            show_next()
         entry = writer.finish()
     finally:
         writer.close()
@@ -138,9 +176,11 @@ def _write_shard(
 def _close(
     job: Job, state: PoolState, shards: Sequence[ShardRows], num_decoded: int, started: float
 ) -> BuildReport:
+    """Close the pool and report the build."""
     card, samples, manifests = close_pool(job, state, shards, has_new_bytes=num_decoded > 0)
     duplicates = find_duplicates(samples)
     overlaps = find_overlaps(job.protocols.manifests, duplicates)
+
     return BuildReport(
         kind="build",
         dataset=job.settings.dataset,
@@ -154,7 +194,7 @@ def _close(
         duplicates=duplicates,
         overlaps=overlaps,
         expected_sources=_compare_sources(job, samples),
-        warnings=[*_warnings(job, state), *warn_of(duplicates, overlaps)],
+        warnings=[*_warnings(job, state), *overlap_warnings(duplicates, overlaps)],
         num_shards=len(card.shards),
         num_decoded=num_decoded,
         seconds=time.monotonic() - started,
@@ -169,9 +209,11 @@ def _end_part(
     num_decoded: int,
     started: float,
 ) -> BuildReport:
-    """Write the file of a part, also of one without shards: `--merge` asks for all of them."""
+    """Write the file of a part and report it."""
+    # A part without shards has a file too, since `--merge` requires the files of all parts.
     if any(plan.name not in state.whole for plan in layout):
         write_part(job, shards)
+
     samples = join_tables(shards, rows_table([]))
     return BuildReport(
         kind="part",
@@ -190,6 +232,7 @@ def _end_part(
 
 
 def _compare_sources(job: Job, samples: pa.Table) -> SourceCheck | None:
+    """Return the comparison with `--expect-sources`, None without that option."""
     if job.settings.expect_sources is None:
         return None
     expected = {
@@ -199,25 +242,33 @@ def _compare_sources(job: Job, samples: pa.Table) -> SourceCheck | None:
 
 
 def _warnings(job: Job, state: PoolState) -> list[str]:
-    """What a person should know although it is no error."""
+    """Return the sentences about missing videos, rebuilt shards and mixed library versions."""
     warnings = list(job.protocols.warnings)
-    if job.protocols.missing:
+
+    missing = job.protocols.missing
+    if missing:
         warnings.append(
-            f"{len(job.protocols.missing)} videos that lists or annotation files name are not below "
-            f"{job.settings.videos}; they are rows with the verdict missing (the first: {job.protocols.missing[0].key})"
+            f"{len(missing)} videos that lists or annotation files name are not below "
+            f"{job.settings.videos}; they are rows with the verdict missing (the first: "
+            f"{missing[0].key})"
         )
+
     gone = [key for shard in state.shards for key in shard.plan.keys if key not in job.videos]
     if gone:
         warnings.append(
-            f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: {gone[0]})"
+            f"{len(gone)} videos of the pool are gone from --videos and stay in it (the first: "
+            f"{gone[0]})"
         )
-    warnings += [
-        f"{tar_name(name)} was missing or cut short, or its rewriting was broken off; it was built again"
-        for name in sorted(state.broken)
-    ]
-    split = [
+
+    for name in sorted(state.broken):
+        warnings.append(
+            f"{tar_name(name)} was missing or cut short, or a run that rewrote it was stopped; it "
+            "was built again"
+        )
+
+    mixed = [
         f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version
     ]
-    if split:
-        warnings.append(f"library versions changed between builds of this pool: {'; '.join(split)}")
+    if mixed:
+        warnings.append(f"library versions changed between builds of this pool: {'; '.join(mixed)}")
     return warnings

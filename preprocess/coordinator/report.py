@@ -1,4 +1,4 @@
-"""What a build or a dry run has to say, as plain data: for the closing table and for `--json`."""
+"""The report of a build or a dry run as plain data, for the closing table and for `--json`."""
 
 from __future__ import annotations
 
@@ -10,64 +10,76 @@ import pyarrow.compute as pc
 from preprocess.coordinator.estimate import Estimate
 from preprocess.coordinator.overlaps import Duplicates, Overlap
 from preprocess.records.expected import SourceCheck
-from shards.maintenance.pool_report import ManifestReport
-
-_FAILED = ["short", "damaged", "undecodable"]
+from shards.format.schema import FAILED_VERDICTS
+from shards.maintenance.pool_report import FailedRow, ManifestReport
 
 
 @dataclass(frozen=True)
 class PlannedManifest:
-    """One manifest of a dry run: the lines of its list and how many of them have a file."""
+    """One manifest of a dry run."""
 
     path: str
+
     expected: int
+    """Lines of its list."""
+
     num_files: int
-
-
-@dataclass(frozen=True)
-class FailedVideo:
-    """A video that is not ok."""
-
-    key: str
-    verdict: str
-    reason: str
+    """Lines whose video has a file."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """The end of a run.
-
-    kind: build | part | dry run
-    counts: as in pool.json; of a part, its own videos; of a dry run, `videos` and `missing` alone
-    manifests: of a build; planned: of a dry run
-    num_audited, num_not_audited: list lines whose label was compared with the class of the video,
-        and lines whose
-    class nothing tells
-    duplicates: videos with the same bytes; overlaps: videos that a protocol trains on and tests on
-    expected_sources: None without `--expect-sources`
-    num_decoded: videos decoded by this run; num_to_decode: by a build, if this was a dry run
-    estimate: what that build would take; None unless this was a dry run
-    seconds: wall time of this run"""
+    """The result of a run; these fields are the JSON object that `--json` prints."""
 
     kind: str
+    """build, part or dry run."""
+
     dataset: str
     out: str
+
     pool_id: str | None
+    """None for a part, and for a dry run without a pool."""
+
     counts: dict[str, int]
+    """As in pool.json; of a part, its own videos; of a dry run, `videos` and `missing` only."""
+
     manifests: list[ManifestReport] = field(default_factory=list)
+    """Of a build."""
+
     planned: list[PlannedManifest] = field(default_factory=list)
-    failed: list[FailedVideo] = field(default_factory=list)
+    """Of a dry run."""
+
+    failed: list[FailedRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
     duplicates: list[Duplicates] = field(default_factory=list)
+    """Videos whose files have the same bytes."""
+
     overlaps: list[Overlap] = field(default_factory=list)
+    """Videos that a protocol trains on and tests on."""
+
     expected_sources: SourceCheck | None = None
+    """None without `--expect-sources`."""
+
     num_audited: int = 0
+    """List lines whose label was compared with the class of the video."""
+
     num_not_audited: int = 0
+    """List lines whose class no other source states."""
+
     num_shards: int = 0
+
     num_decoded: int = 0
+    """Videos that this run decoded."""
+
     num_to_decode: int = 0
+    """Videos that a build would decode; of a dry run."""
+
     estimate: Estimate | None = None
+    """Of a dry run."""
+
     seconds: float = 0.0
+    """Wall time of this run."""
 
     @property
     def has_findings(self) -> bool:
@@ -75,9 +87,8 @@ class BuildReport:
         return bool(self.failed or self.warnings or self.counts.get("missing"))
 
 
-def failed_videos(samples: pa.Table) -> list[FailedVideo]:
-    """The rows of videos that were read and are not ok."""
-    failed = samples.select(["key", "verdict", "reason"]).filter(
-        pc.is_in(samples["verdict"], value_set=pa.array(_FAILED))
-    )
-    return [FailedVideo(**row) for row in failed.to_pylist()]
+def failed_videos(samples: pa.Table) -> list[FailedRow]:
+    """Return the rows of videos that were read and are not ok."""
+    is_failed = pc.is_in(samples["verdict"], value_set=pa.array(FAILED_VERDICTS))
+    failed = samples.select(["key", "verdict", "reason"]).filter(is_failed)
+    return [FailedRow(**row) for row in failed.to_pylist()]

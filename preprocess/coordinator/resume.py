@@ -1,5 +1,4 @@
-"""Decide what a run has to do: which shards stand, which go on, which begin anew, and what has
-changed since."""
+"""Plan the work of a run: which shards are finished, which continue, and which start from zero."""
 
 from __future__ import annotations
 
@@ -19,24 +18,23 @@ from shards.files import hash_file
 
 @dataclass(frozen=True)
 class Work:
-    """What is left to do.
+    """The shards of a run."""
 
-    standing: finished shards; open: the others of this run, in order, with the number of videos
-        already journalled"""
+    finished: list[ShardRows]
 
-    standing: list[ShardRows]
     open: list[tuple[ShardPlan, int]]
+    """The other shards in order, each with its number of videos that are already journalled."""
 
     @property
     def num_to_decode(self) -> int:
-        """Videos of the open shards that no journal holds."""
+        """Number of videos of the open shards that are not journalled."""
         return sum(len(plan.keys) - num_done for plan, num_done in self.open)
 
 
 def plan_layout(
     state: PoolState, videos: Sequence[SourceVideo], settings: BuildSettings
 ) -> list[ShardPlan]:
-    """All shards of the pool once this build has ended; `--limit` looks at the first keys alone."""
+    """Return all shards that the pool will have; `--limit` uses the first keys only."""
     keys = [video.key for video in videos][: settings.limit]
     return plan_shards(
         keys,
@@ -44,6 +42,20 @@ def plan_layout(
         videos_per_shard=settings.encoding.videos_per_shard,
         existing=[shard.plan for shard in state.shards],
     )
+
+
+def is_of_this_part(plan: ShardPlan, settings: BuildSettings) -> bool:
+    """Return whether this run, or its part, writes a shard."""
+    if settings.part is None:
+        return True
+    return part_of(plan.index, settings.num_parts) == settings.part_index
+
+
+def needs_nothing(plan: ShardPlan, workspace: Workspace, state: PoolState) -> bool:
+    """Return whether a shard of an earlier pool is complete and is not being written again."""
+    if state.is_closed(plan.name):
+        return True
+    return plan.name in state.whole and not workspace.is_begun(plan.name)
 
 
 def plan_work(
@@ -55,63 +67,84 @@ def plan_work(
 ) -> Work:
     """Sort the shards of this run (all, or those of its part) into finished and open ones.
 
-    What is left of a shard that does not agree with the plan (a file changed or came in between) is
+    A begun shard that does not agree with its plan, because a file changed or was added, is
     discarded.
-    Raises: ConfigError if a shard must be built whose videos are gone."""
-    standing: list[ShardRows] = []
+
+    Args:
+        workspace: where shards are written.
+        state: the pool before this run.
+        layout: all shards of the pool.
+        videos: the source videos by key.
+        settings: of the run.
+
+    Raises:
+        ConfigError: if a shard must be built and some of its videos are gone.
+    """
+    finished: list[ShardRows] = []
     open_shards: list[tuple[ShardPlan, int]] = []
+
     for plan in layout:
-        if (
-            part_of(plan.index, settings.num_parts) != settings.part_index
-            and settings.part is not None
-        ):
+        if not is_of_this_part(plan, settings):
             continue
-        if state.is_closed(plan.name) or (
-            plan.name in state.whole and not workspace.is_begun(plan.name)
-        ):
-            standing.append(state.whole[plan.name])
+        if needs_nothing(plan, workspace, state):
+            finished.append(state.whole[plan.name])
             continue
+
         begun = workspace.begun(plan.name)
-        agrees = begun is not None and _agrees(begun, plan, videos, hashed=settings.check_sources)
-        if begun is not None and agrees and begun.is_in_pool:
-            standing.append(ShardRows(plan, rows_table(begun.rows), begun.entry))
+        if begun is not None and not _agrees(begun, plan, videos, hashed=settings.check_sources):
+            begun = None
+        if begun is not None and begun.is_in_pool:
+            finished.append(ShardRows(plan, rows_table(begun.rows), begun.entry))
             continue
-        check_videos_are_there(plan, videos)
-        if begun is None or not agrees:
+
+        check_videos_exist(plan, videos)
+        if begun is None:
             workspace.discard(plan.name)
-        open_shards.append((plan, len(begun.rows) if begun is not None and agrees else 0))
-    return Work(standing, open_shards)
+        open_shards.append((plan, 0 if begun is None else len(begun.rows)))
+    return Work(finished, open_shards)
 
 
 def _agrees(
     begun: BegunShard, plan: ShardPlan, videos: Mapping[str, SourceVideo], *, hashed: bool
 ) -> bool:
-    """Whether the rows that are there are those that the plan begins with, of the same files.
+    """Return whether the rows of a begun shard are the first rows of its plan, of the same files.
 
-    hashed: compare contents too, as `--check-sources` asks"""
-    known = (videos[key] for key in plan.keys if key in videos)
-    expected = [
-        (video.key, video.relative_path, video.num_bytes, video.class_name) for video in known
+    Args:
+        begun: the begun shard.
+        plan: its plan now.
+        videos: the source videos by key.
+        hashed: whether the contents of the files are compared too, as `--check-sources` asks.
+    """
+    planned = [
+        (video.key, video.relative_path, video.num_bytes, video.class_name)
+        for video in (videos[key] for key in plan.keys if key in videos)
     ]
-    found = [
+    written = [
         (row["key"], row["source_path"], row["source_bytes"], row["class_name"])
         for row in begun.rows
     ]
-    if found != (expected if begun.is_ended else expected[: len(found)]):
+    if written != (planned if begun.is_ended else planned[: len(written)]):
         return False
-    if hashed and any(
-        row["source_sha256"] not in (None, hash_file(videos[row["key"]].path)) for row in begun.rows
-    ):
-        return False
-    return all(is_settled(row, videos[row["key"]].expected) for row in begun.rows)
+
+    for row in begun.rows:
+        video = videos[row["key"]]
+        if hashed and row["source_sha256"] not in (None, hash_file(video.path)):
+            return False
+        if not is_settled(row, video.expected):
+            return False
+    return True
 
 
-def check_videos_are_there(plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> None:
-    """Raise ConfigError if a shard that has to be built names a video that is no longer below
-    `--videos`."""
+def check_videos_exist(plan: ShardPlan, videos: Mapping[str, SourceVideo]) -> None:
+    """Check that all videos of a shard that must be built are below `--videos`.
+
+    Raises:
+        ConfigError: naming the first that is gone.
+    """
     gone = [key for key in plan.keys if key not in videos]
     if gone:
         raise ConfigError(
-            f"{tar_name(plan.name)} has to be built again, but {len(gone)} of its videos are gone from --videos "
-            f"(the first: {gone[0]}); put them back, or build into another folder with --out"
+            f"{tar_name(plan.name)} has to be built again, but {len(gone)} of its videos are gone "
+            f"from --videos (the first: {gone[0]}); put them back, or build into another folder "
+            "with --out"
         )

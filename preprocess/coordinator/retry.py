@@ -1,4 +1,4 @@
-"""Videos of a finished pool that are not ok, or whose file is another one now."""
+"""Check the videos of a finished pool against their files, and decode failed ones again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 import pyarrow as pa
 
 from preprocess.coordinator.job import Job
-from preprocess.coordinator.resume import check_videos_are_there
+from preprocess.coordinator.resume import check_videos_exist
 from preprocess.planning import sort_keys
 from preprocess.records.expected import is_settled
 from preprocess.records.state import PoolState
@@ -16,64 +16,85 @@ from preprocess.records.tables import ShardRows
 from preprocess.sources import SourceVideo
 from shards.errors import ConfigError
 from shards.files import hash_file
+from shards.format.schema import FAILED_VERDICTS
 
-_FAILED = ("short", "damaged", "undecodable")
+# A video whose row differs in one of these is written again.
 _COMPARED = ("verdict", "source_sha256", "source_path", "num_frames_decoded")
 
 
 def check_sources(job: Job, state: PoolState) -> None:
-    """Compare the finished videos with their files. Raises: ConfigError telling the cure if one is
-    another now."""
-    changed = _changed_keys(state.whole.values(), job.videos, hashed=job.settings.check_sources)
+    """Check that the files of the finished videos are those that the pool was built from.
+
+    Raises:
+        ConfigError: naming the first that has changed, or that `--expect-sources` contradicts.
+    """
+    shards = state.whole.values()
+
+    changed = _changed_keys(shards, job.videos, hashed=job.settings.check_sources)
     if changed:
         raise ConfigError(
-            f"{job.videos[changed[0]].path}: is not the file that the pool was built from ({len(changed)} such "
-            "videos); put the old file back, or run again with --retry-failed to rewrite the shards of changed videos"
+            f"{job.videos[changed[0]].path}: is not the file that the pool was built from "
+            f"({len(changed)} such videos); put the old file back, or run again with "
+            "--retry-failed to rewrite the shards of changed videos"
         )
-    unexpected = _unexpected_keys(state.whole.values(), job.videos)
+
+    unexpected = _unexpected_keys(shards, job.videos)
     if unexpected:
         raise ConfigError(
-            f"{job.videos[unexpected[0]].path}: is ok in the pool and not the file that {job.settings.expect_sources} "
-            f"states ({len(unexpected)} such videos); run again with --retry-failed to mark them damaged"
+            f"{job.videos[unexpected[0]].path}: is ok in the pool and not the file that "
+            f"{job.settings.expect_sources} states ({len(unexpected)} such videos); run again "
+            "with --retry-failed to mark them damaged"
         )
 
 
 def check_classes(job: Job, state: PoolState) -> None:
-    """Raises: ConfigError if a finished video has another class now: the class stands in its
-    sample's bytes."""
+    """Check that finished videos have the classes that the bytes of their samples state.
+
+    Raises:
+        ConfigError: naming the first that has another class now.
+    """
     for shard in state.whole.values():
-        for key, before in zip(
-            *(shard.table[name].to_pylist() for name in ("key", "class_name")), strict=True
-        ):
+        keys = shard.table["key"].to_pylist()
+        class_names = shard.table["class_name"].to_pylist()
+        for key, class_name in zip(keys, class_names, strict=True):
             video = job.videos.get(key)
-            if video is not None and video.class_name != before:
+            if video is not None and video.class_name != class_name:
                 raise ConfigError(
-                    f"{job.settings.out}: {key} was stored with class {before!r} and now has {video.class_name!r}; "
-                    "give the --annotations that the pool was built with, or build into another folder with --out"
+                    f"{job.settings.out}: {key} was stored with class {class_name!r} and now has "
+                    f"{video.class_name!r}; give the --annotations that the pool was built with, "
+                    "or build into another folder with --out"
                 )
 
 
 def drop_recovered(job: Job, state: PoolState) -> int:
-    """Decode failed and changed videos again; drop the shards of those that come out otherwise than
-    before.
+    """Decode failed and changed videos again and drop the shards of those with another result.
 
-    A dropped shard is then built like a new one, so that it equals that of an undisturbed build; a
-    video that fails as before costs its own decoding alone. Returns: how many videos were
-    decoded."""
+    A dropped shard is built like a new one, so that it equals that of an undisturbed build. A
+    video that fails as before only costs its own decoding.
+
+    Returns:
+        The number of videos that were decoded.
+
+    Raises:
+        ConfigError: if a dropped shard cannot be built, because some of its videos are gone.
+    """
     shards = list(state.whole.values())
     changed = _changed_keys(shards, job.videos, hashed=job.settings.check_sources)
-    again = {*changed, *_failed_keys(shards), *_unexpected_keys(shards, job.videos)}
-    videos = [job.videos[key] for key in sort_keys(again) if key in job.videos]
-    before = {row["key"]: row for shard in shards for row in _rows_of(shard, again)}
-    other: set[str] = set()
-    with job.workers() as pool, closing(pool.decode(videos)) as decoded:
-        for answer in decoded:
-            old = before[answer.row["key"]]
-            if any(old[name] != answer.row[name] for name in _COMPARED):
-                other.add(answer.row["key"])
-    plans = [shard.plan for shard in shards if other.intersection(shard.plan.keys)]
+    retried = {*changed, *_failed_keys(shards), *_unexpected_keys(shards, job.videos)}
+    videos = [job.videos[key] for key in sort_keys(retried) if key in job.videos]
+    rows_before = {row["key"]: row for shard in shards for row in _rows_of(shard, retried)}
+
+    recovered: set[str] = set()
+    with job.workers() as workers, closing(workers.decode(videos)) as answers:
+        for answer in answers:
+            before = rows_before[answer.row["key"]]
+            if any(before[name] != answer.row[name] for name in _COMPARED):
+                recovered.add(answer.row["key"])
+
+    # Check everything before the first file is removed.
+    plans = [shard.plan for shard in shards if recovered.intersection(shard.plan.keys)]
     for plan in plans:
-        check_videos_are_there(plan, job.videos)
+        check_videos_exist(plan, job.videos)
     if plans:
         job.begin_writing(state, rewritten=[plan.name for plan in plans])
     for plan in plans:
@@ -84,54 +105,53 @@ def drop_recovered(job: Job, state: PoolState) -> int:
 def _changed_keys(
     shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo], *, hashed: bool
 ) -> list[str]:
-    """Keys of videos whose file has another path or size now or, if `hashed`, another content."""
+    """Return the keys of videos whose file has another path or size or, if `hashed`, content."""
+    columns = ["key", "source_path", "source_bytes", "source_sha256"]
     changed = []
     for shard in shards:
-        for row in shard.table.select(
-            ["key", "source_path", "source_bytes", "source_sha256"]
-        ).to_pylist():
+        for row in shard.table.select(columns).to_pylist():
             video = videos.get(row["key"])
             if video is None:
                 continue
-            same = (video.relative_path, video.num_bytes) == (
-                row["source_path"],
-                row["source_bytes"],
-            )
-            if same and hashed and row["source_sha256"] is not None:
-                same = _hash_or_none(video) == row["source_sha256"]
-            if not same:
+
+            path_and_size = (video.relative_path, video.num_bytes)
+            is_same = path_and_size == (row["source_path"], row["source_bytes"])
+            if is_same and hashed and row["source_sha256"] is not None:
+                is_same = _hash_or_none(video) == row["source_sha256"]
+            if not is_same:
                 changed.append(row["key"])
     return changed
 
 
 def _unexpected_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo]) -> list[str]:
-    """Keys of videos that are stored as ok and whose file is not the one that `--expect-sources`
-    states."""
+    """Return the keys of videos that are ok in the pool, against `--expect-sources`."""
     if all(video.expected is None for video in videos.values()):
         return []
-    return [
-        row["key"]
-        for shard in shards
-        for row in shard.table.select(
-            ["key", "verdict", "source_bytes", "source_sha256"]
-        ).to_pylist()
-        if row["key"] in videos and not is_settled(row, videos[row["key"]].expected)
-    ]
+
+    columns = ["key", "verdict", "source_bytes", "source_sha256"]
+    unexpected = []
+    for shard in shards:
+        for row in shard.table.select(columns).to_pylist():
+            video = videos.get(row["key"])
+            if video is not None and not is_settled(row, video.expected):
+                unexpected.append(row["key"])
+    return unexpected
 
 
 def _failed_keys(shards: Iterable[ShardRows]) -> list[str]:
-    """Keys of videos that are not ok."""
+    """Return the keys of videos that were read and are not ok."""
     return [
         key
         for shard in shards
         for key, verdict in zip(shard.plan.keys, shard.table["verdict"].to_pylist(), strict=True)
-        if verdict in _FAILED
+        if verdict in FAILED_VERDICTS
     ]
 
 
 def _rows_of(shard: ShardRows, keys: set[str]) -> list[dict[str, object]]:
-    chosen = pa.array([key in keys for key in shard.plan.keys], pa.bool_())
-    return shard.table.select(["key", *_COMPARED]).filter(chosen).to_pylist()
+    """Return the compared columns of the rows with these keys."""
+    is_chosen = pa.array([key in keys for key in shard.plan.keys], pa.bool_())
+    return shard.table.select(["key", *_COMPARED]).filter(is_chosen).to_pylist()
 
 
 def _hash_or_none(video: SourceVideo) -> str | None:

@@ -233,11 +233,13 @@ def _check_visible(answer: _Answer, video: SourceVideo) -> None:
 def _node_error(error: Any) -> Exception:
     """Return the ConfigError for a node without a library, or else the error: that is a bug."""
     cause = error.cause
-    is_setup_error = isinstance(cause, (ImportError, BmptError)) or _NO_IMPORT in str(cause)
-    if not is_setup_error:
+    # The text of Ray's own error for a module ends with the class and the message of the cause.
+    reason = str(cause).strip().rpartition("\n")[2]
+    if isinstance(cause, ImportError):
+        reason = f"{type(cause).__name__}: {reason}"
+    elif not isinstance(cause, BmptError) and _NO_IMPORT not in str(cause):
         return error
 
-    reason = str(cause).strip().rpartition("\n")[2]
     # Only the text has the address: Ray gives the exception the attributes of its cause.
     node = re.search(r"ip=([^,)\s]+)", str(error))
     return ConfigError(

@@ -21,10 +21,10 @@ from preprocess.coordinator.estimate import (
     Cost,
     Estimate,
     Probe,
-    play_build,
     predict_costs,
     probe_order,
     probe_videos,
+    simulate_build,
 )
 from preprocess.coordinator.pipeline import dry_run
 from preprocess.coordinator.report import BuildReport
@@ -336,17 +336,17 @@ def test_a_file_type_that_was_not_probed_is_like_all_others() -> None:
 
 def test_a_build_of_one_worker_decodes_while_it_writes() -> None:
     costs = [Cost(1.0, 0.25, 0.0)] * 4
-    assert play_build(costs, 1, import_seconds=0.0) == 4.25
-    assert play_build(costs, 1, import_seconds=0.5) == 4.25, "imports fit into the second video"
-    assert play_build(costs[:1], 1, import_seconds=0.5) == 1.75
-    assert play_build([], 1, import_seconds=0.5) == 0.0
+    assert simulate_build(costs, 1, import_seconds=0.0) == 4.25
+    assert simulate_build(costs, 1, import_seconds=0.5) == 4.25, "imports fit into the second video"
+    assert simulate_build(costs[:1], 1, import_seconds=0.5) == 1.75
+    assert simulate_build([], 1, import_seconds=0.5) == 0.0
 
 
 def test_a_build_is_no_faster_than_its_coordinator_and_ends_with_its_slowest_video() -> None:
-    assert play_build([Cost(1.0, 1.0, 0.0)] * 10, 10, import_seconds=0.0) == 11.0
+    assert simulate_build([Cost(1.0, 1.0, 0.0)] * 10, 10, import_seconds=0.0) == 11.0
     slow_last = [Cost(1.0, 0.0, 0.0)] * 4 + [Cost(5.0, 0.0, 0.0)]
-    assert play_build(slow_last, 2, import_seconds=0.0) == 7.0
-    assert play_build(slow_last, 99, import_seconds=0.0) == 5.0
+    assert simulate_build(slow_last, 2, import_seconds=0.0) == 7.0
+    assert simulate_build(slow_last, 99, import_seconds=0.0) == 5.0
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), max_size=30), st.integers(1, 8))
@@ -355,7 +355,7 @@ def test_a_build_takes_no_longer_than_one_thing_after_the_other(
 ) -> None:
     costs = [Cost(decode, write, 0.0) for decode, write in seconds]
     decode, write = (sum(times) for times in zip(*seconds, strict=True)) if seconds else (0.0, 0.0)
-    taken = play_build(costs, workers, import_seconds=0.0)
+    taken = simulate_build(costs, workers, import_seconds=0.0)
     assert max(decode / workers, write) - 1e-6 <= taken <= decode + write + 1e-6
 
 

@@ -16,7 +16,7 @@ from preprocess.coordinator.overlaps import (
     Overlap,
     find_duplicates,
     find_overlaps,
-    warn_of,
+    overlap_warnings,
 )
 from preprocess.protocols import ManifestPlan, PlannedRow
 from preprocess.protocols.records import ClassNames, ListSource, ManifestSpec
@@ -102,7 +102,7 @@ def test_the_warnings_name_the_first_of_each() -> None:
         Overlap("few_shot/train_k2", "few_shot/val", ["c", "d"]),
         Overlap("few_shot/x", "few_shot/val", ["c"]),
     ]
-    lines = warn_of([Duplicates(["a", "c"])], overlaps)
+    lines = overlap_warnings([Duplicates(["a", "c"])], overlaps)
     assert len(lines) == 2
     assert "2 videos are in the pool under two or more keys" in lines[0]
     assert "the first: a = c" in lines[0]

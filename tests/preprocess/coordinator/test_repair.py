@@ -91,7 +91,7 @@ def test_a_shard_that_would_get_other_bytes_is_left_as_it_was(
         lambda row: {"key": row["key"], "verdict": "other"},
     )
     with pytest.raises(
-        FormatError, match=r"folder-000000\.tar: made again it has other bytes .* built with av "
+        FormatError, match=r"folder-000000\.tar: built again it has other bytes .* built with av "
     ):
         repair(pool, videos)
     assert digests(pool) == before
