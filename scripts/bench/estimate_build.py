@@ -1,12 +1,13 @@
-"""Compare what `--dry-run` estimates with the build itself: bytes out and seconds.
+"""Compare the estimate of `--dry-run` with the build itself: bytes written and seconds.
 
     python scripts/bench/estimate_build.py FOLDER [FOLDER ...] [--copies 20] [--workers 1 2]
-    [--seeds 3] [--json]
+        [--seeds 3] [--json]
 
-FOLDERs of videos are taken together. `--copies` links each video N times under other names, so that
-the probe sees only a part of them. Each estimate and each build is a process of its own; for a seed
-they follow one another, so that a busy machine slows both alike. Builds go to a temporary
-folder."""
+All FOLDERs of videos are used together. `--copies` links each video N times under other names, so
+that the probe sees only some of them. Each estimate and each build is a process of its own. For one
+seed they follow each other, so that a busy machine slows both alike. Builds are written to a
+temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "preprocess" / "build_shards.py"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One dry run and the build after it; seconds are those that the reports state."""
+    """One dry run and the build after it."""
 
     workers: int
     seed: int
@@ -43,17 +44,48 @@ class Comparison:
 
     @property
     def seconds_error(self) -> float:
-        """Of the estimate, as a share of the real value."""
+        """Error of the estimated seconds, as a fraction of the real ones."""
         return self.estimated_seconds / self.real_seconds - 1
 
     @property
     def bytes_error(self) -> float:
-        """Likewise."""
+        """Error of the estimated bytes, as a fraction of the real ones."""
         return self.estimated_bytes / self.real_bytes - 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run, print a line each and the medians."""
+    """Run all comparisons and print a line for each, then the medians."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+
+    comparisons = []
+    with tempfile.TemporaryDirectory() as scratch:
+        num_videos = link_videos(options.folders, Path(scratch) / "videos", options.copies)
+        if num_videos == 0:
+            parser.error(f"{', '.join(map(str, options.folders))}: no videos below it")
+
+        for seed in range(options.seeds):
+            for workers in options.workers:
+                comparison = compare(Path(scratch), workers, seed)
+                comparisons.append(comparison)
+                if not options.json:
+                    print(as_line(comparison), flush=True)
+
+    if options.json:
+        print(json.dumps([asdict(comparison) for comparison in comparisons]))
+        return
+
+    for workers in options.workers:
+        own = [comparison for comparison in comparisons if comparison.workers == workers]
+        print(
+            f"{workers} workers, median and largest error: "
+            f"seconds {summary([comparison.seconds_error for comparison in own])}, "
+            f"bytes {summary([comparison.bytes_error for comparison in own])}"
+        )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,31 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(argv)
-    compared = []
-    with tempfile.TemporaryDirectory() as scratch:
-        videos = link_videos(options.folders, Path(scratch) / "videos", options.copies)
-        if not videos:
-            parser.error(f"{', '.join(map(str, options.folders))}: no videos below it")
-        for seed in range(options.seeds):
-            for workers in options.workers:
-                compared.append(compare(Path(scratch), workers, seed))
-                if not options.json:
-                    print(as_line(compared[-1]), flush=True)
-    if options.json:
-        print(json.dumps([asdict(one) for one in compared]))
-        return
-    for workers in options.workers:
-        errors = [one for one in compared if one.workers == workers]
-        print(
-            f"{workers} workers, median and largest error: "
-            f"seconds {summary([one.seconds_error for one in errors])}, "
-            f"bytes {summary([one.bytes_error for one in errors])}"
-        )
+    return parser
 
 
 def link_videos(folders: Sequence[Path], root: Path, copies: int) -> int:
-    """Link each video `copies` times into one tree. Returns: the number of links."""
+    """Link each video `copies` times into one tree and return the number of links."""
     paths = sorted(
         path
         for folder in folders
@@ -102,19 +114,15 @@ def link_videos(folders: Sequence[Path], root: Path, copies: int) -> int:
 
 
 def compare(scratch: Path, workers: int, seed: int) -> Comparison:
-    """Estimate, build, and read both reports."""
-    shared = [
-        "--videos",
-        str(scratch / "videos"),
-        "--workers",
-        str(workers),
-        "--set",
-        f"seed={seed}",
-    ]
+    """Estimate and build once, and read both reports."""
+    videos = str(scratch / "videos")
+    shared = ["--videos", videos, "--workers", str(workers), "--set", f"seed={seed}"]
+
     with tempfile.TemporaryDirectory(dir=scratch) as out:
         planned = run([*shared, "--out", out, "--dry-run"])
         built = run([*shared, "--out", out])
         real_bytes = sum(path.stat().st_size for path in (Path(out) / "shards").iterdir())
+
     estimate = planned["estimate"]
     return Comparison(
         workers=workers,
@@ -129,7 +137,7 @@ def compare(scratch: Path, workers: int, seed: int) -> Comparison:
 
 
 def run(args: Sequence[str]) -> Any:
-    """The report of `build_shards.py` on a folder."""
+    """Run `build_shards.py` on a folder and return its report."""
     command = [sys.executable, str(SCRIPT), "--dataset", "folder", "--json", *args]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -138,17 +146,21 @@ def run(args: Sequence[str]) -> Any:
 
 
 def as_line(one: Comparison) -> str:
-    """`2 workers, seed 0: 71 of 1420 videos probed; 12.1 s for 11.8 s (+3 %), 61.3 MB for 60.2 MB
-    (+2 %)`."""
+    """Return a comparison as a line.
+
+    `2 workers, seed 0: 71 of 1420 videos probed; 12.1 s for 11.8 s (+3%), 61.3 MB for 60.2 MB
+    (+2%)`.
+    """
+    seconds = f"{one.estimated_seconds:.1f} s for {one.real_seconds:.1f} s"
+    megabytes = f"{one.estimated_bytes / 1e6:.1f} MB for {one.real_bytes / 1e6:.1f} MB"
     return (
         f"{one.workers} workers, seed {one.seed}: {one.probed} of {one.videos} videos probed; "
-        f"{one.estimated_seconds:.1f} s for {one.real_seconds:.1f} s ({one.seconds_error:+.0%}), "
-        f"{one.estimated_bytes / 1e6:.1f} MB for {one.real_bytes / 1e6:.1f} MB ({one.bytes_error:+.0%})"
+        f"{seconds} ({one.seconds_error:+.0%}), {megabytes} ({one.bytes_error:+.0%})"
     )
 
 
 def summary(errors: Sequence[float]) -> str:
-    """`+2 % / 9 %`: the median, and the largest of either sign."""
+    """Return the median error, and the largest of either sign: `+2% / 9%`."""
     return f"{statistics.median(errors):+.0%} / {max(map(abs, errors)):.0%}"
 
 

@@ -1,9 +1,9 @@
-"""Kill a build at random instants, and compare every file with an undisturbed build: the long
-version of the test.
+"""Kill a build at random instants and compare every file with an undisturbed build.
 
     python scripts/bench/kill_build.py --kills 200 --seed 0
 
-Makes ten tiny videos of its own below a temporary folder."""
+This is the long version of the test. It makes ten tiny videos in a temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +19,31 @@ from tests.preprocess.kills import check_equal, kill_again_and_again, undisturbe
 
 
 def main() -> None:
-    """Build, kill, compare, print the work that was lost."""
+    """Build, kill, compare, and print how many kills lost finished videos."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         videos = make_tree(root / "videos")
         seconds = undisturbed(videos, root / "reference")
         print(f"an undisturbed build takes {seconds:.2f} s")
+
         out = root / "pool"
-        done = kill_again_and_again(
+        kills = kill_again_and_again(
             videos, out, kills=options.kills, build_seconds=seconds, seed=options.seed
         )
         check_equal(root / "reference", out)
-        lost = [kill for kill in done if 0 <= kill.num_after < kill.num_before]
+
+        # A pool that is closed counts as -1.
+        lost = [kill for kill in kills if 0 <= kill.num_after < kill.num_before]
         print(
-            f"{len(done)} kills, every sha256 equals the undisturbed build's; {len(lost)} kills lost finished videos"
+            f"{len(kills)} kills, every sha256 equals that of the undisturbed build; {len(lost)} "
+            "kills lost finished videos"
         )
 
 

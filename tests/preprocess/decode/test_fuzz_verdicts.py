@@ -10,7 +10,7 @@ import pytest
 from preprocess.decode.pyav_reader import set_up_logging
 from tests.preprocess.fuzz import (
     FEWEST_SINGLE_FLIPS,
-    MIN_SHARE_OF_SINGLE_FLIPS,
+    MIN_FRACTION_OF_SINGLE_FLIPS,
     Damage,
     count_flagged,
     judge_file,
@@ -64,7 +64,7 @@ def test_single_flipped_bytes_that_change_a_pixel_are_seen_as_often_as_promised(
     ((codec, _), (_, changed, flagged)) = next(iter(count_flagged(outcomes).items()))
     assert codec == CODECS[video.suffix]
     assert changed >= 15
-    assert flagged >= MIN_SHARE_OF_SINGLE_FLIPS[codec] * changed
+    assert flagged >= MIN_FRACTION_OF_SINGLE_FLIPS[codec] * changed
 
 
 def test_zeros_in_a_frame_are_seen(video: Path, tmp_path: Path) -> None:
@@ -110,6 +110,6 @@ def test_damages_of_all_sample_clips_are_seen_as_often_as_promised(
     assert all(outcome.is_flagged for outcome in outcomes if outcome.damage.kind == "cut")
     for (codec, damage), (_, changed, flagged) in count_flagged(outcomes).items():
         if damage.kind == "flip":
-            share = MIN_SHARE_OF_SINGLE_FLIPS[codec] if damage.amount == 1 else 1.0
+            share = MIN_FRACTION_OF_SINGLE_FLIPS[codec] if damage.amount == 1 else 1.0
             is_chance = damage.amount == 1 and changed < FEWEST_SINGLE_FLIPS
             assert is_chance or flagged >= share * changed, (codec, damage, changed, flagged)
