@@ -148,8 +148,8 @@ def _check_agreement(files: Mapping[Path, ClassFile], spellings: Mapping[Path, S
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     raise ConfigError(
         f"{', '.join(map(str, wrong_files))}: the names of {len(names)} classes disagree with the "
-        f"data set: {', '.join(names[:_MOST_NAMED])}{more} ({example}); use the data set's names "
-        "with `--set labels=official`, or keep these to reproduce published numbers with "
+        f"data set: {', '.join(names[:_MOST_NAMED])}{more} ({example}); take the data set's names "
+        "with `--set labels=official`, or keep these to repeat published numbers with "
         "`--set labels=legacy`"
     )
 

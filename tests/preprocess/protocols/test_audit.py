@@ -48,8 +48,8 @@ def test_swapped_names_stop_with_the_classes_and_both_cures(tmp_path: Path) -> N
     message = str(caught.value)
     assert message == (
         f"{checkout}/labels/hmdb_51_labels.csv: the names of 2 classes disagree with the data set: "
-        "kick, kick ball (id 1 is 'kick ball' there, its videos are 'kick'); use the data set's "
-        "names with `--set labels=official`, or keep these to reproduce published numbers with "
+        "kick, kick ball (id 1 is 'kick ball' there, its videos are 'kick'); take the data set's "
+        "names with `--set labels=official`, or keep these to repeat published numbers with "
         "`--set labels=legacy`"
     )
 
