@@ -171,10 +171,9 @@ def _run(settings: Any, *, dry_run: bool) -> Any:
             report = pipeline.run_build(settings, progress=progress)
     console.print_warnings(report)
     if settings.json_output:
-        import dataclasses
         import json
 
-        print(json.dumps(dataclasses.asdict(report), ensure_ascii=False))
+        print(json.dumps(report.as_json(), ensure_ascii=False))
     else:
         console.print_report(report)
     return report

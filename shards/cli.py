@@ -62,8 +62,15 @@ def run_app(
 
 
 def print_report(report: DataclassInstance, text: str, *, as_json: bool) -> None:
-    """Print a report on stdout, as one JSON object or as text."""
-    print(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else text)
+    """Print a report on stdout, as one JSON object or as text.
+
+    A report that holds more than dataclasses has a method `as_json`."""
+    if as_json:
+        own_fields = getattr(report, "as_json", None)
+        fields = dataclasses.asdict(report) if own_fields is None else own_fields()
+        print(json.dumps(fields, ensure_ascii=False))
+    else:
+        print(text)
 
 
 def warn(sentence: str | None) -> None:

@@ -18,7 +18,7 @@ from preprocess.coordinator.closing import close_pool, read_parts, write_part
 from preprocess.coordinator.estimate import estimate_build, videos_left
 from preprocess.coordinator.job import Job, open_job
 from preprocess.coordinator.overlaps import find_duplicates, find_overlaps, overlap_warnings
-from preprocess.coordinator.report import BuildReport, PlannedManifest, failed_videos
+from preprocess.coordinator.report import BuildReport, PlannedManifest
 from preprocess.coordinator.resume import Work, plan_layout, plan_work
 from preprocess.coordinator.retry import check_classes, check_sources, drop_recovered
 from preprocess.coordinator.workspace import Workspace
@@ -31,6 +31,7 @@ from preprocess.settings import BuildSettings
 from preprocess.workers.child import Decoded
 from shards.format.schema import count_samples
 from shards.format.writer import encode_sample
+from shards.maintenance.pool_report import failed_videos
 from shards.progress import NullProgress, Progress
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from preprocess.coordinator.estimate import Estimate
 from preprocess.coordinator.overlaps import Duplicates, Overlap
 from preprocess.records.expected import SourceCheck
-from shards.format.schema import FAILED_VERDICTS
-from shards.maintenance.pool_report import FailedRow, ManifestReport
+from shards.maintenance.pool_report import FailedVideo, ManifestReport
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class BuildReport:
     planned: list[PlannedManifest] = field(default_factory=list)
     """Of a dry run."""
 
-    failed: list[FailedRow] = field(default_factory=list)
+    failed: list[FailedVideo] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     duplicates: list[Duplicates] = field(default_factory=list)
@@ -86,9 +83,7 @@ class BuildReport:
         """Whether `--strict` ends with 1: something is not ok, missing, or warned about."""
         return bool(self.failed or self.warnings or self.counts.get("missing"))
 
-
-def failed_videos(samples: pa.Table) -> list[FailedRow]:
-    """Return the rows of videos that were read and are not ok."""
-    is_failed = pc.is_in(samples["verdict"], value_set=pa.array(FAILED_VERDICTS))
-    failed = samples.select(["key", "verdict", "reason"]).filter(is_failed)
-    return [FailedRow(**row) for row in failed.to_pylist()]
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that `--json` prints."""
+        fields = asdict(replace(self, manifests=[]))
+        return {**fields, "manifests": [manifest.as_json() for manifest in self.manifests]}

@@ -6,16 +6,16 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.format.schema import ManifestInfo
+from shards.format.schema import FAILED_VERDICTS, ManifestInfo
 from shards.reader import Pool, open_pool
 
-_FAILED = ("short", "damaged", "undecodable")
 _MAX_FAILED_LINES = 20
 
 
@@ -32,26 +32,36 @@ class ClassHistogram:
 
 @dataclass(frozen=True)
 class ManifestReport:
-    """One manifest.
+    """The metadata of one manifest and its samples per class."""
 
-    expected: lines of the list; found = stored samples, short and damaged ones among them; missing:
-        the others"""
-
-    path: str
-    expected: int
-    found: int
-    short: int
-    damaged: int
-    missing: int
+    info: ManifestInfo
     classes: ClassHistogram
-    source: str
-    source_sha256: str
-    labels: str
-    fingerprint: str
+
+    @property
+    def path(self) -> str:
+        """`<protocol>/<name>`."""
+        return self.info.path
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that `--json` prints."""
+        info = self.info
+        return {
+            "path": info.path,
+            "expected": info.expected,
+            "found": info.found,
+            "short": info.short,
+            "damaged": info.damaged,
+            "missing": info.missing,
+            "classes": asdict(self.classes),
+            "source": info.source,
+            "source_sha256": info.source_sha256,
+            "labels": info.labels,
+            "fingerprint": info.fingerprint,
+        }
 
 
 @dataclass(frozen=True)
-class FailedRow:
+class FailedVideo:
     """A video that was read and is not ok."""
 
     key: str
@@ -69,15 +79,18 @@ class PoolReport:
     num_shards: int
     counts: dict[str, int]
     manifests: list[ManifestReport]
-    failed: list[FailedRow]
+    failed: list[FailedVideo]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that `--json` prints."""
+        fields = asdict(replace(self, manifests=[]))
+        return {**fields, "manifests": [manifest.as_json() for manifest in self.manifests]}
 
 
 def report_pool(uri: str | Path) -> PoolReport:
     """Read the tables of a pool; no shard is opened. Raises: FormatError if it is not a finished
     pool."""
     pool = open_pool(uri)
-    samples = pool.samples().select(["key", "verdict", "reason"])
-    failed = samples.filter(pc.is_in(samples["verdict"], value_set=pa.array(_FAILED)))
     return PoolReport(
         pool=str(uri),
         dataset=pool.card.dataset,
@@ -85,8 +98,15 @@ def report_pool(uri: str | Path) -> PoolReport:
         num_shards=len(pool.card.shards),
         counts=pool.card.counts,
         manifests=[_read_manifest(pool, path) for path in pool.manifest_names()],
-        failed=[FailedRow(**row) for row in failed.to_pylist()],
+        failed=failed_videos(pool.samples()),
     )
+
+
+def failed_videos(samples: pa.Table) -> list[FailedVideo]:
+    """Return the rows of `samples.parquet` whose video was read and is not ok."""
+    columns = samples.select(["key", "verdict", "reason"])
+    is_failed = pc.is_in(columns["verdict"], value_set=pa.array(FAILED_VERDICTS))
+    return [FailedVideo(**row) for row in columns.filter(is_failed).to_pylist()]
 
 
 def report_text(report: PoolReport) -> str:
@@ -117,25 +137,14 @@ def report_manifest(info: ManifestInfo, labels: Sequence[int]) -> ManifestReport
     """Count one manifest; `labels` are those of its samples, in any order."""
     held = Counter(labels)
     numbers = {name: held[label] for label, name in enumerate(info.classes)}
-    return ManifestReport(
-        path=info.path,
-        expected=info.expected,
-        found=info.found,
-        short=info.short,
-        damaged=info.damaged,
-        missing=info.missing,
-        classes=ClassHistogram(
-            num_classes=len(numbers),
-            minimum=min(numbers.values(), default=0),
-            median=statistics.median(numbers.values()) if numbers else 0.0,
-            maximum=max(numbers.values(), default=0),
-            samples=numbers,
-        ),
-        source=info.source,
-        source_sha256=info.source_sha256,
-        labels=info.labels,
-        fingerprint=info.fingerprint,
+    classes = ClassHistogram(
+        num_classes=len(numbers),
+        minimum=min(numbers.values(), default=0),
+        median=statistics.median(numbers.values()) if numbers else 0.0,
+        maximum=max(numbers.values(), default=0),
+        samples=numbers,
     )
+    return ManifestReport(info, classes)
 
 
 def manifest_lines(manifests: Sequence[ManifestReport], *, with_source: bool) -> list[str]:
@@ -146,22 +155,14 @@ def manifest_lines(manifests: Sequence[ManifestReport], *, with_source: bool) ->
     heads = "".join(f" {name:>8}" for name in names)
     lines = [f"  {'manifest':<{width}}{heads}  list's sha256  clips a class: min/median/max"]
     for manifest in manifests:
-        of_class = manifest.classes
-        numbers = (
-            manifest.expected,
-            manifest.found,
-            manifest.short,
-            manifest.damaged,
-            manifest.missing,
-        )
+        info, of_class = manifest.info, manifest.classes
+        numbers = (info.expected, info.found, info.short, info.damaged, info.missing)
         cells = "".join(f" {number:>8,}" for number in (*numbers, of_class.num_classes))
         num_empty = sum(not number for number in of_class.samples.values())
         without = f", {num_empty} classes without a clip" if num_empty else ""
         spread = f"{of_class.minimum}/{of_class.median:g}/{of_class.maximum}{without}"
-        lines.append(
-            f"  {manifest.path:<{width}}{cells}  {manifest.source_sha256[:12]:<13}  {spread}"
-        )
+        lines.append(f"  {info.path:<{width}}{cells}  {info.source_sha256[:12]:<13}  {spread}")
         if with_source:
-            source = f"{manifest.source}, labels {manifest.labels}, fingerprint {manifest.fingerprint[:12]}"
+            source = f"{info.source}, labels {info.labels}, fingerprint {info.fingerprint[:12]}"
             lines.append(f"  {'':<{width}} {source}")
     return lines

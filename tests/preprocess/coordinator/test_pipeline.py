@@ -403,7 +403,8 @@ def test_missing_videos_are_one_warning_and_audited_lines_are_counted(
         if "1 videos that lists or annotation files name are not below" in text
     ]
     assert (report.num_audited, report.num_not_audited) == (2, 1)
-    counts = {manifest.path: (manifest.expected, manifest.found) for manifest in report.manifests}
+    infos = [manifest.info for manifest in report.manifests]
+    counts = {info.path: (info.expected, info.found) for info in infos}
     assert counts["fully_supervised/train"] == (2, 1), "a repeated line counts once"
 
 

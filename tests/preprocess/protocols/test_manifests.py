@@ -90,28 +90,29 @@ def test_stored_samples_are_rows_in_the_order_of_the_list(tmp_path: Path) -> Non
 
 
 def test_the_counts_add_up_and_what_is_not_stored_is_missing(tmp_path: Path) -> None:
-    (info,) = write_manifests(
+    (report,) = write_manifests(
         plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
     )
+    info = report.info
     assert (info.expected, info.found, info.short, info.damaged, info.missing) == (7, 4, 1, 1, 3)
-    assert info.classes.samples == {"golf": 2, "kick ball": 2}
+    assert report.classes.samples == {"golf": 2, "kick ball": 2}
 
 
 def test_the_fingerprint_is_of_path_classes_and_rows(tmp_path: Path) -> None:
-    (info,) = write_manifests(
+    (report,) = write_manifests(
         plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
     )
     rows = [("e", 1, "e" * 64), ("a", 0, "a" * 64), ("b", 1, "b" * 64), ("c", 0, "c" * 64)]
-    assert info.fingerprint == fingerprint("few_shot/train_k2", ["golf", "kick ball"], rows)
+    assert report.info.fingerprint == fingerprint("few_shot/train_k2", ["golf", "kick ball"], rows)
 
 
 def test_a_list_with_nothing_found_is_a_manifest_of_no_rows(tmp_path: Path) -> None:
     nothing = replace(PLAN, rows=[])
-    (info,) = write_manifests(
+    (report,) = write_manifests(
         plan_of(nothing), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
     )
     table = pq.read_table(tmp_path / "manifests/few_shot/train_k2.parquet")
-    assert (table.num_rows, info.found, info.missing) == (0, 0, 1)
+    assert (table.num_rows, report.info.found, report.info.missing) == (0, 0, 1)
     assert table.schema.equals(MANIFEST_SCHEMA)
 
 

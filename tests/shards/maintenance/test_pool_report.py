@@ -27,17 +27,17 @@ def test_each_manifest_is_stated_with_its_counts_list_and_classes(pool: Path) ->
     found = {manifest.path: manifest for manifest in report.manifests}
     assert sorted(found) == sorted(open_pool(pool).manifest_names())
     train = found["few_shot/train_k2"]
-    assert (train.expected, train.found, train.missing) == (8, 8, 0)
+    assert (train.info.expected, train.info.found, train.info.missing) == (8, 8, 0)
     names = ["Class00", "Class01", "Class02", "Class03"]
     assert train.classes == ClassHistogram(
         4, minimum=2, median=2, maximum=2, samples=dict.fromkeys(names, 2)
     )
     assert found["few_shot/val"].classes.samples == dict.fromkeys(names, 0)
-    assert train.fingerprint == open_pool(pool).manifest("few_shot/train_k2").info.fingerprint
+    assert train.info.fingerprint == open_pool(pool).manifest("few_shot/train_k2").info.fingerprint
     text = report_text(report)
     assert "4 classes without a clip" in text
     assert "drawn, seed 0, labels " in text
-    assert f"  {train.source_sha256[:12]}   2/2/2\n" in text
+    assert f"  {train.info.source_sha256[:12]}   2/2/2\n" in text
 
 
 def test_a_contact_sheet_holds_every_frame_in_order(pool: Path, tmp_path: Path) -> None:
