@@ -16,11 +16,10 @@ from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.config import RunConfig
 from bmpt.methods import METHODS, build_method, find_method
 from bmpt.methods.base import COSINE, ClassTexts, Method
-from bmpt.offline.attributes import read_attributes
 from bmpt.runtime.distributed import World
+from bmpt.sample_features import read_sample_features
 from bmpt.settings import TextSettings
 from bmpt.texts.class_texts import ClassSentences, class_sentences, cut_warning, negative_sentences
-from bmpt.texts.knowledge_file import read_knowledge
 from shards.errors import ConfigError
 from shards.reader import Manifest, Pool, open_pool, require_samples, select
 from shards.sampling.clip_settings import ClipSettings
@@ -31,21 +30,11 @@ from shards.sampling.plan import check_batch
 class Split:
     """A manifest as the config selects it, and its class texts.
 
-    knowledge_ND, attributes_ND: features of the knowledge texts and of the attribute sentences of
-        its samples, on the
-    CPU; None without"""
+    sample_features: features [N, D] of its samples by kind, on the CPU"""
 
     manifest: Manifest
     texts: ClassTexts
-    knowledge_ND: torch.Tensor | None = None
-    attributes_ND: torch.Tensor | None = None
-
-
-def rows_of(
-    features_ND: torch.Tensor | None, positions_B: torch.Tensor, device: torch.device
-) -> torch.Tensor | None:
-    """Features of some samples [B, D] on the device, None of none."""
-    return None if features_ND is None else features_ND[positions_B].to(device)
+    sample_features: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,18 +172,8 @@ def _open_split(
     if negatives is not None:
         notes += _notes_on(negatives, "negatives", method, backbone)
     keys = manifest.table["key"].to_pylist()
-    knowledge = (
-        read_knowledge(text.knowledge, keys, backbone)
-        if is_train and text.knowledge is not None
-        else None
-    )
-    attributes = read_attributes(text.attributes, keys, backbone) if text.attributes else None
-    split = Split(
-        manifest,
-        texts,
-        knowledge_ND=None if knowledge is None else torch.from_numpy(knowledge),
-        attributes_ND=None if attributes is None else torch.from_numpy(attributes),
-    )
+    features = read_sample_features(text, keys, backbone, is_train=is_train)
+    split = Split(manifest, texts, features)
     return split, notes
 
 

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.clip.towers import encode_text_tokens, take_eot
 from bmpt.engine.step import ClassEncoder, ClipsAndTargets, StepGradient
-from bmpt.methods.base import COSINE, ClassTexts, Group, Method, Targets
+from bmpt.methods.base import COSINE, ClassTexts, ClipInputs, Group, Method, Targets
 from bmpt.methods.bmpt import NEGATIVE, Bmpt, BmptSettings
 from bmpt.methods.vifi_clip import VifiClip, VifiClipSettings
 from bmpt.runtime.distributed import World, sum_over_ranks
@@ -201,18 +201,15 @@ def _scoring_sides(backbone: Backbone, size: BenchmarkSize, world: World) -> Sid
     """Blocks of clips scored with class features of their own, or with those of the whole
     evaluation."""
     method = _ready(Bmpt, _bmpt_settings(backbone), backbone, size, world)
-    texts, ones = (
-        _texts(method, size, world, negatives=False),
-        torch.ones(size.clips, device=world.device),
-    )
+    texts = _texts(method, size, world, negatives=False)
 
     @torch.no_grad()
     def run(batches: Sequence[ClipsAndTargets], *, is_once: bool) -> None:
         method.eval()
         with _autocast(world)():
             classes = method.class_features(texts) if is_once else None
-            for frames, _ in batches:
-                method.score(frames, texts, ones, classes=classes)
+            for clips, _ in batches:
+                method.predict(clips, texts, classes=classes)
 
     return {
         "scoring_plain": (method, partial(run, is_once=False)),
@@ -278,12 +275,15 @@ def _micro_batches(backbone: Backbone, size: BenchmarkSize, world: World) -> lis
     for _ in range(size.accumulation):
         frames = torch.randn(shape, generator=generator).to(world.device)
         labels_B = torch.randint(size.classes, (size.clips,), generator=generator).to(world.device)
-        batches.append((frames, Targets(labels_B, torch.ones(size.clips, device=world.device))))
+        weights_B = torch.ones(size.clips, device=world.device)
+        batches.append((ClipInputs(frames, weights_B), Targets(labels_B, weights_B)))
     return batches
 
 
 def _add(gradient: StepGradient, size: BenchmarkSize, batches: Sequence[ClipsAndTargets]) -> None:
-    sentence_K = torch.zeros(size.classes, dtype=torch.int64, device=batches[0][0].device)
+    sentence_K = torch.zeros(
+        size.classes, dtype=torch.int64, device=batches[0][0].frames_BVTCHW.device
+    )
     share = 1 / (size.clips * len(batches))
     gradient.add(batches, num_batches=len(batches), sentence_K=sentence_K, share=share)
 

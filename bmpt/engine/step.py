@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bmpt.methods.base import ClassTexts, Features, Method, Targets, TrainingLoss
+from bmpt.methods.base import ClassTexts, ClipInputs, Features, Method, Targets, TrainingLoss
 from bmpt.methods.components.gather import RowGather
 from bmpt.runtime.distributed import World
 from shards.sampling.plan import rank_slice
 
 Autocast = Callable[[], AbstractContextManager[object]]
-ClipsAndTargets = tuple[torch.Tensor, Targets]
+ClipsAndTargets = tuple[ClipInputs, Targets]
 
 
 class StepGradient:
@@ -78,13 +78,11 @@ class StepGradient:
             with self._autocast():
                 live = self._classes.features(sentence_K)
             shared = _without_graph(live)
-        for index, (frames_BVTCHW, targets) in enumerate(inputs):
+        for index, (clips, targets) in enumerate(inputs):
             is_last = index == num_batches - 1
             with nullcontext() if is_last or self._joint is None else self._joint.no_sync():
                 with self._autocast():
-                    loss = share * self._model(
-                        frames_BVTCHW, drawn, targets, live if is_last else shared
-                    )
+                    loss = share * self._model(clips, drawn, targets, live if is_last else shared)
                 total = loss if self._scaler is None else self._scaler.scale(loss)
                 if is_last and live is not None and shared is not None:
                     total = total + _owed(live, shared)

@@ -20,11 +20,12 @@ from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_dropout
 from bmpt.engine.step_log import StepLog
-from bmpt.methods.base import Targets
+from bmpt.methods.base import ClipInputs, Targets
 from bmpt.runtime import run_folder
 from bmpt.runtime.distributed import errors_of_main, from_main, saying_memory, sum_over_ranks
 from bmpt.runtime.failures import failure_limit, name_failures
-from bmpt.task import Task, rows_of
+from bmpt.sample_features import take_rows
+from bmpt.task import Task
 from shards.errors import ConfigError, FormatError, StorageError
 from shards.loader import TrainLoader, build_train_loader
 from shards.progress import ProgressBars
@@ -241,7 +242,7 @@ class Trainer:
             **({"failed": failed} if failed else {}),
         }
 
-    def _inputs(self, batch: MicroBatch) -> tuple[torch.Tensor, Targets]:
+    def _inputs(self, batch: MicroBatch) -> tuple[ClipInputs, Targets]:
         """Normalised frames and targets of a micro-batch, on the device."""
         device, clips, backbone, split = (
             self.world.device,
@@ -251,14 +252,15 @@ class Trainer:
         )
         seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
         frames = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
+        weights_B = clips.weights_B.to(device)
+        features = take_rows(split.sample_features, clips.positions_B, device)
         targets = Targets(
             clips.labels_B.to(device),
-            clips.weights_B.to(device),
+            weights_B,
             self.config.train.label_smoothing,
-            knowledge_BD=rows_of(split.knowledge_ND, clips.positions_B, device),
-            attributes_BD=rows_of(split.attributes_ND, clips.positions_B, device),
+            features,
         )
-        return frames, targets
+        return ClipInputs(frames, weights_B, features), targets
 
     def _build_loader(self, state: StreamState | None) -> TrainLoader:
         data = self.config.data

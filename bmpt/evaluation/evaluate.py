@@ -16,11 +16,13 @@ from bmpt.checkpoints.checkpoint import CheckpointInfo, config_sha256, write_fil
 from bmpt.checkpoints.wise_ft import apply_wise_ft
 from bmpt.clip.normalize import normalize
 from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
+from bmpt.methods.base import ClipInputs
 from bmpt.runtime import run_folder
 from bmpt.runtime.distributed import errors_of_main, gather_to_main, saying_memory
 from bmpt.runtime.failures import failure_limit, name_failures, share_failures
 from bmpt.runtime.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
-from bmpt.task import Split, Task, rows_of
+from bmpt.sample_features import take_rows
+from bmpt.task import Split, Task
 from shards.errors import ConfigError
 from shards.loader import build_eval_loader
 from shards.sampling.plan import RankSlice
@@ -46,7 +48,7 @@ def evaluate(
         apply_wise_ft(task.method, task.base, wise_ft)
     entries = []
     for name, split in task.scored.items():
-        note = task.method.note_on(split.texts)
+        note = task.method.scoring_warning(split.texts)
         if note is not None and task.world.is_main:
             print(f"warning: {name}: {note}", file=sys.stderr)
         block = _score(task, split, lambda *at, name=name: progress(name, *at))
@@ -110,13 +112,9 @@ def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Bl
                 frames = normalize(
                     clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std
                 )
-                scores_BK = method.score(
-                    frames,
-                    split.texts,
-                    clips.weights_B.to(world.device),
-                    classes=classes,
-                    attributes_BD=rows_of(split.attributes_ND, clips.positions_B, world.device),
-                )
+                features = take_rows(split.sample_features, clips.positions_B, world.device)
+                inputs = ClipInputs(frames, clips.weights_B.to(world.device), features)
+                scores_BK = method.predict(inputs, split.texts, classes=classes)
                 scores_BK = scores_BK.float().cpu()
             blocks.append(
                 Block(

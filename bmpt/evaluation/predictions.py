@@ -26,7 +26,7 @@ class Block:
     """Predictions of some rows of a manifest.
 
     positions_N: row in the manifest
-    scores_NK: what classes are ranked by, see `Method.scores`: logits, of bdc_clip and bike
+    scores_NK: what classes are ranked by, see `Method.class_scores`: logits, of bdc_clip and bike
         probabilities
     failures: why a row could not be read, else None"""
 

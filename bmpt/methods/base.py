@@ -1,17 +1,20 @@
-"""The seam between a method and everything else: class texts and clips in, a loss or scores out.
+"""The interface of a method: class texts and clips in, a loss or class scores out.
 
-    class sentences -> prepare_classes -> encode_sentence (a draw, in training) or class_features
-    (all, in scoring) frames          -> encode_clips
-    both            -> logits of each kind -> loss_sum or scores
+    class sentences -> prepare_classes -> encode_sentence (one per class, in training)
+                                       -> class_features  (all sentences, in scoring)
+    clips           -> encode_clips
+    both features   -> logits, by kind -> loss_sum or class_scores
 
-Features and logits are named tensors: a method has as many kinds as it needs. Shapes: B clips, V
-    views, T frames, K
-classes, P sentences a class, D joint width."""
+Features and logits are named tensors, so a method can have as many kinds as it needs. A subclass
+overrides the parts that it changes; this class is CLIP with the mean over frames.
+
+Shapes: B clips, V views, T frames, K classes, P sentences per class, S tokens, D joint width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -22,73 +25,101 @@ from bmpt.clip.precision import cosines, unit, widen
 from bmpt.clip.towers import FrameWalk, Prompts, encode_texts, walked
 from bmpt.methods.components.fusion import mean_over_sentences
 from bmpt.methods.components.losses import cross_entropy_sum
-from bmpt.settings import MethodSettings
+from bmpt.settings import MethodSettings, MethodTraits
 from bmpt.texts.class_texts import ClassSentences
 from shards.errors import ConfigError
 
 Group = Literal["backbone", "prompts", "exchange", "adapters", "head"]
+"""Parameter groups, each with a learning rate of its own."""
+
 Features = Mapping[str, torch.Tensor]
 
 COSINE = "cosine"
+KNOWLEDGE = "knowledge"
 ATTRIBUTES = "attributes"
 
 
 @dataclass(frozen=True)
 class ClassTexts:
-    """What a method reads of its K classes, as token ids.
-
-    names: of the classes; ids_KPS: int64; negatives_KPS: of each class's negative, None where there
-        are none"""
+    """Token ids of the class texts that a method reads."""
 
     names: tuple[str, ...]
+    """Names of the K classes."""
+
     ids_KPS: torch.Tensor
+    """int64."""
+
     negatives_KPS: torch.Tensor | None = None
+    """Token ids of the negative of each class; None without negatives."""
 
     @property
     def num_sentences(self) -> int:
-        """P."""
+        """Number of sentences per class (P)."""
         return self.ids_KPS.shape[1]
 
     def to(self, device: torch.device) -> ClassTexts:
-        """The same on a device."""
-        negatives_KPS = None if self.negatives_KPS is None else self.negatives_KPS.to(device)
+        """Return a copy on a device."""
+        negatives_KPS = self.negatives_KPS
+        if negatives_KPS is not None:
+            negatives_KPS = negatives_KPS.to(device)
         return ClassTexts(self.names, self.ids_KPS.to(device), negatives_KPS)
 
-    def rows(self, some: slice) -> ClassTexts:
-        """Some of the classes."""
-        negatives_KPS = None if self.negatives_KPS is None else self.negatives_KPS[some]
-        return ClassTexts(self.names[some], self.ids_KPS[some], negatives_KPS)
+    def rows(self, classes: slice) -> ClassTexts:
+        """Return the texts of some of the classes."""
+        negatives_KPS = self.negatives_KPS
+        if negatives_KPS is not None:
+            negatives_KPS = negatives_KPS[classes]
+        return ClassTexts(self.names[classes], self.ids_KPS[classes], negatives_KPS)
 
     def drawn(self, sentence_K: torch.Tensor) -> ClassTexts:
-        """One sentence a class, and the same one of its negative."""
+        """Return one sentence per class, and the sentence of the same index of its negative.
+
+        Args:
+            sentence_K: int64, the index of the sentence of each class.
+        """
         classes = torch.arange(len(sentence_K), device=sentence_K.device)
-        negatives = (
-            None
-            if self.negatives_KPS is None
-            else self.negatives_KPS[classes, sentence_K].unsqueeze(1)
-        )
-        return ClassTexts(self.names, self.ids_KPS[classes, sentence_K].unsqueeze(1), negatives)
+        negatives_KPS = self.negatives_KPS
+        if negatives_KPS is not None:
+            negatives_KPS = negatives_KPS[classes, sentence_K].unsqueeze(1)
+        return ClassTexts(self.names, self.ids_KPS[classes, sentence_K].unsqueeze(1), negatives_KPS)
+
+
+@dataclass(frozen=True)
+class ClipInputs:
+    """A batch of clips as a method reads it."""
+
+    frames_BVTCHW: torch.Tensor
+    """Normalised frames."""
+
+    weights_B: torch.Tensor
+    """float32: 1, or 0 for a placeholder of a sample that could not be read."""
+
+    sample_features: Features = field(default_factory=dict)
+    """Unit features [B, D] that belong to the samples of the clips, by kind: those kinds in
+    `MethodTraits.reads` that are stored per sample."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a micro-batch is trained towards.
-
-    labels_B: int64; weights_B: float32, 0 for an empty place
-    knowledge_BD: unit features of the clips' knowledge texts, None without
-    attributes_BD: unit features of the clips' attribute sentences, None without"""
+    """What a micro-batch is trained towards."""
 
     labels_B: torch.Tensor
+    """int64 class ids."""
+
     weights_B: torch.Tensor
+    """As in `ClipInputs`."""
+
     label_smoothing: float = 0.0
-    knowledge_BD: torch.Tensor | None = None
-    attributes_BD: torch.Tensor | None = None
+
+    sample_features: Features = field(default_factory=dict)
+    """As in `ClipInputs`."""
 
 
 class Method(nn.Module):
-    """CLIP with mean-pooled frames; a method overrides what it changes."""
+    """CLIP with mean-pooled frames; base of all methods."""
 
     default_space_time_blocks: tuple[int, ...] = ()
+    """Blocks of `method.space_time_blocks: null`."""
 
     def __init__(
         self,
@@ -98,8 +129,17 @@ class Method(nn.Module):
         num_frames: int,
         classes: Sequence[str] = (),
     ) -> None:
-        """classes: those it is trained on. Raises: ConfigError for settings that the backbone
-        cannot carry."""
+        """Put the method on a backbone, whose parameters it shares.
+
+        Args:
+            backbone: The CLIP.
+            settings: The settings of the method.
+            num_frames: Frames per clip (T).
+            classes: Names of the classes that the method is trained on.
+
+        Raises:
+            ConfigError: The method or the backbone cannot carry these settings.
+        """
         super().__init__()
         tunes = settings.traits.tunes
         if settings.tune not in tunes:
@@ -111,6 +151,7 @@ class Method(nn.Module):
         self.settings = settings
         self.num_frames = num_frames
         self.tokenize = backbone.tokenize
+
         self.space_time_blocks = _checked_blocks(
             settings, self.default_space_time_blocks, backbone.vision_layers
         )
@@ -122,67 +163,73 @@ class Method(nn.Module):
         self.temporal_TE, self.temporal_group = _temporal_position(backbone, settings, num_frames)
 
     @property
+    def traits(self) -> MethodTraits:
+        """Return the traits of the method with its settings."""
+        return self.settings.traits
+
+    # --- class texts -----------------------------------------------------------------------------
+
+    @property
     def num_slots(self) -> int:
-        """Places for prompt tokens that stand before each text and leave it less room."""
+        """Number of token positions that prompts take before each text, which shorten it."""
         return 0
 
     def prepare_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Token ids [K, S] of one text a class."""
+        """Return token ids [K, S] of one text per class."""
         return self.tokenize(list(texts))
 
     def prepare_classes(
         self, sentences: ClassSentences, negatives: ClassSentences | None = None
     ) -> ClassTexts:
-        """Token ids of all sentences. Raises: ConfigError for texts that leave classes
-        indistinguishable."""
-        return ClassTexts(
-            sentences.classes,
-            self._stack(sentences),
-            None if negatives is None else self._stack(negatives),
-        )
+        """Return token ids of all sentences.
+
+        Raises:
+            ConfigError: The method cannot tell some of the texts apart.
+        """
+        negatives_KPS = None if negatives is None else self._stack(negatives)
+        return ClassTexts(sentences.classes, self._stack(sentences), negatives_KPS)
 
     def _stack(self, sentences: ClassSentences) -> torch.Tensor:
+        """Return token ids [K, P, S]."""
         return torch.stack(
             [self.prepare_texts(sentences.at(index)) for index in range(sentences.num_sentences)],
             dim=1,
         )
 
-    def note_on(self, texts: ClassTexts) -> str | None:
-        """What a person should know of scoring these classes, None of nothing."""
+    def scoring_warning(self, texts: ClassTexts) -> str | None:
+        """Return a warning to print before scoring these classes, or None."""
         return None
 
     def encode_sentence(self, texts: ClassTexts, index: int = 0) -> dict[str, torch.Tensor]:
-        """Features of the classes [K, ...] by one sentence each."""
+        """Return features [K, ...] of one sentence per class, by kind."""
         ids_KS = texts.ids_KPS[:, index]
         return {COSINE: unit(encode_texts(self.clip, ids_KS, prompts=self.layer_prompts()[1]))}
 
     def class_features(self, texts: ClassTexts) -> Features:
-        """Features of the classes [K, ...] for scoring: the normalised mean over all sentences."""
-        found = [self.encode_sentence(texts, index) for index in range(texts.num_sentences)]
-        if len(found) == 1:
-            return found[0]
+        """Return features [K, ...] for scoring: the normalised mean over all sentences."""
+        by_sentence = [self.encode_sentence(texts, index) for index in range(texts.num_sentences)]
+        first = by_sentence[0]
+        if len(by_sentence) == 1:
+            return first
         return {
-            kind: mean_over_sentences(torch.stack([one[kind] for one in found]))
-            for kind in found[0]
+            kind: mean_over_sentences(torch.stack([features[kind] for features in by_sentence]))
+            for kind in first
         }
 
-    def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
-        """Features [B, V, ...] of normalised frames."""
-        return {COSINE: self._pool(self._encode_tokens(frames_BVTCHW)[..., 0, :])}
+    # --- clips -----------------------------------------------------------------------------------
+
+    def encode_clips(self, inputs: ClipInputs) -> Features:
+        """Return features [B, V, ...] of clips, by kind."""
+        return {COSINE: self._pool(self._encode_tokens(inputs.frames_BVTCHW)[..., 0, :])}
 
     def encode_together(
-        self,
-        frames_BVTCHW: torch.Tensor,
-        texts: ClassTexts,
-        weights_B: torch.Tensor,
-        index: int = 0,
+        self, inputs: ClipInputs, texts: ClassTexts, index: int = 0
     ) -> tuple[Features, Features]:
-        """Features of clips and of classes by one sentence each; weights_B: 0 for an empty
-        place."""
-        return self.encode_clips(frames_BVTCHW), self.encode_sentence(texts, index)
+        """Return features of clips, and of classes by one sentence each."""
+        return self.encode_clips(inputs), self.encode_sentence(texts, index)
 
     def start_frames(self, frames_BVTCHW: torch.Tensor, prompts: Prompts) -> FrameWalk:
-        """The visual tower with frames [B * V * T, 3, H, W] embedded."""
+        """Embed frames and return the visual tower at its first block."""
         return FrameWalk(
             self.clip,
             frames_BVTCHW.flatten(0, 2),
@@ -194,81 +241,88 @@ class Method(nn.Module):
         )
 
     def _encode_tokens(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
-        """All projected tokens [B, V, T, S, D], CLS first."""
+        """Return all projected tokens [B, V, T, S, D], CLS first."""
         tokens_NSD = walked(self.start_frames(frames_BVTCHW, self.layer_prompts()[0])).project()
         return tokens_NSD.unflatten(0, frames_BVTCHW.shape[:3])
 
     def _pool(self, cls_BVTD: torch.Tensor) -> torch.Tensor:
-        """Unit features [B, V, D]: the mean of the frames' CLS, then L2."""
+        """Return unit features [B, V, D]: the mean over the frames' CLS tokens, then L2."""
         return unit(widen(cls_BVTD).mean(dim=2))
 
+    # --- both ------------------------------------------------------------------------------------
+
     def logits(self, clips: Features, classes: Features) -> dict[str, torch.Tensor]:
-        """Logits [B, V, K] of each kind."""
+        """Return logits [B, V, K], by kind."""
         return {COSINE: self.scaled_cosines(clips[COSINE], classes[COSINE])}
 
     def scaled_cosines(self, clips_BVD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
-        """CLIP's logits [B, V, K] of unit features, never in half precision, which would make many
-        of them equal."""
+        """Return CLIP's logits [B, V, K] of unit features.
+
+        They are never in half precision, in which many of them would be equal.
+        """
         return widen(self.clip.logit_scale).exp() * cosines(clips_BVD, classes_KD)
 
     def loss_sum(self, clips: Features, classes: Features, targets: Targets) -> torch.Tensor:
-        """The loss summed over the clips of a micro-batch of one view: the cross-entropies of all
-        kinds of logits."""
-        return torch.stack(
-            [
-                cross_entropy_sum(
-                    logits_BVK[:, 0],
-                    targets.labels_B,
-                    targets.weights_B,
-                    label_smoothing=targets.label_smoothing,
-                )
-                for logits_BVK in self.logits(clips, classes).values()
-            ]
-        ).sum()
+        """Return the loss summed over the clips of a micro-batch, which have one view.
 
-    def scores(self, clips: Features, classes: Features) -> torch.Tensor:
-        """What classes are ranked by, [B, K]: the mean over views."""
+        It is the sum of the cross-entropies of all kinds of logits.
+        """
+        losses = [
+            cross_entropy_sum(
+                logits_BVK[:, 0],
+                targets.labels_B,
+                targets.weights_B,
+                label_smoothing=targets.label_smoothing,
+            )
+            for logits_BVK in self.logits(clips, classes).values()
+        ]
+        return torch.stack(losses).sum()
+
+    def class_scores(self, clips: Features, classes: Features) -> torch.Tensor:
+        """Return the scores [B, K] that rank the classes: the mean over views."""
         return self.logits(clips, classes)[COSINE].mean(dim=1)
 
-    def score(
-        self,
-        frames_BVTCHW: torch.Tensor,
-        texts: ClassTexts,
-        weights_B: torch.Tensor,
-        *,
-        classes: Features | None = None,
-        attributes_BD: torch.Tensor | None = None,
+    def predict(
+        self, inputs: ClipInputs, texts: ClassTexts, *, classes: Features | None = None
     ) -> torch.Tensor:
-        """Scores [B, K] of normalised frames.
+        """Return class scores [B, K] of clips.
 
-        classes: `class_features(texts)`, which a caller computes once for all clips
-        weights_B, attributes_BD: as in `Targets`"""
-        classes = self.class_features(texts) if classes is None else classes
-        return self.scores(
-            with_attributes(self.encode_clips(frames_BVTCHW), attributes_BD), classes
-        )
+        Args:
+            inputs: The clips.
+            texts: The class texts.
+            classes: `class_features(texts)`, which a caller computes once for all clips.
+        """
+        if classes is None:
+            classes = self.class_features(texts)
+        return self.class_scores(self.encode_clips(inputs), classes)
+
+    # --- parameters ------------------------------------------------------------------------------
 
     def layer_prompts(self) -> tuple[Prompts, Prompts]:
-        """Prompt tokens of every block: (vision, text)."""
+        """Return the prompt tokens of every block of the visual and of the text tower."""
         return (), ()
 
     def trained_groups(self) -> dict[str, Group]:
-        """Which parameters train, by name, and in which group; everything else is frozen."""
+        """Return the group of every trained parameter, by name; all others are frozen."""
         return {}
 
     def backbone_names(self) -> list[str]:
-        """The CLIP weights that train when everything does.
+        """Return the names of the CLIP weights that train when everything does.
 
-        Not the token embedding: the originals compute it once, outside the graph."""
+        The token embedding is not among them: the original methods compute it once, outside the
+        graph.
+        """
         names = [
             f"clip.{name}"
             for name, _ in self.clip.named_parameters()
             if name != "token_embedding.weight"
         ]
-        return names + (["temporal_TE"] if self.temporal_group == "backbone" else [])
+        if self.temporal_group == "backbone":
+            names.append("temporal_TE")
+        return names
 
     def new_temporal(self) -> dict[str, Group]:
-        """A temporal embedding that is new trains whatever else does."""
+        """Return the temporal embedding where it is new: it then trains whatever else does."""
         return {"temporal_TE": "prompts"} if self.temporal_group == "prompts" else {}
 
     def freeze_untrained(self) -> None:
@@ -278,15 +332,17 @@ class Method(nn.Module):
             parameter.requires_grad_(name in trained)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
-        """The trained tensors alone, on the CPU: what a prompt checkpoint holds."""
+        """Return copies of the trained tensors on the CPU, the content of a checkpoint."""
         trained = self.trained_groups()
         return {
-            name: p.detach().cpu().clone() for name, p in self.named_parameters() if name in trained
+            name: parameter.detach().cpu().clone()
+            for name, parameter in self.named_parameters()
+            if name in trained
         }
 
 
 class TrainingLoss(nn.Module):
-    """A method as DDP sees it: clips in, the loss summed over them out."""
+    """The loss of a method as a module, which DDP can wrap."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -294,36 +350,36 @@ class TrainingLoss(nn.Module):
 
     def forward(
         self,
-        frames_BVTCHW: torch.Tensor,
+        inputs: ClipInputs,
         texts: ClassTexts,
         targets: Targets,
         classes: Features | None = None,
     ) -> torch.Tensor:
-        """texts: the one sentence a class that was drawn for the step; classes: their features, if
-        they are there."""
-        method = self.method
+        """Return the loss summed over the clips.
+
+        Args:
+            inputs: The clips of a micro-batch.
+            texts: The sentence of each class that was drawn for the step.
+            targets: Labels and weights of the clips.
+            classes: Features of these sentences, if they have been computed.
+        """
         if classes is None:
-            clips, classes = method.encode_together(frames_BVTCHW, texts, targets.weights_B)
+            clips, classes = self.method.encode_together(inputs, texts)
         else:
-            clips = method.encode_clips(frames_BVTCHW)
-        return method.loss_sum(with_attributes(clips, targets.attributes_BD), classes, targets)
-
-
-def with_attributes(clips: Features, attributes_BD: torch.Tensor | None) -> Features:
-    """Features of clips, beside them those of their attribute sentences where there are some."""
-    return clips if attributes_BD is None else {**clips, ATTRIBUTES: attributes_BD}
+            clips = self.method.encode_clips(inputs)
+        return self.method.loss_sum(clips, classes, targets)
 
 
 def _checked_blocks(
     settings: MethodSettings, default: tuple[int, ...], layers: int
 ) -> tuple[int, ...]:
-    """Raises: ConfigError for a block beyond the tower's depth, stating both."""
+    """Return the space-time blocks; raise ConfigError for one beyond the tower's depth."""
     blocks = default if settings.space_time_blocks is None else settings.space_time_blocks
     for block in blocks:
         if not 0 <= block < layers:
             raise ConfigError(
-                f"method.space_time_blocks={list(blocks)}: block {block} is beyond the {layers} blocks of the visual "
-                f"tower (0 to {layers - 1}); give indices that it has"
+                f"method.space_time_blocks={list(blocks)}: block {block} is beyond the {layers} "
+                f"blocks of the visual tower (0 to {layers - 1}); give indices that it has"
             )
     return blocks
 
@@ -331,15 +387,18 @@ def _checked_blocks(
 def _temporal_position(
     backbone: Backbone, settings: MethodSettings, num_frames: int
 ) -> tuple[nn.Parameter | None, Group | None]:
-    """The per-frame embedding [T, Ev]: the backbone's own if it came with one, else zeros that
-    train as a prompt."""
+    """Return the embedding per frame [T, Ev] and its parameter group.
+
+    It is the backbone's own where it has one, else zeros that train as a prompt.
+    """
     if settings.temporal_position == "none":
         return None, None
     if backbone.temporal_TE is None:
         return nn.Parameter(torch.zeros(num_frames, backbone.vision_width)), "prompts"
     if len(backbone.temporal_TE) != num_frames:
         raise ConfigError(
-            f"data.frames={num_frames}: the weights of {backbone.name} have a temporal embedding for "
-            f"{len(backbone.temporal_TE)} frames; set data.frames to that or method.temporal_position=none"
+            f"data.frames={num_frames}: the weights of {backbone.name} have a temporal embedding "
+            f"for {len(backbone.temporal_TE)} frames; set data.frames to that or "
+            "method.temporal_position=none"
         )
     return nn.Parameter(backbone.temporal_TE.clone()), "backbone"

@@ -1,5 +1,7 @@
-"""BDC-CLIP: space-time attention, and how the channels of tokens covary beside CLIP's cosine.
-Source: Long et al."""
+"""BDC-CLIP: space-time attention, and covariances of token channels beside CLIP's cosine.
+
+Source: Long et al.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pydantic import Field
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.precision import unit
 from bmpt.clip.towers import encode_text_tokens, take_eot
-from bmpt.methods.base import COSINE, ClassTexts, Features, Group, Method
+from bmpt.methods.base import COSINE, ClassTexts, ClipInputs, Features, Group, Method
 from bmpt.methods.components.bdc import BdcHeads
 from bmpt.methods.components.fusion import fuse_probabilities
 from bmpt.settings import MethodSettings, MethodTraits
@@ -38,18 +40,19 @@ class BdcClipSettings(MethodSettings):
 
     @property
     def traits(self) -> MethodTraits:
-        """Return the traits: dropout draws other numbers for every way to spread a step."""
+        """Return the traits: dropout draws other numbers for other micro-batches and ranks."""
         return MethodTraits(tunes=("all",), depends_on_batch=self.dropout > 0)
 
 
 class BdcClip(Method):
-    """Every weight trains, and the heads with rates of their own.
+    """CLIP with covariance heads; every weight trains, the heads at rates of their own.
 
-    The classifier knows the classes it was trained on: where others are scored, its share is left
-    out."""
+    The classifier knows only the classes that it was trained on. Scores of other classes leave it
+    out.
+    """
 
-    default_space_time_blocks = (3, 7, 11)
     settings: BdcClipSettings
+    default_space_time_blocks = (3, 7, 11)
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class BdcClip(Method):
         )
 
     def encode_sentence(self, texts: ClassTexts, index: int = 0) -> dict[str, torch.Tensor]:
-        """EOT features, and covariances of all 77 tokens."""
+        """Return EOT features, and covariances of all 77 tokens."""
         ids_KS = texts.ids_KPS[:, index]
         tokens_KSD = encode_text_tokens(self.clip, ids_KS)
         return {
@@ -79,50 +82,52 @@ class BdcClip(Method):
             COVARIANCE: self.heads.text_features(tokens_KSD, ids_KS),
         }
 
-    def note_on(self, texts: ClassTexts) -> str | None:
-        """Whether the classifier takes no part, which is known by the names of its classes."""
+    def scoring_warning(self, texts: ClassTexts) -> str | None:
+        """Return a warning if the scores leave the classifier out, for classes of other names."""
         if texts.names == self.trained_classes:
             return None
         return (
-            f"the classifier was trained on {len(self.trained_classes)} classes that are not these {len(texts.names)} "
-            "by spelling and order; its share of the scores is left out"
+            f"the classifier was trained on {len(self.trained_classes)} classes that are not these "
+            f"{len(texts.names)} by spelling and order; the scores leave it out"
         )
 
     def class_features(self, texts: ClassTexts) -> Features:
-        """Likewise, joined over sentences; and whether these are the classifier's classes."""
+        """Return features joined over sentences, and whether the classifier knows the classes."""
         is_trained = torch.tensor(texts.names == self.trained_classes)
         return {**super().class_features(texts), CLASSIFIER: is_trained}
 
-    def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
-        """CLIP's clip features, and covariances of all tokens of all frames."""
-        tokens_BVTSD = self._encode_tokens(frames_BVTCHW)
+    def encode_clips(self, inputs: ClipInputs) -> Features:
+        """Return CLIP's clip features, and covariances of all tokens of all frames."""
+        tokens_BVTSD = self._encode_tokens(inputs.frames_BVTCHW)
         covariance_XF = self.heads.video_features(tokens_BVTSD.flatten(0, 1))
         return {
             COSINE: self._pool(tokens_BVTSD[..., 0, :]),
-            COVARIANCE: covariance_XF.unflatten(0, frames_BVTCHW.shape[:2]),
+            COVARIANCE: covariance_XF.unflatten(0, tokens_BVTSD.shape[:2]),
         }
 
     def logits(self, clips: Features, classes: Features) -> dict[str, torch.Tensor]:
-        """Cosine, covariance, and in training or for the trained classes the classifier's."""
-        found = super().logits(clips, classes)
-        found[COVARIANCE] = self.heads.covariance_logits(clips[COVARIANCE], classes[COVARIANCE])
+        """Return logits of cosine, covariance, and of the classifier where it knows the classes."""
+        logits = super().logits(clips, classes)
+        logits[COVARIANCE] = self.heads.covariance_logits(clips[COVARIANCE], classes[COVARIANCE])
         if self.training or bool(classes[CLASSIFIER]):
-            found[CLASSIFIER] = self.heads.classifier_logits(clips[COVARIANCE])
-        return found
+            logits[CLASSIFIER] = self.heads.classifier_logits(clips[COVARIANCE])
+        return logits
 
-    def scores(self, clips: Features, classes: Features) -> torch.Tensor:
-        """Probabilities of each kind, weighted by `method.coefficients`; those of absent kinds are
-        left out."""
+    def class_scores(self, clips: Features, classes: Features) -> torch.Tensor:
+        """Return the sum of the probabilities of all kinds, weighted by `method.coefficients`."""
         logits = self.logits(clips, classes)
-        shares = dict(
-            zip((COSINE, CLASSIFIER, COVARIANCE), self.settings.coefficients, strict=True)
-        )
-        return fuse_probabilities(*logits.values(), coefficients=[shares[kind] for kind in logits])
+        cosine, classifier, covariance = self.settings.coefficients
+        weights = {COSINE: cosine, CLASSIFIER: classifier, COVARIANCE: covariance}
+        return fuse_probabilities(*logits.values(), coefficients=[weights[kind] for kind in logits])
 
     def trained_groups(self) -> dict[str, Group]:
-        """CLIP, the classifier, and the other heads."""
+        """Return CLIP, the classifier, and the other heads."""
         groups: dict[str, Group] = dict.fromkeys(self.backbone_names(), "backbone")
         for name, _ in self.heads.named_parameters():
-            is_scale, is_head = name == "logits_scale_vision", name.startswith("vision_bdc_head")
-            groups[f"heads.{name}"] = "backbone" if is_scale else "head" if is_head else "adapters"
+            if name == "logits_scale_vision":
+                groups[f"heads.{name}"] = "backbone"
+            elif name.startswith("vision_bdc_head"):
+                groups[f"heads.{name}"] = "head"
+            else:
+                groups[f"heads.{name}"] = "adapters"
         return groups | self.new_temporal()

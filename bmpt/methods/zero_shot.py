@@ -1,5 +1,4 @@
-"""CLIP as it is: nothing trains. Class texts: bare names, one template, or an ensemble of
-sentences."""
+"""CLIP without training. Class texts: bare names, one template, or an ensemble of sentences."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ class ZeroShotSettings(MethodSettings):
 
 
 class ZeroShot(Method):
-    """Frame-wise CLIP, or with the backbone's own space-time blocks and temporal embedding where it
-    has them."""
+    """Frame-wise CLIP, with the backbone's own space-time blocks and temporal embedding if any."""
 
     def __init__(
         self,
@@ -29,11 +27,15 @@ class ZeroShot(Method):
         num_frames: int,
         classes: Sequence[str] = (),
     ) -> None:
-        """Raises: ConfigError for a temporal embedding that the backbone has not and that nothing
-        would train."""
+        """Put the method on a backbone, see `Method`.
+
+        Raises:
+            ConfigError: Also for a temporal embedding that the backbone does not have: nothing
+                would train a new one.
+        """
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
         if self.temporal_group == "prompts":
             raise ConfigError(
-                f"method.temporal_position=learned: {backbone.name} comes without one, and zero_shot trains none; "
-                "leave it out"
+                f"method.temporal_position=learned: {backbone.name} has no temporal embedding, and "
+                "zero_shot trains none; leave it out"
             )

@@ -31,7 +31,15 @@ from tests.bmpt.checkpoints import published_files
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.methods.method_ranks import stop_after_a_step
 from tests.bmpt.runs import assert_same_run, folder_of, results_of, run, torchrun
-from tests.bmpt.tiny import ALONE, JOINT_WIDTH, load_tiny, losses_of, make_config, write_config
+from tests.bmpt.tiny import (
+    ALONE,
+    JOINT_WIDTH,
+    clip_inputs,
+    load_tiny,
+    losses_of,
+    make_config,
+    write_config,
+)
 
 Runs = dict[str, RunConfig]
 Sections = dict[str, Any]
@@ -277,14 +285,10 @@ def scores_of(method: Method, settings: RunConfig, clip: Path) -> np.ndarray:
     for clips in build_eval_loader(
         pool, manifest, cut, BlockSettings(block_size=settings.eval.batch_size)
     ):
-        scores.append(
-            method.score(
-                normalize(clips.frames_BVTCHW, base.image_mean, base.image_std),
-                texts,
-                clips.weights_B,
-                attributes_BD=None if attributes_ND is None else attributes_ND[clips.positions_B],
-            )
-        )
+        frames = normalize(clips.frames_BVTCHW, base.image_mean, base.image_std)
+        attributes_BD = None if attributes_ND is None else attributes_ND[clips.positions_B]
+        inputs = clip_inputs(frames, clips.weights_B, attributes=attributes_BD)
+        scores.append(method.predict(inputs, texts))
     return torch.cat(scores).numpy()
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from bmpt.clip.backbone import SPEC_METADATA_KEY, TEMPORAL_KEY, Backbone, build_clip, load_backbone
 from bmpt.config import RunConfig, load_config
 from bmpt.methods import build_method, find_method, validate_method_settings
-from bmpt.methods.base import COSINE, ClassTexts, Method
+from bmpt.methods.base import COSINE, ClassTexts, ClipInputs, Method, Targets, TrainingLoss
 from bmpt.runtime.distributed import World
 from bmpt.settings import MethodSettings
 from shards.config import merge
@@ -137,6 +137,26 @@ def encode_classes(method: Method, ids_KS: torch.Tensor) -> torch.Tensor:
     return method.encode_sentence(ClassTexts((), ids_KS.unsqueeze(1)))[COSINE]
 
 
+def clip_inputs(
+    frames_BVTCHW: torch.Tensor,
+    weights_B: torch.Tensor | None = None,
+    **features: torch.Tensor | None,
+) -> ClipInputs:
+    """Return clips as a method reads them: of weight 1 by default, with features of samples."""
+    if weights_B is None:
+        weights_B = torch.ones(len(frames_BVTCHW))
+    given = {kind: value for kind, value in features.items() if value is not None}
+    return ClipInputs(frames_BVTCHW, weights_B, given)
+
+
+def training_loss(
+    method: Method, frames_BVTCHW: torch.Tensor, texts: ClassTexts, targets: Targets
+) -> torch.Tensor:
+    """Return the loss of clips as the training loop computes it."""
+    inputs = ClipInputs(frames_BVTCHW, targets.weights_B, targets.sample_features)
+    return TrainingLoss(method)(inputs, texts, targets)
+
+
 def cosine_logits(
     method: Method,
     frames_BVTCHW: torch.Tensor,
@@ -146,7 +166,9 @@ def cosine_logits(
     """Cosine logits [B, K], the mean over views; class features are computed unless they are
     given."""
     classes_KD = encode_classes(method, ids_KS) if classes_KD is None else classes_KD
-    return method.scaled_cosines(method.encode_clips(frames_BVTCHW)[COSINE], classes_KD).mean(dim=1)
+    return method.scaled_cosines(
+        method.encode_clips(clip_inputs(frames_BVTCHW))[COSINE], classes_KD
+    ).mean(dim=1)
 
 
 def random_frames(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,16 +1,19 @@
-"""BMPT's exchange of features, `exchange: batch_gated`: the towers go block by block side by side,
-and in each block the first half of each tower's prompt tokens moves the second half of the other's.
+"""BMPT's exchange of features (`exchange: batch_gated`).
 
-Source: BMPT's pre-release module, which the release does not call. It acts after a block's own
-    prompts have replaced
-what the last one's have become. So a block with own prompts gives what all clips share; only beyond
-the prompts' depth does it give the mean over the frames that are computed together, and there class
-features depend on these. The largest over the classes is that of any one: text prompts stand before
-the caption in a causal tower and do not see it. So clip features never depend on the classes, nor
-on negatives.
+Both towers advance block by block, side by side. In each block the first half of each tower's
+prompt tokens moves the second half of the other tower's.
+
+Source: BMPT's pre-release module, which the release does not call. The exchange acts after a
+block's own prompts have replaced the tokens of the last block. Within the prompt depth, every block
+therefore starts from its own learned prompts, so the exchanged mean is the same for all clips.
+Beyond it the mean runs over the frames of the micro-batch, and class features depend on the batch.
+
+The max over classes equals the value of any single class: text prompts stand before the caption in
+a causal tower and do not see it. Clip features therefore never depend on the classes or negatives.
 
 Shapes: N = B * T frames, K classes, S tokens, P prompt tokens, H of them in the giving half, E
-    tower width."""
+tower width.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,10 @@ DROPOUT = 0.1
 
 
 class BatchGatedLayer(nn.Module):
-    """One block's exchange; both directions read what has not been moved yet. The gate does not
-    train."""
+    """The exchange of one block; both directions read the halves before any update.
+
+    The gate does not train.
+    """
 
     gate: torch.Tensor
 
@@ -39,14 +44,23 @@ class BatchGatedLayer(nn.Module):
     def forward(
         self, vision_NPE: torch.Tensor, text_KPE: torch.Tensor, weights_N: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the updated (vision_NPE, text_KPE); weights_N: 0 for the frames of an empty
-        place."""
+        """Return the updated (vision_NPE, text_KPE).
+
+        Args:
+            vision_NPE: Prompt tokens of the frames.
+            text_KPE: Prompt tokens of the classes.
+            weights_N: 0 for the frames of a placeholder sample, else 1.
+        """
+        dtype = vision_NPE.dtype
         vision_giving, vision_taking = halves(vision_NPE)
         text_giving, text_taking = halves(text_KPE)
-        share_N = weights_N.to(vision_NPE.dtype) / weights_N.sum().clamp(min=1).to(vision_NPE.dtype)
-        of_frames_HE = torch.einsum("n,nhe->he", share_N, vision_giving)
+
+        # weighted mean over frames, maximum over classes
+        fraction_N = weights_N.to(dtype) / weights_N.sum().clamp(min=1).to(dtype)
+        of_frames_HE = torch.einsum("n,nhe->he", fraction_N, vision_giving)
         of_classes_HE = text_giving.amax(dim=0)
-        gate = torch.sigmoid(self.gate).to(vision_NPE.dtype)
+
+        gate = torch.sigmoid(self.gate).to(dtype)
         to_text = gate * self.vision_to_text(source_for(of_frames_HE, text_taking.shape[1]))
         to_vision = gate * self.text_to_vision(source_for(of_classes_HE, vision_taking.shape[1]))
         return (
@@ -75,25 +89,44 @@ class BatchGatedExchange(nn.Module):
         text_tokens: int,
         weights_N: torch.Tensor,
     ) -> None:
-        """Walk both towers to their ends; text prompts stand at positions 1 .. text_tokens, visual
-        ones last."""
+        """Run both towers to their ends, with an exchange in every block that both have.
+
+        Args:
+            frames: The visual tower at its first block; its prompts are its last tokens.
+            texts: The text tower; its prompts are at positions 1 .. text_tokens.
+            vision_tokens: Prompt tokens per frame.
+            text_tokens: Prompt tokens per text.
+            weights_N: 0 for the frames of a placeholder sample, else 1.
+        """
         for index in range(max(len(frames.blocks), len(texts.blocks))):
             walks = [walk for walk in (frames, texts) if index < len(walk.blocks)]
             for walk in walks:
                 walk.enter(index)
             if index < len(self.layers):
-                vision_NSE, text_KSE, end = frames.tokens_NSE, texts.tokens_KSE, 1 + text_tokens
-                vision_NPE, text_KPE = self.layers[index](
-                    vision_NSE[:, -vision_tokens:], text_KSE[:, 1:end], weights_N
-                )
-                frames.tokens_NSE = torch.cat(
-                    [vision_NSE[:, :-vision_tokens], vision_NPE.to(vision_NSE.dtype)], dim=1
-                )
-                texts.tokens_KSE = torch.cat(
-                    [text_KSE[:, :1], text_KPE.to(text_KSE.dtype), text_KSE[:, end:]], dim=1
-                )
+                self._exchange(index, frames, texts, vision_tokens, text_tokens, weights_N)
             for walk in walks:
                 walk.run(index)
+
+    def _exchange(
+        self,
+        index: int,
+        frames: FrameWalk,
+        texts: TextWalk,
+        vision_tokens: int,
+        text_tokens: int,
+        weights_N: torch.Tensor,
+    ) -> None:
+        """Replace the prompt tokens of both towers before one block."""
+        vision_NSE, text_KSE, end = frames.tokens_NSE, texts.tokens_KSE, 1 + text_tokens
+        vision_NPE, text_KPE = self.layers[index](
+            vision_NSE[:, -vision_tokens:], text_KSE[:, 1:end], weights_N
+        )
+        frames.tokens_NSE = torch.cat(
+            [vision_NSE[:, :-vision_tokens], vision_NPE.to(vision_NSE.dtype)], dim=1
+        )
+        texts.tokens_KSE = torch.cat(
+            [text_KSE[:, :1], text_KPE.to(text_KSE.dtype), text_KSE[:, end:]], dim=1
+        )
 
 
 def _two_layers(width_in: int, hidden_width: int, width_out: int) -> nn.Sequential:

@@ -1,7 +1,7 @@
-"""BIKE's attributes branch: a sentence of a clip's attributes against the class texts. Source: Wu
-et al. 2023.
+"""BIKE's attributes branch: a sentence of a clip's attributes against the class texts.
 
-Shapes: B clips, K classes, D joint width."""
+Source: Wu et al. 2023. Shapes: B clips, K classes, D joint width.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from torch import nn
 from bmpt.clip.precision import cosines, unit
 from bmpt.methods.components.bike_video import init_linear
 
-VIDEO_SHARE, ATTRIBUTES_SHARE = (
-    0.7,
-    0.3,
-)  # of the softmaxes of unscaled cosines, see `fuse_probabilities`
+# weights of the softmaxes of unscaled cosines, see `fuse_probabilities`
+VIDEO_WEIGHT, ATTRIBUTES_WEIGHT = 0.7, 0.3
 NUM_ATTRIBUTES = 5
 
 
 def attribute_text(attributes: Sequence[str]) -> str:
-    """The sentence of a clip, of its first 5 attributes, best first; no space after a comma, as
-    released.
+    """Return the sentence of a clip from its first 5 attributes.
 
-    Raises: ValueError for a clip without attributes."""
+    Args:
+        attributes: Attributes of the clip, best first. They are joined by a comma without a space,
+            as in the release.
+
+    Raises:
+        ValueError: The clip has no attributes.
+    """
     if not attributes:
         raise ValueError(
             "a clip without attributes has no sentence; leave it out of the attributes branch"
@@ -34,7 +37,7 @@ def attribute_text(attributes: Sequence[str]) -> str:
 
 
 class AttributeHead(nn.Module):
-    """Two small maps after the frozen text tower; the names of its parameters are the release's."""
+    """Two small maps after the frozen text tower; their parameters have the release's names."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,8 +46,10 @@ class AttributeHead(nn.Module):
         self.apply(init_linear)
 
     def forward(self, sentences_BD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
-        """Cosines [B, K] of attribute sentences and classes, both as the text tower gives them,
-        unit or not."""
+        """Return cosines [B, K] of attribute sentences and classes.
+
+        Both are features of the text tower, which need not be unit vectors.
+        """
         dtype = next(self.parameters()).dtype
         sentences_BD = self.sentence_fc(F.normalize(sentences_BD, dim=-1).to(dtype))
         classes_KD = self.query_fc(F.normalize(classes_KD, dim=-1).to(dtype))

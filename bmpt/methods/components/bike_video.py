@@ -1,7 +1,7 @@
-"""BIKE's video branch: a temporal transformer over frame features, and how they meet the class
-texts.
+"""BIKE's video branch: a temporal transformer over frames, and how frames meet the class texts.
 
-Source: Wu et al. 2023. Shapes: B clips, T frames, K classes, S text tokens, D joint width."""
+Source: Wu et al. 2023. Shapes: B clips, T frames, K classes, S text tokens, D joint width.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +19,23 @@ SPOTTING_TEMPERATURE = 0.01
 
 
 class TemporalTransformer(nn.Module):
-    """Pre-norm blocks over the frames of a clip and a residual around all of them (`sim_header:
-    Transf`).
+    """Pre-norm blocks over the frames of a clip, with a residual around all of them.
 
-    Without it (`sim_header: None`) the frame features are used as they are. The names of its
-    parameters are the release's."""
+    The release calls this `sim_header: Transf`; under `sim_header: None` frame features are used as
+    they are. The parameters have the names of the release.
+    """
 
     def __init__(
         self, width: int, *, num_heads: int, num_layers: int = 6, max_frames: int = 77
     ) -> None:
-        """Draw the blocks. The release has text width / 64 heads, 6 layers, and as many frames as
-        text positions."""
+        """Draw the blocks.
+
+        Args:
+            width: Width of the frame features (D).
+            num_heads: Heads per block; text width / 64 in the release.
+            num_layers: Number of blocks.
+            max_frames: Positions of the embedding; as many as text positions in the release.
+        """
         super().__init__()
         self.frame_position_embeddings = nn.Embedding(max_frames, width)
         blocks = nn.Sequential(*(_TemporalBlock(width, num_heads) for _ in range(num_layers)))
@@ -37,7 +43,7 @@ class TemporalTransformer(nn.Module):
         self.apply(init_linear)
 
     def forward(self, frames_BTD: torch.Tensor) -> torch.Tensor:
-        """Frame features [B, T, D] that know their place and each other."""
+        """Return frame features [B, T, D] that depend on their position and on each other."""
         positions_TD = self.frame_position_embeddings.weight[: frames_BTD.shape[1]]
         return self.transformer(frames_BTD + positions_TD).to(frames_BTD.dtype) + frames_BTD
 
@@ -63,7 +69,7 @@ class _TemporalBlock(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """BIKE's start of linear and embedding layers: N(0, 0.02^2), biases 0."""
+    """Initialise a linear or embedding layer as BIKE does: N(0, 0.02^2), biases 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=INIT_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
@@ -72,7 +78,7 @@ def init_linear(module: nn.Module) -> None:
 
 @in_float32
 def mean_frame_cosines(frames_BTD: torch.Tensor, classes_KD: torch.Tensor) -> torch.Tensor:
-    """Cosines [B, K] of the mean of un-normalised frames and the classes (`interaction: DP`)."""
+    """Return cosines [B, K] of the mean of un-normalised frames and classes (`interaction: DP`)."""
     return F.normalize(frames_BTD.mean(dim=1), dim=-1) @ F.normalize(classes_KD, dim=-1).T
 
 
@@ -83,28 +89,37 @@ def spotted_cosines(
     words_KSD: torch.Tensor,
     is_word_KS: torch.Tensor,
 ) -> torch.Tensor:
-    """Video concept spotting (`interaction: VCS`): class cosines [B, K] of frames weighted by the
-    class's words.
+    """Return cosines [B, K] of frames weighted by the words of the class (`interaction: VCS`).
 
-    Each word spreads a weight of 1 over the frames by its similarity to them; a frame weighs the
-    mean over the words of `is_word_KS` [K, S], see `word_mask`. The weighted frame is not made unit
-    again, so a cosine is a mean of the frames' cosines. Inputs need not be unit. Costs B * K * S *
-    T weights."""
+    Each word spreads a weight of 1 over the frames by its similarity to them. The weight of a frame
+    is the mean over the words. The weighted frame is not made unit again, so a cosine is a mean of
+    the cosines of frames. The intermediate weights take B * K * S * T numbers.
+
+    Args:
+        frames_BTD: Frame features, which need not be unit vectors.
+        classes_KD: Class features, which need not be unit vectors.
+        words_KSD: Token features of the class texts.
+        is_word_KS: Tokens that are averaged over, see `word_mask`.
+    """
     frames_BTD, classes_KD = F.normalize(frames_BTD, dim=-1), F.normalize(classes_KD, dim=-1)
     similarity_BKST = torch.einsum("ksd,btd->bkst", F.normalize(words_KSD, dim=-1), frames_BTD)
     weights_BKST = torch.softmax(similarity_BKST / SPOTTING_TEMPERATURE, dim=-1)
-    share_KS = is_word_KS.to(frames_BTD.dtype) / is_word_KS.sum(dim=-1, keepdim=True)
-    saliency_BKT = torch.einsum("bkst,ks->bkt", weights_BKST, share_KS)
+
+    # mean over the words of each class
+    fraction_KS = is_word_KS.to(frames_BTD.dtype) / is_word_KS.sum(dim=-1, keepdim=True)
+    saliency_BKT = torch.einsum("bkst,ks->bkt", weights_BKST, fraction_KS)
     return (saliency_BKT * torch.einsum("btd,kd->bkt", frames_BTD, classes_KD)).sum(dim=-1)
 
 
 def word_mask(ids_KS: torch.Tensor, *, counts_padding: bool = False) -> torch.Tensor:
-    """Which positions of class texts are words, bool [K, S]: SOT to EOT.
+    """Return which tokens of class texts are words, bool [K, S]: those from SOT to EOT.
 
-    counts_padding: all positions, as the release does, whose padding then outweighs the words of a
-        short text"""
+    Args:
+        ids_KS: Token ids.
+        counts_padding: Count all tokens, as the release does, in which padding outweighs the words
+            of a short text.
+    """
     if counts_padding:
         return torch.ones_like(ids_KS, dtype=torch.bool)
-    return torch.arange(ids_KS.shape[1], device=ids_KS.device) <= ids_KS.argmax(
-        dim=-1, keepdim=True
-    )
+    ends_K1 = ids_KS.argmax(dim=-1, keepdim=True)
+    return torch.arange(ids_KS.shape[1], device=ids_KS.device) <= ends_K1

@@ -1,6 +1,7 @@
-"""Several sentences a class become one feature; several kinds of logits become one score.
+"""Joining several sentences to one class feature, and several kinds of logits to one score.
 
-Shapes: P sentences, K classes, B clips, V views; F any width of feature."""
+Shapes: P sentences, K classes, B clips, V views; F any width of feature.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +14,27 @@ from bmpt.clip.precision import widen
 
 
 def mean_over_sentences(features_PKF: torch.Tensor) -> torch.Tensor:
-    """Unit class features [K, F]: the mean over sentences of unit features, made unit again.
-    Source: BDC-CLIP."""
+    """Return unit class features [K, F]: the mean over sentences of unit features, made unit.
+
+    Source: BDC-CLIP.
+    """
     return F.normalize(F.normalize(widen(features_PKF), dim=-1).mean(dim=0), dim=-1)
 
 
 def fuse_probabilities(*logits_BVK: torch.Tensor, coefficients: Sequence[float]) -> torch.Tensor:
-    """Scores [B, K]: the sum over kinds of logits of coefficient * softmax, averaged over views.
+    """Return scores [B, K]: coefficient * softmax summed over kinds, averaged over views.
 
-    BDC-CLIP: cosine, classifier and covariance logits, with the coefficients of a protocol (a
-    classifier of other classes is left out). BIKE: 0.7 and 0.3 of the unscaled cosines of video and
-    attributes.
-    Raises: ValueError for another number of coefficients than of logits."""
+    BDC-CLIP joins cosine, classifier and covariance logits with coefficients of a protocol, without
+    a classifier of other classes. BIKE joins the unscaled cosines of video and attributes by 0.7
+    and 0.3.
+
+    Args:
+        *logits_BVK: The kinds of logits.
+        coefficients: One number per kind.
+
+    Raises:
+        ValueError: There are more or fewer coefficients than kinds.
+    """
     probabilities_BVK = [
         coefficient * torch.softmax(widen(logits), dim=-1)
         for logits, coefficient in zip(logits_BVK, coefficients, strict=True)

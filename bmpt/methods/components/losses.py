@@ -1,8 +1,10 @@
-"""Training losses, as sums over clips with weights: the caller divides by the valid clips of the
-global batch.
+"""Training losses as weighted sums over clips.
 
-Shapes: B clips of a rank, N clips of the global batch, K classes, D joint width. An empty place has
-    weight 0."""
+The caller divides a sum by the number of valid clips of the global batch. The placeholder of a
+sample that could not be read has weight 0.
+
+Shapes: B clips of a rank, N clips of the global batch, K classes, D joint width.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def cross_entropy_sum(
     *,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Sum of weight * cross-entropy over the clips."""
+    """Return the sum of weight * cross-entropy over the clips."""
     loss_B = F.cross_entropy(
         widen(logits_BK), labels_B, reduction="none", label_smoothing=label_smoothing
     )
@@ -34,10 +36,11 @@ def cross_entropy_sum(
 def knowledge_logits(
     knowledge_BD: torch.Tensor, classes_KD: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """Scaled cosines [B, K] of the clips' knowledge vectors and the class features; neither need be
-    unit.
+    """Return scaled cosines [B, K] of knowledge vectors of clips and class features.
 
-    Their cross-entropy pulls each class text towards what is known of its clips. Source: BMPT."""
+    Neither need be unit vectors. The cross-entropy of these logits pulls each class text towards
+    the knowledge on its clips. Source: BMPT.
+    """
     return scale * F.normalize(knowledge_BD, dim=-1) @ F.normalize(classes_KD, dim=-1).T
 
 
@@ -49,10 +52,11 @@ def negative_margin_sum(
     *,
     margin: float = NEGATIVE_MARGIN,
 ) -> torch.Tensor:
-    """Sum of weight * max(0, margin - (p - p')): the class must beat its own negative by a margin.
+    """Return the sum of weight * max(0, margin - (p - p')) over the clips.
 
-    p, p': softmax probability of a clip's label over the classes, and over their negatives. Source:
-    BMPT."""
+    p and p' are the softmax probabilities of a clip's label, over the classes and over their
+    negatives: a class must beat its own negative by a margin. Source: BMPT.
+    """
     labels_B1 = labels_B.unsqueeze(-1)
     positive_B = torch.softmax(widen(logits_BK), dim=-1).gather(-1, labels_B1).squeeze(-1)
     negative_B = torch.softmax(widen(negative_logits_BK), dim=-1).gather(-1, labels_B1).squeeze(-1)
@@ -67,34 +71,45 @@ def matching_sum(
     own: slice = slice(None),
     dual: bool = False,
 ) -> torch.Tensor:
-    """Sum over clips of the mean of both directions' `divergence_sum`: a clip among texts, a text
-    among clips.
+    """Return the mean of `divergence_sum` over both directions: clips to texts, texts to clips.
 
-    logits_NN: clip i with the class text of clip j, which are columns of class logits:
-        `logits_NK[:, labels_N]`
-    own: the clips of this rank, so that the ranks' parts sum to the whole, see
-        `bmpt/methods/components/gather.py`
-    An empty place is neither a row nor a column. Source: BIKE (`loss_type: NCE`, or `DS` if
-    dual)."""
+    A placeholder sample is neither a row nor a column. Source: BIKE (`loss_type: NCE`, or `DS` if
+    dual).
+
+    Args:
+        logits_NN: Clip i with the class text of clip j. These are columns of class logits,
+            `logits_NK[:, labels_N]`.
+        labels_N: int64 class ids.
+        weights_N: Weights of the clips.
+        own: The clips of this rank; the parts of all ranks sum to the whole, see
+            `bmpt/methods/components/gather.py`.
+        dual: Use the dual softmax, see `divergence_sum`.
+    """
     own_weights_N = torch.zeros_like(weights_N)
     own_weights_N[own] = weights_N[own]
+
     is_valid_N = weights_N > 0
     logits_NN = widen(logits_NN)[is_valid_N][:, is_valid_N]
     labels_N, own_weights_N = labels_N[is_valid_N], own_weights_N[is_valid_N]
-    clips, texts = (
-        divergence_sum(side, labels_N, own_weights_N, dual=dual)
-        for side in (logits_NN, logits_NN.T)
-    )
+
+    clips = divergence_sum(logits_NN, labels_N, own_weights_N, dual=dual)
+    texts = divergence_sum(logits_NN.T, labels_N, own_weights_N, dual=dual)
     return (clips + texts) / 2
 
 
 def divergence_sum(
     logits_NN: torch.Tensor, labels_N: torch.Tensor, weights_N: torch.Tensor, *, dual: bool = False
 ) -> torch.Tensor:
-    """Sum over rows of weight * KL(q || softmax of the row), q = softmax(10 * same label).
+    """Return the sum over rows of weight * KL(q || softmax of the row).
 
-    dual: each logit is first multiplied by N times its softmax over the column (at temperature
-        1000)."""
+    q is softmax(10 * [same label]).
+
+    Args:
+        logits_NN: Logits of pairs.
+        labels_N: int64 class ids.
+        weights_N: Weights of the rows.
+        dual: First multiply each logit by N times its softmax over the column, at temperature 1000.
+    """
     logits_NN = widen(logits_NN)
     if dual:
         logits_NN = logits_NN * torch.softmax(logits_NN / DUAL_TEMPERATURE, dim=0) * len(logits_NN)

@@ -1,37 +1,99 @@
-"""Deep prompt tokens of both towers and BMPT's exchange between them, at the parameter level.
+"""Deep prompt tokens of both towers: settings, slots in class texts, and BMPT's exchange.
 
-Shapes: L depth, P tokens, E tower width (v: vision, t: text)."""
+Shapes: L depth, P prompt tokens, E tower width, K classes, S tokens.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from pydantic import Field
 from torch import nn
 
+from bmpt.clip.towers import insert_slots
+from bmpt.settings import MethodSettings
 from shards.errors import ConfigError
 
 PROMPT_STD = 0.02
 
 
+class PromptSettings(MethodSettings):
+    """Settings of methods with deep prompts in both towers."""
+
+    vision_depth: int = Field(
+        12, ge=0, description="visual blocks with prompt tokens of their own, from the first on"
+    )
+    vision_tokens: int = Field(8, ge=1, description="prompt tokens per visual block")
+    text_depth: int = Field(
+        12, ge=0, description="text blocks with prompt tokens of their own, from the first on"
+    )
+    text_tokens: int = Field(8, ge=1, description="prompt tokens per text block")
+
+
 def new_prompts(depth: int, num_tokens: int, width: int) -> nn.Parameter:
-    """Prompt tokens [L, P, E], N(0, 0.02^2). Source: BMPT, ViFi-CLIP."""
+    """Draw prompt tokens [L, P, E] from N(0, 0.02^2). Source: BMPT, ViFi-CLIP."""
     return nn.Parameter(PROMPT_STD * torch.randn(depth, num_tokens, width))
 
 
+def check_depth(tower: str, depth: int, layers: int) -> None:
+    """Check a prompt depth against the number of blocks of the tower.
+
+    Raises:
+        ConfigError: The tower has fewer blocks.
+    """
+    if depth > layers:
+        raise ConfigError(
+            f"method.{tower}_depth={depth}: the {tower} tower has {layers} blocks; give at most "
+            f"{layers}"
+        )
+
+
+def slot_texts(
+    texts: Sequence[str], ids_KS: torch.Tensor, settings: PromptSettings
+) -> torch.Tensor:
+    """Return token ids with `text_tokens` slots between SOT and caption.
+
+    Args:
+        texts: The class texts.
+        ids_KS: Their token ids.
+        settings: The settings of the method.
+
+    Raises:
+        ConfigError: No caption fits beside the slots, or texts become equal once the slots have
+            pushed out their ends.
+    """
+    num_slots, context = settings.text_tokens, ids_KS.shape[1]
+    if num_slots > context - 3:  # SOT, one caption token, EOT
+        raise ConfigError(
+            f"method.text_tokens={num_slots}: leaves no room for a caption in a context of "
+            f"{context} tokens; give at most {context - 3}"
+        )
+    slotted_KS = insert_slots(ids_KS, num_slots)
+    if len(slotted_KS.unique(dim=0)) < len(ids_KS.unique(dim=0)):
+        raise ConfigError(
+            f"method.text_tokens={num_slots}: pushes the ends of long class texts out of the "
+            f"{context} tokens, and some of the {len(texts)} become equal; lower it or shorten "
+            "text.template"
+        )
+    return slotted_KS
+
+
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), CLIP's activation."""
+    """CLIP's activation, x * sigmoid(1.702 x)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Element by element."""
+        """Apply QuickGELU element-wise."""
         return x * torch.sigmoid(1.702 * x)
 
 
 class ExchangeLayer(nn.Module):
-    """One layer's exchange: the first half of each tower's tokens moves the second half of the
-    other's.
+    """The exchange of one block: half of each tower's prompts moves the other half of the other's.
 
-    Both directions read the un-updated halves; the gates start at 0, so that step 0 equals the
-    uncoupled model and the gates have a gradient. BMPT as released builds its
-    exchange at 768 in both towers and never calls it; this one is ours."""
+    Both directions read the halves before any update. The gates start at 0, so that step 0 equals
+    the uncoupled model and the gates have a gradient. BMPT as released builds its exchange at width
+    768 in both towers and never calls it; this one is ours.
+    """
 
     def __init__(self, vision_width: int, text_width: int, hidden_width: int) -> None:
         super().__init__()
@@ -46,21 +108,20 @@ class ExchangeLayer(nn.Module):
         """Return the updated (vision_PE, text_PE)."""
         vision_giving, vision_taking = halves(vision_PE)
         text_giving, text_taking = halves(text_PE)
-        to_text = self.gate_to_text * self.vision_to_text(
-            source_for(vision_giving, len(text_taking))
-        )
-        to_vision = self.gate_to_vision * self.text_to_vision(
-            source_for(text_giving, len(vision_taking))
-        )
-        return (
-            torch.cat([vision_giving, vision_taking + to_vision]),
-            torch.cat([text_giving, text_taking + to_text]),
-        )
+
+        to_text = self.vision_to_text(source_for(vision_giving, len(text_taking)))
+        to_vision = self.text_to_vision(source_for(text_giving, len(vision_taking)))
+        text_taking = text_taking + self.gate_to_text * to_text
+        vision_taking = vision_taking + self.gate_to_vision * to_vision
+
+        return torch.cat([vision_giving, vision_taking]), torch.cat([text_giving, text_taking])
 
 
 class Exchange(nn.Module):
-    """The exchange of layers 1 .. min(depths) - 1; layer 0 and deeper layers of one tower stay as
-    they are."""
+    """The exchange of blocks 1 .. min(depths) - 1.
+
+    Block 0, and the deeper blocks of a tower with more prompts, keep theirs.
+    """
 
     def __init__(self, vision_LPE: nn.Parameter, text_LPE: nn.Parameter, hidden_width: int) -> None:
         super().__init__()
@@ -71,37 +132,46 @@ class Exchange(nn.Module):
     def forward(
         self, vision_LPE: torch.Tensor, text_LPE: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the prompts of every layer of both towers after the exchange."""
+        """Return the prompts of every block of both towers after the exchange."""
         vision, text = list(vision_LPE), list(text_LPE)
         for index, layer in enumerate(self.layers, start=1):
             vision[index], text[index] = layer(vision[index], text[index])
         return vision, text
 
 
-def _two_layers(width_in: int, hidden_width: int, width_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width_in, hidden_width), QuickGELU(), nn.Linear(hidden_width, width_out)
-    )
-
-
 def check_exchange(name: str, vision_LPE: torch.Tensor, text_LPE: torch.Tensor) -> None:
-    """Raises: ConfigError if there is nothing to exchange."""
+    """Check that there are prompts to exchange.
+
+    Raises:
+        ConfigError: A tower has fewer than two prompted blocks or tokens.
+    """
     depth = min(len(vision_LPE), len(text_LPE))
     tokens = min(vision_LPE.shape[1], text_LPE.shape[1])
     if depth < 2 or tokens < 2:
         raise ConfigError(
-            f"method.exchange={name} needs a prompt depth and a number of tokens of at least 2 in both towers, got "
-            f"depths {len(vision_LPE)} and {len(text_LPE)}, tokens {vision_LPE.shape[1]} and {text_LPE.shape[1]}; "
-            "raise them or set method.exchange=none"
+            f"method.exchange={name} needs a prompt depth and a number of tokens of at least 2 in "
+            f"both towers, got depths {len(vision_LPE)} and {len(text_LPE)}, tokens "
+            f"{vision_LPE.shape[1]} and {text_LPE.shape[1]}; raise them or set method.exchange=none"
         )
 
 
 def halves(tokens_XPE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(giving, taking), any leading axes; of an odd number the second half is the larger."""
+    """Return the giving and the taking half; of an odd number the taking half is the larger."""
     half = tokens_XPE.shape[-2] // 2
     return tokens_XPE[..., :half, :], tokens_XPE[..., half:, :]
 
 
 def source_for(giving_HE: torch.Tensor, num_taking: int) -> torch.Tensor:
-    """Token by token where the halves have the same size, else the mean over tokens [1, E]."""
-    return giving_HE if len(giving_HE) == num_taking else giving_HE.mean(dim=0, keepdim=True)
+    """Return what moves the taking half.
+
+    It is token by token where both halves have the same size, else the mean over tokens [1, E].
+    """
+    if len(giving_HE) == num_taking:
+        return giving_HE
+    return giving_HE.mean(dim=0, keepdim=True)
+
+
+def _two_layers(width_in: int, hidden_width: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width_in, hidden_width), QuickGELU(), nn.Linear(hidden_width, width_out)
+    )

@@ -50,7 +50,7 @@ from tests.bmpt.checkpoints.published_files import (
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.parity.test_parity import assert_close, read, reference, stored_passes
-from tests.bmpt.tiny import SPEC, cosine_logits, load_tiny, random_frames, write_clip
+from tests.bmpt.tiny import SPEC, clip_inputs, cosine_logits, load_tiny, random_frames, write_clip
 
 __all__ = ["reference"]  # fixture
 TEXTS = ["a video of a person who walks along the road", "a video of a person who draws a sword"]
@@ -711,7 +711,7 @@ def features(
     method: Method, images_BTCHW: torch.Tensor, classes: list[str], texts: list[str]
 ) -> tuple[Any, Any]:
     sentences = ClassSentences(tuple(classes), tuple((text,) for text in texts))
-    return method.encode_clips(images_BTCHW.unsqueeze(1)), method.encode_sentence(
+    return method.encode_clips(clip_inputs(images_BTCHW.unsqueeze(1))), method.encode_sentence(
         method.prepare_classes(sentences)
     )
 

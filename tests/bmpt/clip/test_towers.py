@@ -20,6 +20,7 @@ from tests.bmpt.tiny import (
     TEXT_WIDTH,
     VISION_TOKENS,
     VISION_WIDTH,
+    clip_inputs,
     cosine_logits,
     load_tiny,
     method_on,
@@ -73,7 +74,7 @@ def naive_block(
 
 def clip_features(method: Method, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return method.encode_clips(frames_BVTCHW)["cosine"]
+        return method.encode_clips(clip_inputs(frames_BVTCHW))["cosine"]
 
 
 @torch.no_grad()

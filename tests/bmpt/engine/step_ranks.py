@@ -11,7 +11,7 @@ import torch
 
 from bmpt.engine.step import StepGradient, class_encoder
 from bmpt.methods import build_method
-from bmpt.methods.base import Targets
+from bmpt.methods.base import ClipInputs, Targets
 from bmpt.runtime.distributed import World, leave_world, start_world
 from bmpt.texts.class_texts import ClassSentences
 from shards.sampling.plan import micro_slices, rank_slice
@@ -69,18 +69,12 @@ def step(
         random_frames(6, 16, seed=3).double(),
     )
     places = micro_slices(*rank_slice(len(LABELS), world.rank, world.size), accumulation)
-    inputs = [
-        (
-            frames_BVTCHW[start:stop],
-            Targets(
-                torch.tensor(LABELS)[start:stop],
-                torch.tensor(WEIGHTS).double()[start:stop],
-                label_smoothing=0.1,
-                knowledge_BD=knowledge_BD[start:stop] if settings.name == "bmpt" else None,
-            ),
-        )
-        for start, stop in places
-    ]
+    inputs = []
+    for start, stop in places:
+        features = {"knowledge": knowledge_BD[start:stop]} if settings.name == "bmpt" else {}
+        weights_B = torch.tensor(WEIGHTS).double()[start:stop]
+        targets = Targets(torch.tensor(LABELS)[start:stop], weights_B, 0.1, features)
+        inputs.append((ClipInputs(frames_BVTCHW[start:stop], weights_B, features), targets))
     share = world.size / sum(WEIGHTS)
     texts_encoded = torch.tensor(0)
 

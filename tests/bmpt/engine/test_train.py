@@ -18,10 +18,11 @@ from bmpt.config import RunConfig, load_config
 from bmpt.engine.optim import lr_share
 from bmpt.engine.train import Trainer, steps_of
 from bmpt.methods import METHODS, build_method
-from bmpt.methods.base import Features, Method
-from bmpt.methods.vifi_clip import VifiClip
-from bmpt.methods.zero_shot import ZeroShot
+from bmpt.methods.base import ClipInputs, Features, Method
+from bmpt.methods.vifi_clip import VifiClip, VifiClipSettings
+from bmpt.methods.zero_shot import ZeroShot, ZeroShotSettings
 from bmpt.run import run_evaluation
+from bmpt.settings import MethodTraits
 from bmpt.task import open_task
 from bmpt.texts.class_texts import class_sentences
 from shards.errors import ConfigError, StorageError
@@ -521,7 +522,7 @@ def test_a_run_that_diverges_ends_with_the_step_in_the_log_and_the_state_of_befo
 class Large(Method):
     """For whose clips no GPU has the memory."""
 
-    def encode_clips(self, frames_BVTCHW: torch.Tensor) -> Features:
+    def encode_clips(self, inputs: ClipInputs) -> Features:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
@@ -529,8 +530,10 @@ class LargeVifiClip(Large, VifiClip):
     pass
 
 
-class LargeTogether(LargeVifiClip):
-    compares_clips = True
+class ComparingSettings(VifiClipSettings):
+    @property
+    def traits(self) -> MethodTraits:
+        return MethodTraits(compares_clips=True)
 
 
 class LargeZeroShot(Large, ZeroShot):
@@ -538,13 +541,13 @@ class LargeZeroShot(Large, ZeroShot):
 
 
 @pytest.mark.parametrize(
-    ("kind", "accumulation", "said"),
+    ("model", "accumulation", "said"),
     [
-        (LargeVifiClip, 1, "4 clips at once; raise train.accumulation, it is 1"),
-        (LargeVifiClip, 2, "2 clips at once; raise train.accumulation, it is 2"),
-        (LargeVifiClip, 4, "1 clips at once; lower data.frames"),
+        (VifiClipSettings, 1, "4 clips at once; raise train.accumulation, it is 1"),
+        (VifiClipSettings, 2, "2 clips at once; raise train.accumulation, it is 2"),
+        (VifiClipSettings, 4, "1 clips at once; lower data.frames"),
         (
-            LargeTogether,
+            ComparingSettings,
             1,
             "4 clips at once; vifi_clip compares them: lower data.batch_size or start more ranks",
         ),
@@ -553,14 +556,12 @@ class LargeZeroShot(Large, ZeroShot):
 def test_clips_for_which_the_gpu_has_no_memory_are_counted_with_the_cure(
     config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
-    kind: type[Method],
+    model: type[VifiClipSettings],
     accumulation: int,
     said: str,
 ) -> None:
-    monkeypatch.setitem(METHODS, "vifi_clip", kind)
-    settings = config(
-        method={"name": "vifi_clip", "exchange": "none"}, train={"accumulation": accumulation}
-    )
+    monkeypatch.setitem(METHODS, "vifi_clip", (LargeVifiClip, model))
+    settings = config(method={"name": "vifi_clip"}, train={"accumulation": accumulation})
     with pytest.raises(ConfigError, match=f"^the GPU has no memory for {said}$"):
         run(settings)
 
@@ -568,7 +569,7 @@ def test_clips_for_which_the_gpu_has_no_memory_are_counted_with_the_cure(
 def test_clips_to_score_for_which_the_gpu_has_no_memory_are_counted_with_the_cure(
     config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(METHODS, "zero_shot", LargeZeroShot)
+    monkeypatch.setitem(METHODS, "zero_shot", (LargeZeroShot, ZeroShotSettings))
     with pytest.raises(
         ConfigError, match=r"^the GPU has no memory for 5 clips at once; lower eval\.batch_size"
     ):

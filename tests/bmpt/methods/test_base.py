@@ -17,6 +17,7 @@ from tests.bmpt.tiny import (
     LAYERS,
     TEXT_WIDTH,
     VISION_WIDTH,
+    clip_inputs,
     cosine_logits,
     encode_classes,
     load_tiny,
@@ -53,7 +54,7 @@ def classes_of(method: Method) -> torch.Tensor:
 
 def clips_of(method: Method) -> torch.Tensor:
     with torch.no_grad():
-        return method.encode_clips(random_frames(2, 1, 4, 3, 32, 32))["cosine"]
+        return method.encode_clips(clip_inputs(random_frames(2, 1, 4, 3, 32, 32)))["cosine"]
 
 
 def moves(method: Bmpt, prompts: str, features: str) -> float:
@@ -87,7 +88,10 @@ def test_features_are_unit_vectors_and_logits_scaled_cosines(
     method = bmpt_on(clip, exchange=exchange, tune=tune)
     frames, ids = random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS)
     with torch.no_grad():
-        classes, videos = encode_classes(method, ids), method.encode_clips(frames)["cosine"]
+        classes, videos = (
+            encode_classes(method, ids),
+            method.encode_clips(clip_inputs(frames))["cosine"],
+        )
         torch.testing.assert_close(classes.norm(dim=-1), torch.ones(3))
         torch.testing.assert_close(videos.norm(dim=-1), torch.ones(2, 1))
         assert videos.shape == (2, 1, JOINT_WIDTH)
@@ -283,7 +287,7 @@ def test_a_temporal_position_that_nothing_trains_is_refused(clip: Path, tmp_path
     assert method_on(file, name="zero_shot", temporal_position="learned").temporal_TE is not None
     with pytest.raises(
         ConfigError,
-        match=r"temporal_position=learned: tiny comes without one, and zero_shot trains",
+        match=r"temporal_position=learned: tiny has no temporal embedding, and zero_shot trains",
     ):
         method_on(clip, name="zero_shot", temporal_position="learned")
 

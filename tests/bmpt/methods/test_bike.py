@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bmpt.methods.components.bike_attributes import (
-    ATTRIBUTES_SHARE,
-    VIDEO_SHARE,
+    ATTRIBUTES_WEIGHT,
+    VIDEO_WEIGHT,
     AttributeHead,
     attribute_text,
 )
@@ -261,9 +261,11 @@ def test_a_clips_sentence_names_its_first_five_attributes() -> None:
 
 
 def test_the_two_branches_are_fused_at_0_7_and_0_3_of_unscaled_cosines() -> None:
-    assert (VIDEO_SHARE, ATTRIBUTES_SHARE) == (0.7, 0.3)
+    assert (VIDEO_WEIGHT, ATTRIBUTES_WEIGHT) == (0.7, 0.3)
     video_BVK, sentence_BVK = torch.tensor([[[0.2, 0.1]]]), torch.tensor([[[-0.1, 0.3]]])
-    ours = fuse_probabilities(video_BVK, sentence_BVK, coefficients=(VIDEO_SHARE, ATTRIBUTES_SHARE))
+    ours = fuse_probabilities(
+        video_BVK, sentence_BVK, coefficients=(VIDEO_WEIGHT, ATTRIBUTES_WEIGHT)
+    )
     first = 0.7 / (1 + math.exp(-0.1)) + 0.3 / (1 + math.exp(0.4))
     assert ours[0].tolist() == pytest.approx([first, 1 - first])
 

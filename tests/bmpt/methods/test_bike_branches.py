@@ -10,14 +10,22 @@ import torch
 import torch.nn.functional as F
 
 from bmpt.methods import build_method
-from bmpt.methods.base import ATTRIBUTES, COSINE, Method, Targets, TrainingLoss
+from bmpt.methods.base import ATTRIBUTES, COSINE, Method, Targets
 from bmpt.methods.bike import Bike
 from bmpt.methods.components.losses import matching_sum
 from bmpt.texts.class_texts import ClassSentences
 from shards.errors import ConfigError
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import run
-from tests.bmpt.tiny import JOINT_WIDTH, METHOD, load_tiny, random_frames, settings_of
+from tests.bmpt.tiny import (
+    JOINT_WIDTH,
+    METHOD,
+    clip_inputs,
+    load_tiny,
+    random_frames,
+    settings_of,
+    training_loss,
+)
 
 CLASSES = ("walk", "run", "jump")
 
@@ -32,8 +40,9 @@ def bike(clip: Path, *, attributes: bool = True, **changes: Any) -> Bike:
 
 def loss_of(method: Method, attributes_BD: torch.Tensor | None) -> torch.Tensor:
     texts = method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
-    targets = Targets(torch.tensor([0, 1, 2]), torch.ones(3), attributes_BD=attributes_BD)
-    return TrainingLoss(method.train())(random_frames(3, 1, 4, 3, 32, 32), texts, targets)
+    features = {} if attributes_BD is None else {ATTRIBUTES: attributes_BD}
+    targets = Targets(torch.tensor([0, 1, 2]), torch.ones(3), sample_features=features)
+    return training_loss(method.train(), random_frames(3, 1, 4, 3, 32, 32), texts, targets)
 
 
 def gradients(method: Method) -> dict[str, torch.Tensor]:
@@ -74,14 +83,14 @@ def test_scores_are_seven_tenths_of_the_video_and_three_of_the_attributes(clip: 
         method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
     )
     clips = {
-        **method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)),
+        **method.encode_clips(clip_inputs(random_frames(2, 3, 4, 3, 32, 32))),
         ATTRIBUTES: random_frames(2, JOINT_WIDTH),
     }
     found = method.logits(clips, classes)
     expected = 0.7 * found[COSINE].softmax(dim=-1).mean(dim=1) + 0.3 * found[ATTRIBUTES][
         :, 0
     ].softmax(dim=-1)
-    torch.testing.assert_close(method.scores(clips, classes), expected)
+    torch.testing.assert_close(method.class_scores(clips, classes), expected)
     assert (expected - found[COSINE].softmax(dim=-1).mean(dim=1)).abs().max() > 1e-3
 
 
@@ -93,15 +102,16 @@ def test_each_clip_is_scored_with_its_own_attributes(clip: Path) -> None:
         random_frames(3, JOINT_WIDTH),
     )
     texts = method.prepare_classes(ClassSentences(CLASSES, tuple((name,) for name in CLASSES)))
-    scores_BK = method.score(frames, texts, torch.ones(3), attributes_BD=sentences_BD)
+    scores_BK = method.predict(clip_inputs(frames, torch.ones(3), attributes=sentences_BD), texts)
     for row in range(3):
         alone = slice(row, row + 1)
-        clips = {**method.encode_clips(frames[alone]), ATTRIBUTES: sentences_BD[alone]}
+        clips = {**method.encode_clips(clip_inputs(frames[alone])), ATTRIBUTES: sentences_BD[alone]}
         torch.testing.assert_close(
-            scores_BK[alone], method.scores(clips, method.class_features(texts))
+            scores_BK[alone], method.class_scores(clips, method.class_features(texts))
         )
     assert (
-        scores_BK - method.score(frames, texts, torch.ones(3), attributes_BD=sentences_BD.flip(0))
+        scores_BK
+        - method.predict(clip_inputs(frames, torch.ones(3), attributes=sentences_BD.flip(0)), texts)
     ).abs().max() > 1e-3
 
 

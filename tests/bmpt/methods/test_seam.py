@@ -11,7 +11,7 @@ import torch
 
 from bmpt.config import RunConfig
 from bmpt.methods import METHODS, build_method, validate_method_settings
-from bmpt.methods.base import COSINE, Method, Targets, TrainingLoss
+from bmpt.methods.base import COSINE, Method, Targets
 from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip, BdcClipSettings
 from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import NEGATIVE
@@ -30,7 +30,14 @@ from tests.bmpt.parity.test_parity import (
     vifi_clip_of_the_release,
 )
 from tests.bmpt.runs import ROOT
-from tests.bmpt.tiny import METHOD, load_tiny, random_frames, settings_of
+from tests.bmpt.tiny import (
+    METHOD,
+    clip_inputs,
+    load_tiny,
+    random_frames,
+    settings_of,
+    training_loss,
+)
 
 __all__ = ["backbone", "reference"]  # fixtures
 CLASSES = ("walk", "run", "jump")
@@ -58,9 +65,11 @@ def method_of(clip: Path, name: str, *, num_frames: int = 4, **changes: Any) -> 
     return build_method(load_tiny(clip), settings, num_frames=num_frames, seed=0, classes=CLASSES)
 
 
-def targets(labels: list[int], weights: list[float] | None = None, **more: Any) -> Targets:
+def targets(
+    labels: list[int], weights: list[float] | None = None, **features: torch.Tensor
+) -> Targets:
     weights_B = torch.tensor(weights or [1.0] * len(labels))
-    return Targets(torch.tensor(labels), weights_B, **more)
+    return Targets(torch.tensor(labels), weights_B, sample_features=features)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
@@ -75,7 +84,7 @@ def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(
                 if "gate" in parameter_name:
                     parameter.fill_(0.5)
     texts = method.prepare_classes(sentences())
-    loss = TrainingLoss(method)(random_frames(3, 1, 4, 3, 32, 32), texts, targets([0, 1, 2]))
+    loss = training_loss(method, random_frames(3, 1, 4, 3, 32, 32), texts, targets([0, 1, 2]))
     assert loss.shape == ()
     loss.backward()
     moved = {
@@ -93,11 +102,11 @@ def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(
 def test_an_empty_place_adds_nothing_to_the_loss(clip: Path, name: str) -> None:
     method = method_of(clip, name, tune=TUNES[name])
     method.train()
-    texts, loss = method.prepare_classes(sentences()), TrainingLoss(method)
+    texts = method.prepare_classes(sentences())
     frames = random_frames(3, 1, 4, 3, 32, 32)
     with torch.no_grad():
-        alone = loss(frames[:2], texts, targets([0, 1]))
-        beside = loss(frames, texts, targets([0, 1, 2], [1.0, 1.0, 0.0]))
+        alone = training_loss(method, frames[:2], texts, targets([0, 1]))
+        beside = training_loss(method, frames, texts, targets([0, 1, 2], [1.0, 1.0, 0.0]))
     torch.testing.assert_close(beside, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -109,8 +118,9 @@ def test_every_method_scores_clips_of_any_number_of_views(
     method = method_of(clip, name, tune=TUNES[name]).eval()
     texts = method.prepare_classes(sentences())
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        scores_BK = method.scores(
-            method.encode_clips(random_frames(2, 3, 4, 3, 32, 32)), method.class_features(texts)
+        scores_BK = method.class_scores(
+            method.encode_clips(clip_inputs(random_frames(2, 3, 4, 3, 32, 32))),
+            method.class_features(texts),
         )
     assert scores_BK.shape == (2, 3)
     assert scores_BK.isfinite().all()
@@ -124,8 +134,8 @@ def test_every_method_runs_with_its_weights_in_bfloat16(clip: Path, name: str) -
         random_frames(2, 1, 4, 3, 32, 32).bfloat16(),
     )
     with torch.no_grad():
-        assert method.eval().score(frames, texts, torch.ones(2)).isfinite().all()
-    assert TrainingLoss(method.train())(frames, texts, targets([0, 1])).isfinite()
+        assert method.eval().predict(clip_inputs(frames, torch.ones(2)), texts).isfinite().all()
+    assert training_loss(method.train(), frames, texts, targets([0, 1])).isfinite()
 
 
 def test_the_attributes_branch_runs_with_its_weights_in_bfloat16(clip: Path) -> None:
@@ -136,10 +146,12 @@ def test_the_attributes_branch_runs_with_its_weights_in_bfloat16(clip: Path) -> 
     )
     attributes_BD = random_frames(2, 16)
     with torch.no_grad():
-        scores = method.eval().score(frames, texts, torch.ones(2), attributes_BD=attributes_BD)
+        scores = method.eval().predict(
+            clip_inputs(frames, torch.ones(2), attributes=attributes_BD), texts
+        )
     assert scores.isfinite().all()
-    assert TrainingLoss(method.train())(
-        frames, texts, targets([0, 1], attributes_BD=attributes_BD)
+    assert training_loss(
+        method.train(), frames, texts, targets([0, 1], attributes=attributes_BD)
     ).isfinite()
 
 
@@ -167,10 +179,10 @@ def test_negatives_and_knowledge_add_to_bmpts_loss_and_short_negatives_stay_apar
     distances = torch.cdist(features[NEGATIVE], features[NEGATIVE]) + torch.eye(3)
     assert distances.min() > 1e-3
     frames = random_frames(3, 1, 4, 3, 32, 32)
-    plain = TrainingLoss(method)(frames, method.prepare_classes(sentences()), targets([0, 1, 2]))
-    pushed = TrainingLoss(method)(frames, texts, targets([0, 1, 2]))
+    plain = training_loss(method, frames, method.prepare_classes(sentences()), targets([0, 1, 2]))
+    pushed = training_loss(method, frames, texts, targets([0, 1, 2]))
     knowledge_BD = torch.nn.functional.normalize(torch.randn(3, features[COSINE].shape[1]), dim=-1)
-    both = TrainingLoss(method)(frames, texts, targets([0, 1, 2], knowledge_BD=knowledge_BD))
+    both = training_loss(method, frames, texts, targets([0, 1, 2], knowledge=knowledge_BD))
     assert plain < pushed < both
     released = method_of(clip, "bmpt", text_tokens=4, exchange="none")
     with pytest.raises(ConfigError, match="overwrites the first 4 caption tokens"):
@@ -187,7 +199,9 @@ def test_with_a_causal_mask_a_clip_and_its_reverse_differ_and_without_they_do_no
     frames = random_frames(1, 1, 4, 3, 32, 32)
     for more, differs in ((changes, True), ({}, False)):
         method = method_of(clip, name, tune=TUNES[name], **more).eval()
-        there, back = (method.encode_clips(order)[COSINE] for order in (frames, frames.flip(2)))
+        there, back = (
+            method.encode_clips(clip_inputs(order))[COSINE] for order in (frames, frames.flip(2))
+        )
         assert ((there - back).abs().max() > 1e-3) == differs
 
 
@@ -201,17 +215,17 @@ def test_a_causal_mask_without_blocks_to_act_in_is_refused(clip: Path) -> None:
 @torch.no_grad()
 def test_the_classifier_of_bdc_clip_has_no_say_about_other_classes(clip: Path) -> None:
     method = method_of(clip, "bdc_clip", tune="all").eval()
-    clips = method.encode_clips(random_frames(2, 1, 4, 3, 32, 32))
+    clips = method.encode_clips(clip_inputs(random_frames(2, 1, 4, 3, 32, 32)))
     own = method.class_features(method.prepare_classes(sentences()))
     assert set(method.logits(clips, own)) == {COSINE, COVARIANCE, CLASSIFIER}
     others = ClassSentences(("sit", "stand"), (("sit",), ("stand",)))
     of_others = method.class_features(method.prepare_classes(others))
     assert set(method.logits(clips, of_others)) == {COSINE, COVARIANCE}
-    assert method.scores(clips, of_others).shape == (2, 2)
+    assert method.class_scores(clips, of_others).shape == (2, 2)
 
 
 def test_bike_takes_one_text_a_class(clip: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.name=bike: takes one text a class, got 2"):
+    with pytest.raises(ConfigError, match=r"method\.name=bike: takes one text per class, got 2"):
         method_of(clip, "bike", tune="image").prepare_classes(sentences(2))
 
 
@@ -243,7 +257,9 @@ def test_bdc_clip_through_the_seam_gives_the_originals_logits(
             if name == "eval"
             else method.encode_sentence(texts, *indices)
         )
-        logits = method.logits(method.encode_clips(tensors["images"].unsqueeze(1)), classes)
+        logits = method.logits(
+            method.encode_clips(clip_inputs(tensors["images"].unsqueeze(1))), classes
+        )
         for kind, theirs in ((COSINE, "cos"), (CLASSIFIER, "cls"), (COVARIANCE, "bdc")):
             assert_close(logits[kind][:, 0], tensors[f"{name}.logits_{theirs}"])
 
@@ -271,7 +287,7 @@ def test_bike_through_the_seam_gives_the_originals_logits(
     texts = method.prepare_classes(
         ClassSentences(names, tuple((f"This is a video about {name}",) for name in names))
     )
-    clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
+    clips = method.eval().encode_clips(clip_inputs(tensors["images"].unsqueeze(1)))
     assert_close(
         method.logits(clips, method.class_features(texts))[COSINE][:, 0],
         tensors[f"{header}.{interaction}.logits"],
@@ -292,8 +308,8 @@ def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(
         method.prepare_texts(["ApplyEyeMakeup.", "brush hair."])
     )
     texts = method.prepare_classes(class_sentences(meta["classes"], text))
-    clips = method.eval().encode_clips(tensors["images"].unsqueeze(1))
-    assert_close(method.scores(clips, method.class_features(texts)), tensors["ivlp.logits"])
+    clips = method.eval().encode_clips(clip_inputs(tensors["images"].unsqueeze(1)))
+    assert_close(method.class_scores(clips, method.class_features(texts)), tensors["ivlp.logits"])
 
 
 @torch.no_grad()
@@ -302,9 +318,11 @@ def test_under_autocast_logits_of_features_are_those_of_float32(clip: Path) -> N
     method = method_of(clip, "zero_shot").eval()
     clips = {COSINE: torch.nn.functional.normalize(random_frames(16, 1, 16), dim=-1)}
     classes = {COSINE: torch.nn.functional.normalize(random_frames(101, 16, seed=1), dim=-1)}
-    expected = method.scores(clips, classes)
+    expected = method.class_scores(clips, classes)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(method.scores(clips, classes), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            method.class_scores(clips, classes), expected, rtol=1e-6, atol=1e-6
+        )
         texts = method.prepare_classes(sentences())
         assert method.encode_sentence(texts)[COSINE].norm(dim=-1).sub(1).abs().max() < 1e-6
 
@@ -320,8 +338,8 @@ def test_words_behind_the_last_eot_are_not_computed_unless_they_count(clip: Path
 def test_a_classifier_of_other_classes_is_said_to_take_no_part(clip: Path) -> None:
     method = method_of(clip, "bdc_clip", tune="all")
     texts = method.prepare_classes(sentences())
-    assert method.note_on(texts) is None
-    said = method.note_on(texts.rows(slice(0, 2)))
+    assert method.scoring_warning(texts) is None
+    said = method.scoring_warning(texts.rows(slice(0, 2)))
     assert said is not None
     assert "trained on 3 classes that are not these 2" in said
 

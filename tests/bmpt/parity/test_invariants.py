@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bmpt.methods import METHODS
-from bmpt.methods.base import COSINE, Features, Method, TrainingLoss
+from bmpt.methods.base import COSINE, Features, Method
 from bmpt.methods.bmpt import NEGATIVE
 from bmpt.texts.class_texts import NEGATIVE_TEMPLATE, ClassSentences
 from shards.errors import ConfigError
 from tests.bmpt.methods.test_seam import CLASSES, TUNES, method_of, sentences, targets
 from tests.bmpt.parity.test_originals import RELEASED, Drawn
-from tests.bmpt.tiny import VISION_WIDTH, load_tiny, random_frames
+from tests.bmpt.tiny import VISION_WIDTH, clip_inputs, load_tiny, random_frames, training_loss
 from tests.rules.sources import ROOT, relative, source_files, tree_of
 
 NO_PROMPTS = {"vision_depth": 0, "text_depth": 0}
@@ -43,7 +43,7 @@ STEP = 2e-2
 def features_of(method: Method, frames_BVTCHW: torch.Tensor) -> tuple[Features, Features]:
     """(clips, classes) in scoring."""
     texts = method.eval().prepare_classes(sentences())
-    return method.encode_clips(frames_BVTCHW), method.class_features(texts)
+    return method.encode_clips(clip_inputs(frames_BVTCHW)), method.class_features(texts)
 
 
 @torch.no_grad()
@@ -110,11 +110,12 @@ def test_class_features_do_not_depend_on_the_clips_of_a_batch(
     """Those of `exchange: batch_gated` do, see `test_batch_gated.py`."""
     method = method_of(clip, name, tune=TUNES[name]).train(trains)
     texts = method.prepare_classes(
-        sentences(), sentences() if "negatives" in method.reads else None
+        sentences(), sentences() if "negatives" in method.traits.reads else None
     )
     batches = [random_frames(num_clips, 1, 4, 3, 32, 32, seed=num_clips) for num_clips in (2, 3)]
     one, other = (
-        method.encode_together(frames, texts, torch.ones(len(frames)))[1] for frames in batches
+        method.encode_together(clip_inputs(frames, torch.ones(len(frames))), texts)[1]
+        for frames in batches
     )
     assert all(torch.equal(value, other[kind]) for kind, value in one.items())
     assert one.keys() == other.keys() >= {COSINE}
@@ -148,7 +149,10 @@ def test_class_features_do_not_depend_on_the_other_classes(clip: Path, name: str
 def test_clip_features_do_not_depend_on_the_other_clips(clip: Path, name: str) -> None:
     method = method_of(clip, name, tune=TUNES[name]).eval()
     frames = random_frames(3, 2, 4, 3, 32, 32)
-    together, alone = method.encode_clips(frames), method.encode_clips(frames[1:2])
+    together, alone = (
+        method.encode_clips(clip_inputs(frames)),
+        method.encode_clips(clip_inputs(frames[1:2])),
+    )
     assert_same({kind: value[1:2] for kind, value in together.items()}, alone)
 
 
@@ -204,16 +208,15 @@ def test_training_tells_left_to_right_from_right_to_left_with_a_temporal_positio
         ClassSentences(("right", "left"), (("to the right",), ("to the left",)))
     )
     frames, labels = moving_bar(3)
-    optimizer, loss = (
-        torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=STEP),
-        TrainingLoss(method),
-    )
+    optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=STEP)
     for _ in range(25):
         optimizer.zero_grad()
-        loss(frames, texts, targets(labels)).backward()
+        training_loss(method, frames, texts, targets(labels)).backward()
         optimizer.step()
     with torch.no_grad():
-        scores_BK = method.eval().scores(method.encode_clips(frames), method.class_features(texts))
+        scores_BK = method.eval().class_scores(
+            method.encode_clips(clip_inputs(frames)), method.class_features(texts)
+        )
     right = (scores_BK.argmax(dim=1) == torch.tensor(labels)).float().mean().item()
     if temporal == "learned":
         assert right == 1.0
@@ -226,9 +229,9 @@ def test_a_step_in_bf16_has_the_loss_and_finite_float32_gradients(clip: Path, na
     method = method_of(clip, name, tune=TUNES[name], temporal_position="learned").train()
     texts, frames = method.prepare_classes(sentences()), random_frames(3, 1, 4, 3, 32, 32)
     with torch.no_grad():
-        exact = TrainingLoss(method)(frames, texts, targets([0, 1, 2]))
+        exact = training_loss(method, frames, texts, targets([0, 1, 2]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = TrainingLoss(method)(frames, texts, targets([0, 1, 2]))
+        rounded = training_loss(method, frames, texts, targets([0, 1, 2]))
     rounded.backward()
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.05, abs=0.2)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bmpt.clip.backbone import Backbone, backbone_from_state, build_clip
 from bmpt.methods import build_method
-from bmpt.methods.base import ATTRIBUTES, COSINE, ClassTexts, Method, Targets, with_attributes
+from bmpt.methods.base import ATTRIBUTES, COSINE, ClassTexts, Method, Targets
 from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip
 from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import NEGATIVE, Bmpt
@@ -28,7 +28,7 @@ from bmpt.methods.vifi_clip import VifiClip
 from bmpt.texts.class_texts import ClassSentences
 from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.parity.test_parity import assert_close
-from tests.bmpt.tiny import random_frames, settings_of
+from tests.bmpt.tiny import clip_inputs, random_frames, settings_of
 
 # an example costs 0.1 s, and so does a step of shrinking one, of which there are hundreds
 FEW = settings(
@@ -268,11 +268,10 @@ class Drawn:
         """The same of ours."""
         return texts.drawn(torch.tensor(self.chosen))
 
-    def targets(self, **more: Any) -> Targets:
+    def targets(self, **features: torch.Tensor) -> Targets:
         """What a step of ours is trained towards."""
-        return Targets(
-            torch.tensor(self.labels), torch.tensor(self.weights), self.smoothing, **more
-        )
+        labels_B, weights_B = torch.tensor(self.labels), torch.tensor(self.weights)
+        return Targets(labels_B, weights_B, self.smoothing, features)
 
     def summed(self, costs: Sequence[torch.Tensor]) -> float:
         """Costs of the clips that are there."""
@@ -306,13 +305,16 @@ def assert_cosines(drawn: Drawn, method: Method, videos: Rows, texts: Rows) -> N
         [[naive.scaled_cosines(scale, view, joined) for view in views] for views in videos]
     )
     ours = method.prepare_classes(drawn.sentences)
-    clips, classes = method.eval().encode_clips(drawn.frames_BVTCHW), method.class_features(ours)
+    clips, classes = (
+        method.eval().encode_clips(clip_inputs(drawn.frames_BVTCHW)),
+        method.class_features(ours),
+    )
     assert_close(method.logits(clips, classes)[COSINE], expected)
-    assert_close(method.scores(clips, classes), expected.mean(dim=1))
+    assert_close(method.class_scores(clips, classes), expected.mean(dim=1))
     step = [naive.scaled_cosines(scale, views[0], drawn.step(texts)) for views in videos]
     method.train()
     clips, classes = (
-        method.encode_clips(drawn.frames_BVTCHW[:, :1]),
+        method.encode_clips(clip_inputs(drawn.frames_BVTCHW[:, :1])),
         method.encode_sentence(drawn.drawn_texts(ours)),
     )
     assert_close(method.logits(clips, classes)[COSINE][:, 0], torch.stack(step))
@@ -394,7 +396,10 @@ def test_bmpt_without_an_exchange_is_the_release_with_negatives_and_knowledge(
     ]
     method.train()
     both = drawn.drawn_texts(method.prepare_classes(drawn.sentences, drawn.negatives))
-    clips, classes = method.encode_clips(drawn.frames_BVTCHW[:, :1]), method.encode_sentence(both)
+    clips, classes = (
+        method.encode_clips(clip_inputs(drawn.frames_BVTCHW[:, :1])),
+        method.encode_sentence(both),
+    )
     assert_close(
         method.scaled_cosines(clips[COSINE], classes[NEGATIVE])[:, 0], torch.stack(negatives)
     )
@@ -409,7 +414,7 @@ def test_bmpt_without_an_exchange_is_the_release_with_negatives_and_knowledge(
         drawn.summed(margins),
     )
     expected = costs[0] + 2.0 * costs[1] + 0.5 * costs[2]
-    assert_cost(method.loss_sum(clips, classes, drawn.targets(knowledge_BD=knowledge_BD)), expected)
+    assert_cost(method.loss_sum(clips, classes, drawn.targets(knowledge=knowledge_BD)), expected)
 
 
 @FEW
@@ -496,7 +501,10 @@ def test_bdc_clips_three_logits_scores_and_loss_are_the_originals(
         for row in range(sizes.clips)
     ]
     ours = method.prepare_classes(drawn.sentences)
-    clips, classes = method.eval().encode_clips(drawn.frames_BVTCHW), method.class_features(ours)
+    clips, classes = (
+        method.eval().encode_clips(clip_inputs(drawn.frames_BVTCHW)),
+        method.class_features(ours),
+    )
     found_logits = method.logits(clips, classes)
     for kind in shares:
         assert_close(
@@ -506,12 +514,12 @@ def test_bdc_clips_three_logits_scores_and_loss_are_the_originals(
         naive.fused({kind: [view[kind] for view in views] for kind in shares}, shares)
         for views in expected
     ]
-    assert_close(method.scores(clips, classes), torch.stack(fused))
+    assert_close(method.class_scores(clips, classes), torch.stack(fused))
 
     step = [logits(row, 0, drawn.step(texts), trains=True) for row in range(sizes.clips)]
     method.train()
     clips, classes = (
-        method.encode_clips(drawn.frames_BVTCHW[:, :1]),
+        method.encode_clips(clip_inputs(drawn.frames_BVTCHW[:, :1])),
         method.encode_sentence(drawn.drawn_texts(ours)),
     )
     found_logits = method.logits(clips, classes)
@@ -582,7 +590,7 @@ def test_bikes_branches_scores_and_loss_are_the_originals(
             for sentence in attributes_BD.double()
         ]
     ours = method.prepare_classes(drawn.sentences)
-    clips = with_attributes(method.eval().encode_clips(drawn.frames_BVTCHW), attributes_BD)
+    clips = method.eval().encode_clips(clip_inputs(drawn.frames_BVTCHW, attributes=attributes_BD))
     classes = method.class_features(ours)
     found = method.logits(clips, classes)
     assert found.keys() == expected.keys()
@@ -593,7 +601,7 @@ def test_bikes_branches_scores_and_loss_are_the_originals(
         naive.fused({kind: expected[kind][row] for kind in expected}, shares)
         for row in range(sizes.clips)
     ]
-    assert_close(method.scores(clips, classes), torch.stack(scores))
+    assert_close(method.class_scores(clips, classes), torch.stack(scores))
 
     kept = [index for index, weight in enumerate(drawn.weights) if weight > 0]
     labels, cost = [drawn.labels[index] for index in kept], 0.0
@@ -602,5 +610,6 @@ def test_bikes_branches_scores_and_loss_are_the_originals(
             logits_NN = drawn.clip.scale * torch.stack([rows[index][0][labels] for index in kept])
             cost += naive.matching(logits_NN, labels, dual=dual).sum().item()
     method.train()
-    clips, classes = method.encode_clips(drawn.frames_BVTCHW[:, :1]), method.encode_sentence(ours)
-    assert_cost(method.loss_sum(clips, classes, drawn.targets(attributes_BD=attributes_BD)), cost)
+    inputs = clip_inputs(drawn.frames_BVTCHW[:, :1], attributes=attributes_BD)
+    clips, classes = method.encode_clips(inputs), method.encode_sentence(ours)
+    assert_cost(method.loss_sum(clips, classes, drawn.targets()), cost)

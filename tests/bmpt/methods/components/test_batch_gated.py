@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bmpt.methods.base import COSINE, ClassTexts, Features, Method, Targets, TrainingLoss
+from bmpt.methods.base import COSINE, ClassTexts, Features, Method, Targets
 from bmpt.methods.bmpt import NEGATIVE
 from bmpt.methods.components.batch_gated import BatchGatedLayer
 from bmpt.texts.class_texts import ClassSentences
 from tests.bmpt.methods.method_parts import assert_gradients, drawn
-from tests.bmpt.tiny import method_on, random_frames
+from tests.bmpt.tiny import clip_inputs, method_on, random_frames, training_loss
 
 CLASSES = ("walk", "run", "jump")
 ALL_BLOCKS, TWO_BLOCKS = {"vision_depth": 4, "text_depth": 4}, {"vision_depth": 2, "text_depth": 2}
@@ -42,7 +42,9 @@ def texts_of(method: Method, *negatives: str, num_sentences: int = 1) -> ClassTe
 def encode(
     method: Method, texts: ClassTexts, frames: torch.Tensor, weights: list[float] | None = None
 ) -> tuple[Features, Features]:
-    return method.encode_together(frames, texts, torch.tensor(weights or [1.0] * len(frames)))
+    return method.encode_together(
+        clip_inputs(frames, torch.tensor(weights or [1.0] * len(frames))), texts
+    )
 
 
 def test_a_layer_moves_the_second_halves_by_the_mean_over_frames_and_the_largest_over_classes() -> (
@@ -109,7 +111,7 @@ def test_the_towers_move_each_other_from_the_start(clip: Path) -> None:
     frames = random_frames(2, 1, 4, 3, 32, 32)
     clips, classes = encode(method, texts, frames)
     with torch.no_grad():
-        assert (clips[COSINE] - method.encode_clips(frames)[COSINE]).abs().max() > 1e-3
+        assert (clips[COSINE] - method.encode_clips(clip_inputs(frames))[COSINE]).abs().max() > 1e-3
         assert (classes[COSINE] - method.encode_sentence(texts)[COSINE]).abs().max() > 1e-3
 
 
@@ -140,17 +142,19 @@ def test_scores_of_several_sentences_are_of_the_mean_class_features(clip: Path) 
         random_frames(2, 1, 4, 3, 32, 32),
         torch.ones(2),
     )
-    each = [method.encode_together(frames, texts, ones, index) for index in range(2)]
+    each = [method.encode_together(clip_inputs(frames, ones), texts, index) for index in range(2)]
     classes_KD = F.normalize(each[0][1][COSINE] + each[1][1][COSINE], dim=-1)
     expected = method.clip.logit_scale.exp() * each[0][0][COSINE][:, 0] @ classes_KD.T
-    torch.testing.assert_close(method.score(frames, texts, ones), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        method.predict(clip_inputs(frames, ones), texts), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_all_that_trains_gets_a_gradient_of_the_loss(clip: Path) -> None:
     method, texts = gated(clip, **TWO_BLOCKS)
     method.train()
     targets = Targets(torch.tensor([0, 1]), torch.ones(2))
-    TrainingLoss(method)(random_frames(2, 1, 4, 3, 32, 32), texts, targets).backward()
+    training_loss(method, random_frames(2, 1, 4, 3, 32, 32), texts, targets).backward()
     still = [name for name in method.trained_groups() if method.get_parameter(name).grad is None]
     assert still == []
     assert any(name.startswith("exchange.layers.3.") for name in method.trained_groups())
