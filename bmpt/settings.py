@@ -21,6 +21,15 @@ from shards.sampling.orders import OrderSettings
 from shards.stream.failures import MAX_FAILURES
 
 
+def _listed(value: Any) -> Any:
+    """Return a single name as a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""A list of names; a single name stands for a list of one."""
+
+
 class RunSettings(Settings):
     """Where a run lies and how a process computes."""
 
@@ -66,6 +75,9 @@ class DataSettings(ReadSettings, OrderSettings, CutSettings, SelectionSettings):
     max_failures: int = Field(
         MAX_FAILURES, ge=1, description="unreadable samples in a row that end the run"
     )
+    augment: Names = Field(
+        (), description="augmentations of training clips on the device, a list of: gray"
+    )
 
     @property
     def reading(self) -> ReadSettings:
@@ -85,13 +97,6 @@ class ModelSettings(Settings):
         "ViT-B-16", description="open_clip architecture; a free name if the file carries its own"
     )
     pretrained: str = Field("openai", description="open_clip tag, a weight file, or `random`")
-
-
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # one may stand for a list of one
 
 
 class TextSettings(Settings):

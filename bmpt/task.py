@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bmpt.augment import check_augmentations
 from bmpt.checkpoints.wise_ft import base_weights
 from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.config import RunConfig
@@ -81,6 +82,7 @@ def open_task(
             "(what trains nothing is scored with `bmpt eval`)"
         )
     find_method(config.method.name)  # before anything is read
+    check_augmentations(config.data.augment)
     pool = open_pool(config.data.pool)
     names = [config.data.train] if trains and config.data.train is not None else []
     names += _names_to_score(config)

@@ -1,4 +1,4 @@
-"""What is done to clips on the device, a batch at a time."""
+"""Pixels of clips as CLIP reads them, on the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ import torch
 def normalize(
     frames_BVTCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
-    """uint8 RGB to float32 (x / 255 - mean) / std, channel by channel."""
-    mean_C11, std_C11 = (
-        torch.tensor(v, device=frames_BVTCHW.device).view(3, 1, 1) for v in (mean, std)
-    )
-    planar = frames_BVTCHW.to(
-        torch.float32, memory_format=torch.contiguous_format
-    )  # they come channels last
-    return (planar / 255 - mean_C11) / std_C11
+    """Return uint8 RGB frames as float32 (x / 255 - mean) / std, channel by channel."""
+    return standardize(to_unit_range(frames_BVTCHW), mean, std)
+
+
+def to_unit_range(frames_BVTCHW: torch.Tensor) -> torch.Tensor:
+    """Return uint8 frames, which come channels last, as planar float32 from 0 to 1."""
+    return frames_BVTCHW.to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def standardize(
+    frames_BVTCHW: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """Return (x - mean) / std of float frames, channel by channel."""
+    mean_C11 = torch.tensor(mean, device=frames_BVTCHW.device).view(3, 1, 1)
+    std_C11 = torch.tensor(std, device=frames_BVTCHW.device).view(3, 1, 1)
+    return (frames_BVTCHW - mean_C11) / std_C11

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from bmpt.augment import augment
 from bmpt.checkpoints.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
-from bmpt.clip.normalize import normalize
+from bmpt.clip.normalize import standardize, to_unit_range
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
 from bmpt.engine.optim import build_optimizer, lr_share, set_lr
 from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_dropout
@@ -251,7 +252,14 @@ class Trainer:
             self.split,
         )
         seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
-        frames = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
+        frames = augment(
+            to_unit_range(clips.frames_BVTCHW.to(device)),
+            self.config.data.augment,
+            seed=self.config.seed,
+            epoch=batch.epoch,
+            keys=clips.keys,
+        )
+        frames = standardize(frames, backbone.image_mean, backbone.image_std)
         weights_B = clips.weights_B.to(device)
         features = take_rows(split.sample_features, clips.positions_B, device)
         targets = Targets(
