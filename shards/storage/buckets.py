@@ -197,10 +197,7 @@ class BucketStore(Store):
         for source, endpoint in sources.items():
             if not endpoint:
                 continue
-            if not (_ENDPOINT.fullmatch(endpoint) and is_address(endpoint)):
-                raise ConfigError(
-                    f"{source}: is not http(s)://host:port without credentials; correct it"
-                )
+            check_endpoint(endpoint, source=source)
             return endpoint
         return None
 
@@ -250,6 +247,17 @@ class BucketStore(Store):
         if "error sending request" in line:
             return f"no answer; check the address, the endpoint and the network ({line})"
         return f"{line}{shown_code}"
+
+
+def check_endpoint(endpoint: str, *, source: str) -> None:
+    """Check that an endpoint is an http(s) address without credentials that obstore can parse.
+
+    Raises:
+        ConfigError: otherwise; it names the source of the endpoint and does not repeat the
+            endpoint, which may hold a secret.
+    """
+    if not (_ENDPOINT.fullmatch(endpoint) and is_address(endpoint)):
+        raise ConfigError(f"{source}: is not http(s)://host:port without credentials; correct it")
 
 
 def is_address(text: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.bench import bench_build
+from preprocess.bench import BuildBenchmark, bench_build
 from shards.errors import ConfigError
 from tests.preprocess.builds import CallOnUpdate
 from tests.preprocess.tiny_videos import make_video
@@ -32,10 +32,28 @@ def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
         measured.rate_1,
         measured.rate_2,
     )
-    assert all(value > 0 for value in seconds)
-    assert (
-        measured.as_json()["ratios"]["ours_of_decode_only_rate"] == measured.decode / measured.ours
+    assert all(value > 0 for value in seconds)  # 0 is a side that was not measured
+    assert (measured.videos, measured.repeats) == (2, 1)
+
+
+def test_ratios_of_known_times() -> None:
+    measured = BuildBenchmark(
+        videos=2,
+        repeats=3,
+        cores=2,
+        decode=6.0,
+        ours=8.0,
+        every_frame=40.0,
+        reencode=24.0,
+        rate_1=10.0,
+        rate_2=19.0,
     )
+    assert measured.as_json()["ratios"] == {
+        "ours_of_decode_only_rate": 0.75,
+        "ours_times_every_frame_script": 5.0,
+        "ours_times_reencoding": 3.0,
+        "two_workers_times_one": 1.9,
+    }
 
 
 def test_a_folder_without_videos_cannot_be_measured(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bmpt.bench.loader import bench_loader
+from bmpt.bench.loader import LoaderBenchmark, bench_loader, measure
 from shards.errors import ConfigError
 from tests.pools import make_pool
 
@@ -29,13 +32,61 @@ def test_every_side_is_measured(tmp_path: Path) -> None:
         *(f"{who}_{processes}" for who in ("ours", "stock", "folders") for processes in (0, 2)),
     ]
     assert list(measured.rates) == list(measured.first_batch_seconds) == sides
+    # a side that was not measured has a rate of 0 and a first batch after infinite time
     assert all(rate > 0 for rate in measured.rates.values())
+    assert all(math.isfinite(seconds) for seconds in measured.first_batch_seconds.values())
     assert seen == [(done, 8) for done in range(1, 9)]
-    ratios = measured.as_json()["ratios"]
-    assert ratios["ours_0_of_limit"] == measured.rates["ours_0"] / measured.rates["limit"]
-    assert (
-        ratios["ours_2_times_folders_2"] == measured.rates["ours_2"] / measured.rates["folders_2"]
+    assert (measured.samples, measured.repeats) == (16, 1)
+
+
+def test_ratios_of_known_rates() -> None:
+    rates = {
+        **{"plain": 100.0, "limit": 200.0},
+        **{"ours_0": 80.0, "ours_2": 150.0, "remote_0": 60.0, "remote_2": 120.0},
+        **{"stock_0": 20.0, "stock_2": 30.0, "folders_0": 40.0, "folders_2": 60.0},
+        **{"decord_0": 8.0, "decord_2": 10.0},
+    }
+    measured = LoaderBenchmark(
+        samples=16, repeats=3, cores=2, rates=rates, first_batch_seconds=dict.fromkeys(rates, 1.0)
     )
+    ratios = measured.as_json()["ratios"]
+    assert ratios == pytest.approx(
+        {
+            "ours_0_of_plain": 0.8,
+            "ours_2_of_plain_times_cores": 0.75,
+            "ours_0_of_limit": 0.4,
+            "ours_2_of_limit_times_cores": 0.375,
+            "remote_0_of_ours_0": 0.75,
+            "remote_2_of_ours_2": 0.8,
+            "ours_0_times_stock_0": 4.0,
+            "ours_2_times_stock_2": 5.0,
+            "ours_0_times_folders_0": 2.0,
+            "ours_2_times_folders_2": 2.5,
+            "ours_0_times_decord_0": 10.0,
+            "ours_2_times_decord_2": 15.0,
+        }
+    )
+
+
+def test_ratios_on_one_core_compare_two_processes_with_one_core() -> None:
+    rates = {"plain": 100.0, "limit": 200.0, "ours_0": 80.0, "ours_2": 90.0}
+    measured = LoaderBenchmark(16, 1, 1, rates, dict.fromkeys(rates, 1.0))
+    assert measured.ratios()["ours_2_of_plain_times_cores"] == pytest.approx(0.9)
+
+
+def test_measure_counts_clips_and_leaves_the_start_out() -> None:
+    """A side is slow at its first batch and never faster than 5 clips per 10 ms afterwards; a busy
+    machine can only lower its rate."""
+
+    def side() -> Iterator[int]:
+        time.sleep(0.2)
+        while True:
+            yield 5
+            time.sleep(0.01)
+
+    first_batch_seconds, rate = measure(side, 0.3)
+    assert first_batch_seconds >= 0.2
+    assert 0 < rate <= 5 / 0.01
 
 
 def test_too_few_samples_cannot_be_measured(tmp_path: Path) -> None:

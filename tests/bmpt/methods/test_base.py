@@ -379,14 +379,29 @@ def test_short_class_texts_are_fine_with_slots_of_their_own(clip: Path) -> None:
 def test_prompts_that_leave_no_room_for_a_caption_are_refused(clip: Path, text_tokens: int) -> None:
     """The context is 77: SOT, slots, at least one caption token, EOT. Else all classes share one
     feature."""
-    with pytest.raises(ConfigError, match="text_tokens"):
-        bmpt_on(clip, text_tokens=text_tokens).prepare_texts(["walk", "run"])
+    method = bmpt_on(clip, text_tokens=text_tokens)
+    sentence = rf"method\.text_tokens={text_tokens}: leaves no room for a caption .* 77 tokens; .* most 74$"
+    with pytest.raises(ConfigError, match=sentence):
+        method.prepare_texts(["walk", "run"])
+
+
+def test_prompts_that_leave_room_for_one_caption_token_are_taken(clip: Path) -> None:
+    method = bmpt_on(clip, text_tokens=74)
+    assert method.prepare_texts(["walk", "run"]).shape == (2, 77)
 
 
 def test_captions_that_become_equal_when_cut_are_refused(clip: Path) -> None:
     method = bmpt_on(clip, text_tokens=71)  # leaves four caption tokens: "a video of a"
-    with pytest.raises(ConfigError, match="text_tokens"):
+    sentence = (
+        r"method\.text_tokens=71: pushes the ends .*, and some of the 2 become equal; lower it"
+    )
+    with pytest.raises(ConfigError, match=sentence):
         method.prepare_texts(["a video of a cat", "a video of a dog"])
+
+
+def test_captions_that_stay_different_when_cut_are_taken(clip: Path) -> None:
+    method = bmpt_on(clip, text_tokens=70)  # leaves a fifth caption token: "cat" or "dog"
+    assert method.prepare_texts(["a video of a cat", "a video of a dog"]).shape == (2, 77)
 
 
 @pytest.mark.parametrize(

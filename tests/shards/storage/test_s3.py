@@ -16,6 +16,7 @@ from shards.storage.base import Store
 from shards.storage.open import open_store
 from tests.fault_proxy import Fault, FaultProxy, run_fault_proxy
 from tests.object_store import DOMAIN, PUBLIC, READER, WRITER, ObjectServer
+from tests.shards.aws_files import write_profile
 
 DATA = random.Random(0).randbytes(20_000_000)  # more than two parts of an upload
 
@@ -294,16 +295,3 @@ def test_a_server_that_never_answered_is_one_line_within_seconds(
         time.monotonic() - started < 60
     )  # not the four minutes for which a known server is waited for
     assert "\n" not in str(caught.value)
-
-
-def write_profile(
-    home: Path, name: str, *, region: str, endpoint: str, key: tuple[str, str] = WRITER
-) -> None:
-    """The two files of `~/.aws`, by default with the keys of one who may write."""
-    (home / ".aws").mkdir()
-    section = name if name == "default" else f"profile {name}"
-    (home / ".aws" / "config").write_text(
-        f"[{section}]\nregion = {region}\nendpoint_url = {endpoint}\n"
-    )
-    keys = f"aws_access_key_id = {key[0]}\naws_secret_access_key = {key[1]}\n"
-    (home / ".aws" / "credentials").write_text(f"[{name}]\n{keys}")

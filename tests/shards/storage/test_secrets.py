@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from obstore.exceptions import GenericError
 
-from shards.errors import BmptError, StorageError
+from shards.errors import BmptError, ConfigError, StorageError
 from shards.fetching.frames import FrameReader, ReadSettings, make_reader
 from shards.loader import build_eval_loader
 from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
+from shards.storage.buckets import check_endpoint
 from shards.storage.open import LocalStore, open_store
 from shards.stream.settings import BlockSettings
 from tests.object_store import READER, WRITER, ObjectServer
-from tests.shards.storage.test_s3 import write_profile
+from tests.shards.aws_files import write_profile
 
 MANIFEST = "base_to_novel/val_novel"
 SECRETS = (
@@ -149,61 +150,66 @@ def complaint(address: str) -> str:
 @pytest.mark.parametrize(
     "endpoint",
     [
-        *(
-            "http://key:planted@127.0.0.1:9",
-            "http://key:pa/planted@127.0.0.1:9",
-            "http://planted@127.0.0.1:9",
-        ),
-        *(
-            "http://key%3Aplanted%40127.0.0.1:9",
-            "http://key%3Aplanted",
-            "http://127.0.0.1:9/planted%40x",
-        ),
-        *(
-            "http://planted:99999",
-            "http://1.2.3.999",
-            "http://[::planted]",
-            "http://",
-            "http:///planted",
-            "planted:9",
-        ),
-        *("http://127.0.0.1:9 x", "http://127.0.0.1:9?planted", "http://é", "ftp://planted"),
+        "http://key:planted@127.0.0.1:9",
+        "http://key:pa/planted@127.0.0.1:9",
+        "http://planted@127.0.0.1:9",
+        "http://key%3Aplanted%40127.0.0.1:9",
+        "http://key%3Aplanted",
+        "http://127.0.0.1:9/planted%40x",
+        "http://planted:99999",
+        "http://1.2.3.999",
+        "http://[::planted]",
+        "http://",
+        "http:///planted",
+        "planted:9",
+        "http://127.0.0.1:9 x",
+        "http://127.0.0.1:9?planted",
+        "http://é",
+        "ftp://planted",
     ],
 )
+def test_endpoint_that_cannot_be_used_is_refused_and_not_repeated(endpoint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_endpoint(endpoint, source="ENDPOINT")
+    expected = "ENDPOINT: is not http(s)://host:port without credentials; correct it"
+    assert str(caught.value) == expected
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
 @pytest.mark.parametrize(
-    ("address", "variable"),
+    "endpoint",
+    ["http://127.0.0.1:9", "https://minio.lab", "HTTPS://host:443/path/", "http://[::1]:9000"],
+)
+def test_endpoint_that_can_be_used_is_not_refused(endpoint: str) -> None:
+    """The check returns nothing: that it does not raise is the whole test."""
+    check_endpoint(endpoint, source="ENDPOINT")
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
     [
-        *[
-            ("s3://b/p", name)
-            for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "profile")
-        ],
-        *[
-            ("gs://b/p?anonymous=true", "GOOGLE_BASE_URL"),
-            ("az://b/p?anonymous=true", "AZURE_STORAGE_ENDPOINT"),
-        ],
+        ("s3://b/p?endpoint=http://planted:99999", "endpoint= of the address"),
+        ("s3://b/p", "AWS_ENDPOINT_URL_S3"),
+        ("s3://b/p", "AWS_ENDPOINT_URL"),
+        ("s3://b/p", "AWS_ENDPOINT"),
+        ("s3://b/p", "endpoint_url of the AWS profile"),
+        ("gs://b/p?anonymous=true", "GOOGLE_BASE_URL"),
+        ("az://b/p?anonymous=true", "AZURE_STORAGE_ENDPOINT"),
     ],
 )
-def test_an_endpoint_that_cannot_be_used_is_refused_and_not_repeated(
-    s3: ObjectServer,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    address: str,
-    variable: str,
-    endpoint: str,
+def test_every_source_of_an_endpoint_is_checked_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, source: str
 ) -> None:
+    endpoint = "http://planted:99999"
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("HOME", str(tmp_path))
-    if variable == "profile":
+    if source == "endpoint_url of the AWS profile":
         write_profile(tmp_path, "default", region="us-east-1", endpoint=endpoint)
-    else:
-        monkeypatch.setenv(variable, endpoint)
+    elif source != "endpoint= of the address":
+        monkeypatch.setenv(source, endpoint)
     said = complaint(address)
-    where = "endpoint_url of the AWS profile" if variable == "profile" else variable
-    assert (
-        f"/p/x: cannot be read: {where}: is not http(s)://host:port without credentials; correct it"
-        in said
-    )
+    assert f"/p/x: cannot be read: {source}: is not http(s)://host:port without credentials" in said
     assert "planted" not in said
 
 
