@@ -181,7 +181,7 @@ def two_ranks(
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     # some fifty runs
     done = torchrun(
-        2, str(folder / "jobs.json"), module="tests.bmpt.methods.method_ranks", timeout_seconds=400
+        2, str(folder / "jobs.json"), module="tests.bmpt.methods.method_ranks", timeout_seconds=1200
     )
     assert done.returncode == 0, done.stderr
     return made

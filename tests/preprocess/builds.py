@@ -19,6 +19,7 @@ from tests.preprocess.tiny_videos import make_video
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("-_a (1)#&;", "b!!! [2]", "c é", "d", "e")
+PATIENCE_SECONDS = 300  # for a process that hangs
 ENCODING = ("frames_per_clip=6", "videos_per_shard=4", "jpeg_quality=80")
 
 
@@ -115,7 +116,7 @@ def run_script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 def run_python(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run Python and capture what it prints."""
     return subprocess.run(
-        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
 
 

@@ -126,7 +126,7 @@ def run_python(*arguments: str, cwd: Path, **environment: str) -> str:
         env={**os.environ, **home, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -47,7 +47,7 @@ def test_every_lever_is_measured_and_changes_no_gradient(
 
 @pytest.mark.long
 def test_on_two_ranks_the_first_prints_what_sharing_the_classes_gives() -> None:
-    done = torchrun(2, "bench", "train", *SMALL, timeout_seconds=300)
+    done = torchrun(2, "bench", "train", *SMALL, timeout_seconds=900)
     assert done.returncode == 0, done.stderr
     *ratios, what = done.stdout.splitlines()  # of both ranks: each line once
     assert [line.split()[0] for line in ratios] == [

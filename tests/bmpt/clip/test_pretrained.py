@@ -172,7 +172,7 @@ def ask_in_a_process(endpoint: str, folder: Path) -> tuple[dict[str, Any], float
     }
     environment = {**os.environ, **settings, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr
     answer, seconds = json.loads(done.stdout)

@@ -40,7 +40,7 @@ def ask(
     chat: ChatServer,
     *keys: str,
     pace: Pace = QUICK,
-    timeout_seconds: float = 5.0,
+    timeout_seconds: float = 60.0,
     api_key: str | None = None,
 ) -> list[Outcome]:
     """The outcomes in the order of the keys."""
@@ -105,7 +105,7 @@ def test_when_all_tries_are_used_up_the_last_reason_is_given(chat: ChatServer) -
 
 
 @pytest.mark.parametrize(
-    "silence", [Send(delay_seconds=60), Send(body=b"x" * 100, drip_seconds=0.1)]
+    "silence", [Send(delay_seconds=60), Send(body=b"x" * 1000, drip_seconds=0.1)]
 )
 def test_a_request_ends_at_its_deadline_though_bytes_drip_in(
     chat: ChatServer, silence: Send
@@ -114,7 +114,8 @@ def test_a_request_ends_at_its_deadline_though_bytes_drip_in(
     started = time.monotonic()
     (outcome,) = ask(chat, "golf", pace=Pace(concurrency=1, retries=0), timeout_seconds=0.5)
     assert outcome.failure == "no answer within 0.5 s, tries: 1"
-    assert time.monotonic() - started < 9, "100 bytes at 10 a second"
+    # shorter than the silence and than 1000 bytes at 10 per second
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -173,7 +174,7 @@ def test_questions_overlap_up_to_the_concurrency_and_no_further(chat: ChatServer
     meeting = threading.Barrier(4)  # passes only when four are being answered at the same time
 
     def decide(number: int, asked: Asked) -> Say:
-        meeting.wait(timeout=30)
+        meeting.wait(timeout=60)
         return Say("met")
 
     chat.decide = decide
@@ -183,21 +184,26 @@ def test_questions_overlap_up_to_the_concurrency_and_no_further(chat: ChatServer
 
 
 def test_requests_a_minute_are_spread_evenly_however_many_wait(chat: ChatServer) -> None:
+    started = time.monotonic()
     ask(chat, *"abcdef", pace=Pace(concurrency=6, requests_per_minute=600))
-    assert chat.asked[-1].at_seconds - chat.asked[0].at_seconds > 0.4, (
-        "five tenths of a second less their jitter"
-    )
+    # counted from before the first request, which may itself come late on a loaded machine
+    for number, asked in enumerate(chat.asked):
+        assert asked.at_seconds - started >= 0.1 * number - 0.001
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_a_wait_that_the_server_asks_for_holds_back_all_questions(
     chat: ChatServer, form: str
 ) -> None:
-    seconds = 1.0 if form == "seconds" else 3.0  # a date has whole seconds
-    value = "1" if form == "seconds" else email.utils.formatdate(time.time() + seconds, usegmt=True)
-    chat.decide = lambda number, asked: (
-        Send(status=429, headers=(("Retry-After", value),)) if number == 0 else Say("b")
-    )
+
+    def decide(number: int, asked: Asked) -> Say | Send:
+        if number > 0:
+            return Say("b")
+        # a date has whole seconds, and is at least 2 s ahead
+        date = email.utils.formatdate(time.time() + 3.0, usegmt=True)
+        return Send(status=429, headers=(("Retry-After", "1" if form == "seconds" else date),))
+
+    chat.decide = decide
     assert all(outcome.reply for outcome in ask(chat, *"abc"))
     assert len(chat.asked) == 4
     assert chat.asked[1].at_seconds - chat.asked[0].at_seconds > 0.9

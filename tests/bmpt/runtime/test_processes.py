@@ -284,11 +284,11 @@ def test_ctrl_c_in_training_is_one_line_and_exit_130(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     metrics = folder / "interrupted" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "interrupted; run the same command again" in errors

@@ -22,6 +22,7 @@ from shards.errors import ConfigError, FormatError, StorageError
 from shards.format.schema import Encoding
 from shards.reader import open_pool, read_frames
 from tests.preprocess.builds import (
+    PATIENCE_SECONDS,
     ROOT,
     arguments,
     build,
@@ -113,7 +114,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
     assert "Traceback" not in killed.stderr
     assert ("run the same command again" in killed.stderr) == (kill is not signal.SIGKILL)
     assert not (out / "pool.json").exists()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while _orphans() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _orphans() == []
@@ -303,15 +304,19 @@ def test_a_shard_without_any_good_video_is_an_empty_tar(tmp_path: Path) -> None:
     assert build(tmp_path / "tree", tmp_path / "pool").num_decoded == 0
 
 
-def source_video(path: Path) -> SourceVideo:
-    return SourceVideo(path.stem, path, path.name, 0, None)
+def source_video(path: Path, *, num_bytes: int = 0) -> SourceVideo:
+    return SourceVideo(path.stem, path, path.name, num_bytes, None)
 
 
 def test_a_hanging_decoder_is_killed_and_only_its_video_is_lost(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.avi")  # opening it waits for a writer that never comes
     files = [make_video(tmp_path / "a.avi"), tmp_path / "b.avi", make_video(tmp_path / "c.avi")]
+    # stated as 20 GB, the two others have 140 s, which is enough on a loaded machine
+    videos = [
+        source_video(path, num_bytes=0 if path.stem == "b" else 20_000_000_000) for path in files
+    ]
     with LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=0.7)) as workers:
-        answers = list(InOrder(workers).decode([source_video(path) for path in files]))
+        answers = list(InOrder(workers).decode(videos))
     assert [answer.row["key"] for answer in answers] == ["a", "b", "c"]
     assert [answer.row["verdict"] for answer in answers] == ["ok", "undecodable", "ok"]
     assert answers[1].row["reason"] == "the decoder did not end within 0.7 s, tried twice"

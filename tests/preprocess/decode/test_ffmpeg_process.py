@@ -21,7 +21,7 @@ from preprocess.workers.in_order import InOrder
 from preprocess.workers.local import LocalWorkers
 from shards.errors import ConfigError
 from shards.format.schema import Encoding
-from tests.preprocess.builds import ROOT, arguments, build
+from tests.preprocess.builds import PATIENCE_SECONDS, ROOT, arguments, build
 from tests.preprocess.tiny_videos import make_video
 
 FFMPEG = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
@@ -76,7 +76,7 @@ def ffmpeg_processes(path: Path) -> list[str]:
 
 
 def wait_until(is_true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not is_true():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
@@ -116,7 +116,7 @@ def test_no_ffmpeg_outlives_a_build_that_was_killed(
     try:
         wait_until(lambda: bool(ffmpeg_processes(endless)), "FFmpeg never began")
         os.kill(process.pid, number)
-        process.wait(timeout=20)
+        process.wait(timeout=PATIENCE_SECONDS)
         wait_until(lambda: not ffmpeg_processes(endless), "FFmpeg runs on")
     finally:
         process.kill()
