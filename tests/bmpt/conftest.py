@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from bmpt.clip.backbone import Backbone, load_backbone
 from bmpt.config import RunConfig
+from tests.bmpt.parity.stored_outputs import reference_folder
 from tests.bmpt.runs import VAL, run
 from tests.bmpt.tiny import make_config, write_clip
 from tests.pools import make_pool
@@ -61,3 +63,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Pat
     settings = make_config(folder, clip, toy_pool, eval={"manifests": [*VAL, "few_shot/val"]})
     run(settings)
     return settings
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of the outputs that the original systems computed."""
+    return reference_folder()
+
+
+@pytest.fixture
+def backbone(reference: Path) -> Backbone:
+    """The CLIP with which the originals' outputs were computed."""
+    return load_backbone("reference", str(reference / "clip_tiny.safetensors"))

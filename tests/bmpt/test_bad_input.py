@@ -26,6 +26,7 @@ from shards.reader import open_pool
 from tests.bmpt.checkpoints import published_files
 from tests.bmpt.runs import error_lines, run_ranks
 from tests.bmpt.tiny import JOINT_WIDTH, SPEC, load_tiny, make_config, write_clip, write_config
+from tests.complaints import complains
 
 TRAIN = "few_shot/train_k2"
 Sections = dict[str, dict[str, Any]]
@@ -94,17 +95,15 @@ def here(tmp_path_factory: pytest.TempPathFactory, clip: Path, toy_pool: Path) -
     return folder
 
 
-def complains(capsys: pytest.CaptureFixture[str], here: Path, *words: str) -> str:
-    """Exit 2, one line and no new file; returns the line with its folder left out."""
+def complains_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], here: Path, *words: str
+) -> str:
+    """Run a command that ends with one line of error and no new file; return the line with its
+    folder left out."""
     before = sorted(here.rglob("*"))
-    capsys.readouterr()
-    assert run_app(app, words, prog_name="bmpt") == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("error: ")
+    line = complains(capsys, *words)
     assert sorted(here.rglob("*")) == before
-    return captured.err.replace(f"{here}/", "")
+    return line.replace(f"{here}/", "")
 
 
 def in_folder(values: Any, here: Path) -> Any:
@@ -328,7 +327,7 @@ def test_bad_input_of_training_is_one_line(
     cure: str,
 ) -> None:
     path = write_config(here, clip, toy_pool, **in_folder(sections, here))
-    line = complains(capsys, here, "train", str(path))
+    line = complains_and_writes_nothing(capsys, here, "train", str(path))
     assert line.startswith(f"error: {where}")
     assert value in line
     assert cure in line
@@ -420,7 +419,7 @@ def test_a_checkpoint_of_something_else_is_one_line(
     cure: str,
 ) -> None:
     path = write_config(here, clip, toy_pool, **in_folder(sections, here))
-    line = complains(
+    line = complains_and_writes_nothing(
         capsys, here, "eval", str(path), "--checkpoint", str(here / f"{checkpoint}.ckpt")
     )
     assert line.startswith(f"error: {checkpoint}.ckpt: ")
@@ -436,7 +435,9 @@ def test_a_file_of_training_that_is_gone_is_one_line_in_scoring_too(
 ) -> None:
     """Scoring does not read it, but results state its hash."""
     path = write_config(here, clip, toy_pool, text={key: str(here / file)})
-    line = complains(capsys, here, "eval", str(path), "--checkpoint", str(here / "bmpt.ckpt"))
+    line = complains_and_writes_nothing(
+        capsys, here, "eval", str(path), "--checkpoint", str(here / "bmpt.ckpt")
+    )
     assert line.startswith(
         f"error: text.{key}={file}: cannot be read: No such file or directory; correct it, or set "
     )
@@ -504,7 +505,7 @@ def test_an_import_that_does_not_fit_writes_nothing(
         str(clip),
         *in_folder(words, here),
     ]
-    line = complains(capsys, here, *given)
+    line = complains_and_writes_nothing(capsys, here, *given)
     assert value in line
     assert cure in line
 
@@ -513,7 +514,9 @@ def test_an_export_onto_another_base_writes_nothing(
     capsys: pytest.CaptureFixture[str], here: Path
 ) -> None:
     words = ["export", str(here / "bmpt.ckpt"), "--pretrained", str(here / "other.safetensors")]
-    line = complains(capsys, here, *words, "--out", str(here / "model.safetensors"))
+    line = complains_and_writes_nothing(
+        capsys, here, *words, "--out", str(here / "model.safetensors")
+    )
     assert line.startswith("error: bmpt.ckpt: was trained on tiny (")
     assert "set model.name and model.pretrained to the former" in line
 

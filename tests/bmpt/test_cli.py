@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from bmpt.cli.app import app
-from shards.cli import RANK_WAIT_VARIABLE, run_app
+from shards.cli import RANK_WAIT_VARIABLE
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.tiny import VISION_WIDTH, random_frames, write_clip, write_config
+from tests.complaints import complains, run
 from tests.pools import make_pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,26 +28,10 @@ def run_process(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProces
         [sys.executable, "-m", "bmpt", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         cwd=cwd,
         check=False,
     )
-
-
-def run(*arguments: str) -> int:
-    """Run a command in this process; returns its exit code."""
-    return run_app(app, arguments, prog_name="bmpt")
-
-
-def complains(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command in this process: exit 2 and exactly one line on stderr, which is returned."""
-    capsys.readouterr()
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    return captured.err
 
 
 @pytest.fixture

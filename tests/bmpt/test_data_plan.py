@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from shards.reader import open_pool
-from tests.bmpt.test_cli import complains, run
 from tests.bmpt.tiny import write_config
+from tests.complaints import complains, run
 from tests.fault_proxy import Fault, run_fault_proxy
 from tests.object_store import ObjectServer
 

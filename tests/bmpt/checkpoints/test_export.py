@@ -24,6 +24,7 @@ from shards.config import load_settings
 from shards.errors import BmptError, ConfigError, FormatError
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.tiny import cosine_logits, load_tiny, random_frames, write_clip
+from tests.complaints import refused
 
 PROVENANCE = {
     "classes": ["walk", "sword"],
@@ -51,15 +52,13 @@ def logits(method: Method) -> torch.Tensor:
     return cosine_logits(method, random_frames(2, 1, 4, 3, 32, 32), method.prepare_texts(TEXTS))
 
 
-def refused(path: Path, sentence: str, kind: type[BmptError] = FormatError) -> None:
+def refuses_to_read(path: Path, sentence: str, kind: type[BmptError] = FormatError) -> None:
     for read in (
         load_model,
         lambda file: export_checkpoint(file, file.with_name("out.safetensors")),
     ):
-        with pytest.raises(kind, match=sentence) as caught:
+        with refused(path, kind, sentence):
             read(path)
-        assert path.name in str(caught.value)
-        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_a_file_that_is_neither_checkpoint_nor_export_is_refused(
     tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "notes.safetensors").write_bytes(content)
-    refused(tmp_path / "notes.safetensors", r"is not safetensors|is no checkpoint")
+    refuses_to_read(tmp_path / "notes.safetensors", r"is not safetensors|is no checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +214,7 @@ def test_metadata_that_cannot_be_understood_is_refused(tmp_path: Path, text: str
         tmp_path / "odd.safetensors",
         {"bmpt": text, SPEC_METADATA_KEY: f'{{"export": {text}}}'},
     )
-    refused(
+    refuses_to_read(
         tmp_path / "odd.safetensors",
         r"is no arch|is no export|has export format 9|carries a config|is no checkp",
     )

@@ -49,10 +49,10 @@ from tests.bmpt.checkpoints.published_files import (
 )
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.parity import naive_originals as naive
-from tests.bmpt.parity.test_parity import assert_close, read, reference, stored_passes
+from tests.bmpt.parity.stored_outputs import assert_close, read, stored_passes
 from tests.bmpt.tiny import SPEC, clip_inputs, cosine_logits, load_tiny, random_frames, write_clip
+from tests.complaints import refused
 
-__all__ = ["reference"]  # fixture
 TEXTS = ["a video of a person who walks along the road", "a video of a person who draws a sword"]
 
 
@@ -71,11 +71,11 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def refused(file: Path, system: str, base: Backbone, kind: type[BmptError], sentence: str) -> None:
-    with pytest.raises(kind, match=sentence) as caught:
+def refuses_to_import(
+    file: Path, system: str, base: Backbone, kind: type[BmptError], sentence: str
+) -> None:
+    with refused(file, kind, sentence):
         import_checkpoint(file, system, base)
-    assert file.name in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def assert_clip_is(
@@ -250,7 +250,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(
     else:
         content["model"]["logit_scale"] = planted
     name = rf"{function.__module__}\.{function.__name__}"
-    refused(
+    refuses_to_import(
         write(tmp_path / "bad.pth", content),
         "vifi_clip",
         base,
@@ -423,7 +423,7 @@ def test_a_bike_of_another_token_embedding_was_not_tuned_from_this_base(
     tmp_path: Path, base: Backbone, tuned: Backbone
 ) -> None:
     file = write(tmp_path / "model_best.pt", published_files.bike_file(tuned, {}))
-    refused(
+    refuses_to_import(
         file,
         "bike",
         base,
@@ -533,7 +533,7 @@ def test_a_key_that_nothing_explains_ends_the_import(
         else:
             state[key] = torch.zeros(value)
     file = write(tmp_path / "best.pth", training_file(state))
-    refused(
+    refuses_to_import(
         file,
         system,
         base,
@@ -551,12 +551,12 @@ def test_half_a_head_of_bike_is_refused(
     head = published_files.temporal_head()
     del head[key]
     file = write(tmp_path / "last_model.pt", published_files.bike_file(tuned, head))
-    refused(file, "bike", base, FormatError, rf"missing fusion_model_state_dict\.{key}")
+    refuses_to_import(file, "bike", base, FormatError, rf"missing fusion_model_state_dict\.{key}")
 
 
 def test_many_unexplained_keys_are_counted(tmp_path: Path, base: Backbone, tuned: Backbone) -> None:
     file = write(tmp_path / "bdc.pth", training_file(published_files.bdc_state(tuned)))
-    refused(
+    refuses_to_import(
         file,
         "vifi_clip",
         base,
@@ -583,14 +583,14 @@ def test_many_unexplained_keys_are_counted(tmp_path: Path, base: Backbone, tuned
 def test_a_file_of_another_layout_is_refused(
     tmp_path: Path, base: Backbone, content: Any, system: str, sentence: str
 ) -> None:
-    refused(write(tmp_path / "odd.pth", content), system, base, FormatError, sentence)
+    refuses_to_import(write(tmp_path / "odd.pth", content), system, base, FormatError, sentence)
 
 
 def test_a_checkpoint_of_another_width_is_refused(tmp_path: Path, base: Backbone) -> None:
     wide = {**SPEC, "vision_cfg": {**SPEC["vision_cfg"], "width": 64}}
     other = load_tiny(write_clip(tmp_path / "wide.safetensors", spec=wide))
     file = write(tmp_path / "wide.pth", training_file(published_files.vifi_state(other)))
-    refused(
+    refuses_to_import(
         file,
         "vifi_clip",
         base,
@@ -605,7 +605,7 @@ def test_prompts_of_another_width_are_refused(
     state = published_files.bmpt_state(tuned)
     state["image_encoder.transformer.resblocks.2.VPT"] = torch.zeros(3, 32)
     file = write(tmp_path / "best.pth", training_file(state))
-    refused(
+    refuses_to_import(
         file, "bmpt", base, ConfigError, r"resblocks\.2\.VPT is \[3, 32\], the base has \[3, 48\]"
     )
 
@@ -615,7 +615,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(
     tmp_path: Path, base: Backbone, content: bytes
 ) -> None:
     (tmp_path / "cut.pth").write_bytes(content)
-    refused(
+    refuses_to_import(
         tmp_path / "cut.pth",
         "bmpt",
         base,
@@ -625,7 +625,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, base: Backbone) -> None:
-    refused(tmp_path / "gone.pth", "bmpt", base, ConfigError, "no such checkpoint")
+    refuses_to_import(tmp_path / "gone.pth", "bmpt", base, ConfigError, "no such checkpoint")
 
 
 def test_an_unknown_system_is_refused_with_the_known_ones(tmp_path: Path, base: Backbone) -> None:

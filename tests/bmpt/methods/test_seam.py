@@ -11,65 +11,25 @@ import torch
 
 from bmpt.config import RunConfig
 from bmpt.methods import METHODS, build_method, validate_method_settings
-from bmpt.methods.base import COSINE, Method, Targets
+from bmpt.methods.base import COSINE
 from bmpt.methods.bdc_clip import CLASSIFIER, COVARIANCE, BdcClip, BdcClipSettings
 from bmpt.methods.bike import Bike
 from bmpt.methods.bmpt import NEGATIVE
 from bmpt.texts.class_texts import ClassSentences, class_sentences
 from shards.config import load_settings
 from shards.errors import ConfigError
+from tests.bmpt.methods.small_methods import CLASSES, TUNES, method_of, sentences, targets
 from tests.bmpt.parity import naive_originals as naive
-from tests.bmpt.parity.test_parity import (
+from tests.bmpt.parity.stored_outputs import (
     assert_close,
-    backbone,
     bdc_state,
     read,
-    reference,
     space_time_blocks,
     stored_passes,
     vifi_clip_of_the_release,
 )
 from tests.bmpt.runs import ROOT
-from tests.bmpt.tiny import (
-    METHOD,
-    clip_inputs,
-    load_tiny,
-    random_frames,
-    settings_of,
-    training_loss,
-)
-
-__all__ = ["backbone", "reference"]  # fixtures
-CLASSES = ("walk", "run", "jump")
-TUNES = {
-    "zero_shot": "prompts",
-    "vifi_clip": "all",
-    "bdc_clip": "all",
-    "bmpt": "prompts",
-    "bike": "image",
-}
-
-
-def sentences(num_sentences: int = 1) -> ClassSentences:
-    texts = tuple(
-        tuple(f"a person {'slowly ' * p}going to {name}" for p in range(num_sentences))
-        for name in CLASSES
-    )
-    return ClassSentences(CLASSES, texts)
-
-
-def method_of(clip: Path, name: str, *, num_frames: int = 4, **changes: Any) -> Method:
-    settings = settings_of(
-        {**METHOD, "reduced_width": 6, "temporal_layers": 2}, name=name, **changes
-    )
-    return build_method(load_tiny(clip), settings, num_frames=num_frames, seed=0, classes=CLASSES)
-
-
-def targets(
-    labels: list[int], weights: list[float] | None = None, **features: torch.Tensor
-) -> Targets:
-    weights_B = torch.tensor(weights or [1.0] * len(labels))
-    return Targets(torch.tensor(labels), weights_B, sample_features=features)
+from tests.bmpt.tiny import clip_inputs, random_frames, training_loss
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])

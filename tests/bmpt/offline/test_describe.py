@@ -16,14 +16,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bmpt.cli.app import app
 from bmpt.offline.answers import MalformedError
 from bmpt.offline.describe import parse_strings
 from bmpt.offline.endpoint import Reply
 from bmpt.texts.class_texts import file_sentences, mapped_names, negative_sentences
-from shards.cli import run_app
 from tests.bmpt.runs import ROOT, TIMEOUT_SECONDS
 from tests.chat_server import MODEL, Asked, ChatServer, Say, Send, run_chat_server
+from tests.complaints import complains, run
 
 CLASSES = ["ApplyEyeMakeup", "ride_bike", "walk"]
 KEY = "sk-secret-0123456789"
@@ -76,22 +75,6 @@ def arguments(chat: ChatServer, classes: Path, *more: str) -> list[str]:
         str(out),
     ]
     return [*common, "--retries", "0", *more]
-
-
-def run(*words: str) -> int:
-    return run_app(app, words, prog_name="bmpt")
-
-
-def complains(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Exit 2 and, but for progress, one line on stderr, which is returned."""
-    capsys.readouterr()
-    assert run(*words) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if not re.match(r"\w+: \d+/\d+", line)]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def test_all_three_outputs_are_what_training_reads(
@@ -258,7 +241,7 @@ def test_an_endpoint_that_is_down_is_one_line_and_nothing_is_written(
     down = arguments(chat, classes)
     down[down.index(chat.url)] = "http://127.0.0.1:1/v1"
     assert "http://127.0.0.1:1/v1: no endpoint answers there (Connection refused)" in complains(
-        capsys, *down
+        capsys, *down, shows_progress=True
     )
     assert [path.name for path in classes.parent.iterdir()] == ["labels.csv"]
 
@@ -269,7 +252,7 @@ def test_unanswered_questions_are_one_line_no_output_and_asked_by_the_next_run(
     chat.decide = lambda number, asked: (
         Send(status=500) if action_of(asked) == "walk" else answer_well(number, asked)
     )
-    line = complains(capsys, *arguments(chat, classes))
+    line = complains(capsys, *arguments(chat, classes), shows_progress=True)
     assert "1 of 3 questions found no answer (the first: walk: HTTP 500, tries: 1)" in line
     assert not (classes.parent / "texts.json").exists()
     chat.decide = answer_well
@@ -288,7 +271,9 @@ def test_the_key_is_sent_and_stands_nowhere(
     assert chat.asked[0].headers["Authorization"] == f"Bearer {KEY}"
     chat.decide = lambda number, asked: Send(status=401, body=f"wrong key {KEY}".encode())
     line = complains(
-        capsys, *arguments(chat, classes, "--api-key-env", "MY_KEY", "--sentences", "1")
+        capsys,
+        *arguments(chat, classes, "--api-key-env", "MY_KEY", "--sentences", "1"),
+        shows_progress=True,
     )
     assert "refuses the key (HTTP 401: wrong key <key>)" in line
     for path in classes.parent.iterdir():

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from bmpt.clip.backbone import import_open_clip
 from tests.bmpt.parity import naive_originals as naive
-from tests.bmpt.parity.test_originals import drawn_like
+from tests.bmpt.parity.drawn import drawn_like
 from tests.bmpt.tiny import random_frames
 
 NAMES = (

@@ -18,8 +18,8 @@ from bmpt.methods.base import COSINE, Features, Method
 from bmpt.methods.bmpt import NEGATIVE
 from bmpt.texts.class_texts import NEGATIVE_TEMPLATE, ClassSentences
 from shards.errors import ConfigError
-from tests.bmpt.methods.test_seam import CLASSES, TUNES, method_of, sentences, targets
-from tests.bmpt.parity.test_originals import RELEASED, Drawn
+from tests.bmpt.methods.small_methods import CLASSES, TUNES, method_of, sentences, targets
+from tests.bmpt.parity.drawn import RELEASED, Drawn
 from tests.bmpt.tiny import VISION_WIDTH, clip_inputs, load_tiny, random_frames, training_loss
 from tests.rules.sources import ROOT, relative, source_files, tree_of
 
@@ -280,7 +280,7 @@ def test_short_negatives_are_apart_or_refused(
 def test_no_model_names_a_device_or_a_half_precision() -> None:
     files = [
         *source_files("bmpt/methods"),
-        *(ROOT / "bmpt" / f"{name}.py" for name in ("towers", "losses", "clip")),
+        *(ROOT / "bmpt" / "clip" / f"{name}.py" for name in ("towers", "backbone")),
     ]
     assert len(files) > 12
     named = [

@@ -21,11 +21,9 @@ from shards.format import jpeg
 from shards.format.schema import Encoding
 from shards.reader import open_pool
 from tests.preprocess.builds import build, digests
-from tests.preprocess.decode.test_fuzz_verdicts import SAMPLES
-from tests.preprocess.decode.test_pyav_reader import sample_clips
 from tests.preprocess.fuzz import Damage
 from tests.preprocess.tiny_videos import index_of, make_audio, make_video
-from tests.shared_data import shared_data
+from tests.shared_data import SMALL_CLIPS, sample_clips, shared_data
 
 FFMPEG = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
 
@@ -200,7 +198,7 @@ def test_damaged_files_keep_the_frames_and_the_verdict_that_pyav_gives_them(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", SMALL_CLIPS)
 def test_damaged_sample_clips_are_seen_as_by_pyav_and_twice_alike(
     name: str, tmp_path: Path
 ) -> None:

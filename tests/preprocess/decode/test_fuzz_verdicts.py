@@ -17,17 +17,10 @@ from tests.preprocess.fuzz import (
     try_damages,
 )
 from tests.preprocess.tiny_videos import make_video
-from tests.shared_data import shared_data
+from tests.shared_data import SMALL_CLIPS, shared_data
 
 CUTS = [Damage("cut", percent) for percent in (10, 30, 50, 70, 90, 98)]
 CODECS = {".avi": "mpeg4", ".mp4": "h264", ".webm": "vp9"}
-# the smallest clips of each codec and container
-SAMPLES = (
-    "ucf101/HorseRace/v_HorseRace_g04_c03.avi",
-    "ucf101/BasketballDunk/v_BasketballDunk_g19_c02.avi",
-    "ssv2/166766.webm",
-    "odd/video_90.mov",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +74,7 @@ def test_a_wrong_extension_changes_nothing(video: Path, tmp_path: Path) -> None:
     assert judge_file(other)[1].name == "ok"
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", SMALL_CLIPS)
 def test_damaged_sample_clips_are_seen(name: str, tmp_path: Path) -> None:
     damages = [*CUTS, *[Damage("flip", 8), Damage("flip", 40)] * 2]
     for outcome in try_damages(shared_data() / "clips" / name, damages, scratch=tmp_path, seed=5):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -19,9 +18,7 @@ from preprocess.planning import stored_indices
 from shards.format import jpeg
 from shards.format.schema import Encoding
 from tests.preprocess.tiny_videos import index_of, make_video
-from tests.shared_data import shared_data
-
-VIDEO_SUFFIXES = {".avi", ".mp4", ".webm", ".mov"}
+from tests.shared_data import sample_clips, shared_data
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -139,19 +136,6 @@ def difference_from_rgb(path: Path, video: ReadVideo) -> float:
                 stored = jpeg.decode(video.frames[checked[index]], where="test")
                 largest = max(largest, float(np.abs(stored.astype(int) - wanted).mean()))
     return largest
-
-
-def sample_clips() -> list[str]:
-    """Names of the sample clips; one stand-in where they are absent, so that its test says why it
-    skips."""
-    with contextlib.suppress(pytest.skip.Exception):
-        clips = shared_data() / "clips"
-        return sorted(
-            str(path.relative_to(clips))
-            for path in clips.rglob("*")
-            if path.suffix in VIDEO_SUFFIXES
-        )
-    return ["absent"]
 
 
 @pytest.mark.long
