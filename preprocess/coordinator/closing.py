@@ -20,8 +20,6 @@ from preprocess.records.state import (
     PARTS,
     SHARDS,
     PoolState,
-    join_versions,
-    library_versions,
     part_name,
     tar_name,
 )
@@ -33,6 +31,7 @@ from preprocess.records.tables import (
     rows_table,
     split_by_shard,
 )
+from preprocess.records.versions import join_versions, library_versions
 from shards.errors import ConfigError
 from shards.format.parquet import to_parquet
 from shards.format.schema import (

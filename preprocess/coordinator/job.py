@@ -11,11 +11,10 @@ from preprocess.protocols import ProtocolPlan, plan_protocols
 from preprocess.records.expected import read_expected
 from preprocess.records.state import (
     PoolState,
-    join_versions,
-    library_versions,
     part_name,
     write_note,
 )
+from preprocess.records.versions import join_versions, library_versions
 from preprocess.settings import BuildSettings
 from preprocess.sources import Source, SourceVideo, open_source
 from preprocess.workers.child import DecodeOptions

@@ -88,7 +88,7 @@ def drop_recovered(job: Job, state: PoolState) -> int:
     with job.workers() as workers, closing(workers.decode(videos)) as answers:
         for answer in answers:
             before = rows_before[answer.row["key"]]
-            if any(before[name] != answer.row[name] for name in _COMPARED):
+            if _compared(before) != _compared(answer.row):
                 recovered.add(answer.row["key"])
 
     # Check everything before the first file is removed.
@@ -152,6 +152,11 @@ def _rows_of(shard: ShardRows, keys: set[str]) -> list[dict[str, object]]:
     """Return the compared columns of the rows with these keys."""
     is_chosen = pa.array([key in keys for key in shard.plan.keys], pa.bool_())
     return shard.table.select(["key", *_COMPARED]).filter(is_chosen).to_pylist()
+
+
+def _compared(row: Mapping[str, object]) -> list[object]:
+    """Return the values of a row that decide whether a video has another result than before."""
+    return [row[name] for name in _COMPARED]
 
 
 def _hash_or_none(video: SourceVideo) -> str | None:

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from preprocess.coordinator.locks import lock_address, lock_folder, remove_unused
 from preprocess.records.state import BUILD_NOTE, PARTS, REPAIR, SHARDS, tar_name
@@ -31,7 +30,7 @@ from preprocess.records.tables import (
 )
 from preprocess.settings import BuildSettings
 from shards.format.parquet import to_parquet
-from shards.format.schema import POOL_CARD, ShardEntry
+from shards.format.schema import POOL_CARD, SampleRow, ShardEntry
 from shards.format.writer import ShardWriter
 from shards.storage.base import Store
 from shards.storage.local import LocalStore
@@ -45,7 +44,7 @@ _MAX_WAITING_UPLOADS = 2
 class BegunShard:
     """A shard that an earlier run has begun, in a build that has not ended."""
 
-    rows: list[dict[str, Any]]
+    rows: list[SampleRow]
     """The rows of its first videos."""
 
     is_ended: bool

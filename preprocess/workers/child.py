@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from preprocess.sources import SourceVideo
 from shards.files import hash_file, one_line
-from shards.format.schema import Encoding
+from shards.format.schema import Encoding, SampleRow
 
 if TYPE_CHECKING:
     from preprocess.decode.video import ReadVideo
@@ -46,7 +46,7 @@ class DecodeOptions:
 class Decoded:
     """The answer of a worker for one video."""
 
-    row: dict[str, Any]
+    row: SampleRow
     """The row of `samples.parquet`, without its placement in a shard."""
 
     frames: list[bytes]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from preprocess.records.state import library_versions
+from preprocess.records.versions import library_versions
 from shards.errors import ConfigError
 from shards.files import one_line, os_error_text
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from preprocess.decode.ffmpeg_process import check_ffmpeg
-from preprocess.records.state import library_versions
+from preprocess.records.versions import library_versions
 from preprocess.settings import count_cores
 from preprocess.sources import SourceVideo
 from preprocess.workers.child import Decoded, DecodeOptions

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from shards.errors import StorageError
 from shards.files import hash_file, os_error_text
-from shards.format.schema import ShardEntry
+from shards.format.schema import SampleRow, ShardEntry
 
 _BLOCK_BYTES = 512
 _END_OF_ARCHIVE = bytes(2 * _BLOCK_BYTES)
@@ -118,7 +118,7 @@ def _padded(size: int) -> int:
 class ShardWriter:
     """One shard while it is written, also after a killed process has left it."""
 
-    rows: list[dict[str, Any]]
+    rows: list[SampleRow]
     """Rows of the journal in order; the shard is continued after them."""
     finished: bool
     """Whether the tar has its final name already."""
@@ -154,7 +154,7 @@ class ShardWriter:
         except OSError as error:
             raise self._failed(error) from None
 
-    def append(self, row: dict[str, Any], sample: EncodedSample | None) -> None:
+    def append(self, row: SampleRow, sample: EncodedSample | None) -> None:
         """Append one video, and flush it to the operating system.
 
         A killed process loses only the video that it was writing.
@@ -171,7 +171,7 @@ class ShardWriter:
 
         try:
             if sample is not None:
-                row = {**row, **self._placement(sample)}
+                row = self._placed(row, sample)
                 self._part.write(sample.data)
                 self._part.flush()
                 self._end += len(sample.data)
@@ -219,8 +219,9 @@ class ShardWriter:
                     file.close()
         self._part = self._journal = None
 
-    def _placement(self, sample: EncodedSample) -> dict[str, Any]:
+    def _placed(self, row: SampleRow, sample: EncodedSample) -> SampleRow:
         return {
+            **row,
             "shard": self._name,
             "offset": self._end,
             "size": len(sample.data),
@@ -234,22 +235,24 @@ class ShardWriter:
         return StorageError(f"{self.path}: cannot be written: {os_error_text(error)}{hint}")
 
 
-def _end_of(row: Mapping[str, Any]) -> int:
+def _end_of(row: SampleRow) -> int:
     """Return the first byte behind a sample of the journal; 0 for a video without one."""
-    return 0 if row["shard"] is None else row["offset"] + row["size"]
+    if row["shard"] is None or row["offset"] is None or row["size"] is None:
+        return 0
+    return row["offset"] + row["size"]
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _read_journal(path: Path, *, available_bytes: int) -> tuple[list[dict[str, Any]], int]:
+def _read_journal(path: Path, *, available_bytes: int) -> tuple[list[SampleRow], int]:
     """Return the rows whose bytes are in the tar, and the bytes of the journal that they take.
 
     A killed process may leave an incomplete last line, or a line whose bytes did not reach the
     disk: the rows end before it.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[SampleRow] = []
     num_bytes = 0
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
