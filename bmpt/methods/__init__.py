@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from pydantic_core import PydanticCustomError
 
 from bmpt.clip.backbone import Backbone
 from bmpt.methods.base import Method
@@ -127,9 +126,10 @@ def _errors(sentences: Mapping[str, str], values: Mapping[str, Any]) -> Validati
         "method",
         [
             {
-                "type": PydanticCustomError("method", "{sentence}", {"sentence": sentence}),
+                "type": "value_error",
                 "loc": (key,),
                 "input": values[key],
+                "ctx": {"error": ValueError(sentence)},
             }
             for key, sentence in sentences.items()
         ],
