@@ -127,7 +127,7 @@ class Workspace:
         self._journal(name).unlink(missing_ok=True)
 
     def keep(self, shard: ShardRows) -> None:
-        """Bring a shard that its writer has finished into the pool; here it is there already."""
+        """Move a shard that its writer has finished into the pool; here it is there already."""
 
     def clear(self, dataset: str, names: set[str]) -> None:
         """Remove the files that only an unfinished build needs, and tars that are not of the pool.

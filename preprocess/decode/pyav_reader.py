@@ -16,11 +16,18 @@ from typing import Any
 
 import av
 import av.logging
-from av.stream import Disposition
 
 from preprocess.decode.containers import Structure, check_container
-from preprocess.decode.decoders import ERR_DETECT, PacketDecoder, has_zeroed_block, is_shown
+from preprocess.decode.decoders import PacketDecoder, has_zeroed_block, is_shown
 from preprocess.decode.pixels import FrameEncoder
+from preprocess.decode.pyav_container import (
+    expect_frames,
+    no_stream_reason,
+    num_stated_frames,
+    open_container,
+    stream_facts,
+    video_stream,
+)
 from preprocess.decode.verdicts import Evidence, Finding, LogLine, findings_in, judge
 from preprocess.decode.video import ReadVideo, StreamFacts, Survey
 from preprocess.planning import stored_indices
@@ -54,7 +61,7 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
         return ReadVideo(StreamFacts(), judge(_EMPTY))
 
     structure = check_container(path)
-    num_expected = structure.num_blocks or _expect_frames(path)
+    num_expected = structure.num_blocks or expect_frames(path)
     expected = stored_indices(num_expected, encoding.frames_per_clip)
     state = _read_through(path, encoder, frozenset(expected))
 
@@ -141,40 +148,6 @@ def _with_counts(state: _Pass, structure: Structure) -> Evidence:
     )
 
 
-def _open(path: Path) -> Any:
-    # Generated times run backwards in AVI with packed B-frames (HMDB-51).
-    options = {"err_detect": ERR_DETECT, "fflags": "-genpts"}
-    return av.open(str(path), metadata_errors="ignore", options=options)
-
-
-def _expect_frames(path: Path) -> int:
-    """Return the number of frames to expect: as stated, or else counted by demuxing.
-
-    Returns 0 for a file that cannot be read: the decoding pass reports why.
-    """
-    try:
-        with av.logging.Capture(local=True), _open(path) as container:
-            stream = _video_stream(container)
-            if stream is None:
-                return 0
-            num_stated = _num_stated(stream)
-            if num_stated:
-                return num_stated
-            return sum(packet.size > 0 for packet in container.demux(stream))
-    except (av.FFmpegError, OSError):
-        return 0
-
-
-def _num_stated(stream: Any) -> int:
-    """Return the number of frames that a stream states, 0 if it states none."""
-    if not stream.frames:
-        return 0
-
-    # DivX with packed B-frames (HMDB-51) states one more than there are. A wrong number only costs
-    # a second pass.
-    return stream.frames - (stream.codec_context.codec_tag == "DX50")
-
-
 def _read_through(path: Path, encoder: FrameEncoder | None, wanted: frozenset[int]) -> _Pass:
     """Make one pass over a file.
 
@@ -187,21 +160,21 @@ def _read_through(path: Path, encoder: FrameEncoder | None, wanted: frozenset[in
 
     with av.logging.Capture(local=True) as lines:
         try:
-            container = _open(path)
+            container = open_container(path)
         except av.FFmpegError as error:
             problem = f"cannot be opened as a video: {error.strerror}"
             state.evidence = Evidence(problem=problem)
             return state
 
         with container:
-            stream = _video_stream(container)
+            stream = video_stream(container)
             if stream is None:
-                state.evidence = Evidence(problem=_no_stream_reason(container))
+                state.evidence = Evidence(problem=no_stream_reason(container))
                 return state
 
             decoder = PacketDecoder(stream) if encoder else None
-            state.stream_index, state.num_stated = stream.index, _num_stated(stream)
-            state.stream = _facts_of(container, stream)
+            state.stream_index, state.num_stated = stream.index, num_stated_frames(stream)
+            state.stream = stream_facts(container, stream)
 
             # While opening, only the demuxer's own lines are evidence: codecs probe the data.
             demuxer = container.format.name
@@ -336,46 +309,6 @@ def _seconds_of(frame: Any, state: _Pass) -> float:
 
     state.last_frame_seconds = seconds
     return round(seconds, 6)
-
-
-def _video_stream(container: Any) -> Any:
-    """Return the first video stream that is no cover picture; None if it has no decoder."""
-    streams = _moving_pictures(container)
-    return streams[0] if streams and streams[0].codec_context is not None else None
-
-
-def _moving_pictures(container: Any) -> list[Any]:
-    return [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & Disposition.attached_pic
-    ]
-
-
-def _no_stream_reason(container: Any) -> str:
-    if _moving_pictures(container):
-        return "no decoder for its video stream"
-    kinds = sorted({stream.type for stream in container.streams if stream.type != "video"})
-    return "no video stream" + (f", only {' and '.join(kinds)}" if kinds else "")
-
-
-def _facts_of(container: Any, stream: Any) -> StreamFacts:
-    context = stream.codec_context
-
-    duration = None
-    if stream.duration is not None and stream.time_base is not None:
-        duration = round(float(stream.duration * stream.time_base), 6)
-    elif container.duration is not None:
-        duration = round(container.duration / av.time_base, 6)
-
-    return StreamFacts(
-        codec=context.name,
-        fps=round(float(stream.average_rate), 6) if stream.average_rate else None,
-        duration_seconds=duration,
-        width=context.width or None,
-        height=context.height or None,
-        num_frames_stated=stream.frames or None,
-    )
 
 
 def _evidence_of(container: Any, stream: Any, state: _Pass) -> Evidence:

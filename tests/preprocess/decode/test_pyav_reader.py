@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from preprocess.decode.pixels import FrameEncoder, stored_size
-from preprocess.decode.pyav_reader import _expect_frames, read_video, set_up_logging
+from preprocess.decode.pyav_container import expect_frames
+from preprocess.decode.pyav_reader import read_video, set_up_logging
 from preprocess.decode.video import ReadVideo
 from preprocess.planning import stored_indices
 from shards.format import jpeg
@@ -58,7 +59,7 @@ def test_a_long_video_keeps_the_lattice_of_its_decoded_frames(tmp_path: Path, su
 def test_one_pass_suffices_since_the_expected_count_is_the_decoded_one(
     tmp_path: Path, suffix: str
 ) -> None:
-    assert _expect_frames(make_video(tmp_path / f"a{suffix}", frames=17)) == 17
+    assert expect_frames(make_video(tmp_path / f"a{suffix}", frames=17)) == 17
 
 
 def test_a_header_that_states_too_many_frames_changes_no_stored_frame(tmp_path: Path) -> None:
