@@ -51,6 +51,7 @@ _PART_NAME = re.compile(r"parts/(\d+)-of-(\d+)\.parquet")
 
 def write_part(job: Job, shards: Sequence[ShardRows]) -> None:
     """Write `parts/<I>-of-<N>.parquet`: rows and hashes of the shards that this part finished."""
+    # Hash here, so that the merge of many parts need not read all tars on one machine.
     described = [
         replace(shard, entry=shard.entry or _describe(job.store, shard)) for shard in shards
     ]
@@ -76,11 +77,14 @@ def read_parts(store: Store, layout: Sequence[ShardPlan], state: PoolState) -> l
         return [state.whole[plan.name] for plan in layout]
 
     _check_no_part_missing(store, part_files, num_parts)
+
+    # A shard that a part wrote again replaces that of the pool.
     shards = dict(state.whole)
     for name in part_files.values():
         for shard in split_by_shard(read_samples(store.read(name), where=store.uri(name))):
             shards[shard.plan.name] = shard
 
+    # Compare with the plan of --merge: it may see other videos than the parts saw.
     tar_sizes = store.sizes(f"{SHARDS}/")
     for plan in layout:
         name = tar_name(plan.name)
@@ -152,16 +156,19 @@ def close_pool(
     """
     store, protocols = job.store, job.protocols
 
+    # A video that is gone from --videos stays in the pool, so it is not missing.
     stored_keys = {key for shard in shards for key in shard.plan.keys}
     absent = [video for video in protocols.missing if video.key not in stored_keys]
     missing = rows_table(missing_row(video.key, video.class_name) for video in absent)
     samples = join_tables(shards, missing)
 
+    # A run that decoded nothing changed no byte, so its versions are not part of the pool.
     libraries = state.libraries
     if has_new_bytes or not libraries:
         versions = library_versions(job.settings.decoder, job.settings.hwaccel)
         libraries = join_versions(libraries, versions)
 
+    # The manifests state the pool_id of the card, but the card is written after them.
     card = _make_card(job, state, shards, samples, libraries)
     _put_if_new(store, SAMPLES, to_parquet(samples))
     manifests = write_manifests(
@@ -185,6 +192,7 @@ def _make_card(
 ) -> PoolCard:
     entries_before = {entry.name: entry for entry in state.card.shards} if state.card else {}
 
+    # Hash only the shards whose entry is not known from this run, a part or the pool before.
     entries: list[ShardEntry] = []
     for shard in shards:
         entry = shard.entry
@@ -215,6 +223,7 @@ def _describe(store: Store, shard: ShardRows) -> ShardEntry:
 
 
 def _put_if_new(store: Store, name: str, data: bytes) -> None:
+    # An unchanged file keeps its modification time, and an object is not uploaded again.
     if not store.exists(name) or store.read(name) != data:
         store.put(name, data)
 

@@ -79,6 +79,7 @@ def estimate_build(
     if costs is None:
         return Estimate(bytes_in, None, None, num_workers, engine, 0, probe.seconds)
 
+    # Each tar ends with two zero blocks.
     bytes_out = round(sum(cost.tar_bytes for cost in costs)) + num_shards * _END_OF_TAR_BYTES
     build_seconds = simulate_build(costs, num_workers, probe.import_seconds)
     finish_seconds = bytes_out * _FINISH_SECONDS_PER_BYTE
@@ -158,6 +159,7 @@ def simulate_build(costs: Iterable[Cost], num_workers: int, import_seconds: floa
     now = 0.0
 
     for cost in costs:
+        # All workers are busy: wait for the first answer, whose worker takes this video.
         write_seconds = 0.0
         if len(running) == num_workers:
             decoded, write_seconds = heapq.heappop(running)
@@ -167,8 +169,10 @@ def simulate_build(costs: Iterable[Cost], num_workers: int, import_seconds: floa
         own_write_seconds = cost.write_seconds + append_seconds + import_seconds
         import_seconds = 0.0
         heapq.heappush(running, (now + cost.decode_seconds, own_write_seconds))
+        # That worker decodes already while the answer is written.
         now += write_seconds
 
+    # The last answers are only taken and written.
     for decoded, write_seconds in sorted(running):
         now = max(now, decoded) + write_seconds
     return now
@@ -214,6 +218,7 @@ def _fit_line(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, flo
 
     variance = sum(weight * (size - mean_size) ** 2 for weight, size, _ in terms)
     covariance = sum(weight * (size - mean_size) * (value - mean) for weight, size, value in terms)
+    # All clips of one size give a constant.
     if variance:
         slope = min(max(covariance / variance, 0.0), mean / max(mean_size, 1))
     else:

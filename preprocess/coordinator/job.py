@@ -85,8 +85,10 @@ class Job:
         libraries = join_versions(state.libraries, versions)
         write_note(self.store, settings, libraries, rewritten=rewritten)
 
+        # A pool without a card is not finished: readers refuse it.
         if rewritten:
             self.store.delete(POOL_CARD)
+        # The rows of this part will change, so an earlier file of it must not be merged.
         if settings.part is not None:
             self.store.delete(part_name(settings))
 
@@ -119,6 +121,7 @@ def _open_source(settings: BuildSettings) -> Source:
     """
     source = open_source(settings.dataset, settings.videos, settings.annotations)
 
+    # Each video carries its expectation, so that a worker compares it right after decoding.
     if settings.expect_sources is not None:
         expected = read_expected(settings.expect_sources)
         videos = [replace(video, expected=expected.get(video.key)) for video in source.videos]

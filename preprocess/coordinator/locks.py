@@ -34,6 +34,7 @@ def lock_folder(folder: Path, settings: BuildSettings) -> Iterator[None]:
         StorageError: if the folder cannot be written.
     """
     with contextlib.ExitStack() as held:
+        # The folder is shared by the builds of parts, each of which holds its own lock file.
         try:
             (folder / SHARDS).mkdir(parents=True, exist_ok=True)
             held.enter_context(_hold_folder(folder, shared=settings.part is not None))
@@ -50,6 +51,7 @@ def lock_folder(folder: Path, settings: BuildSettings) -> Iterator[None]:
                 "--out or --scratch"
             ) from None
 
+        # Parts of two divisions would write the same shards.
         if settings.part is not None:
             _check_number_of_parts(folder, settings.num_parts)
         yield
@@ -66,6 +68,7 @@ def lock_address(address: str, *, shared: bool) -> Iterator[None]:
     Raises:
         ConfigError: if another build holds it.
     """
+    # In the temporary folder, which all builds of this user on this machine share.
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"bmpt-{os.getuid()}-{digest}.lock"
 
@@ -143,6 +146,7 @@ def _check_number_of_parts(folder: Path, num_parts: int) -> None:
 
 
 def _is_held(lock: Path) -> bool:
+    # A killed build leaves its lock file, but not its lock.
     try:
         with lock.open("rb") as file:
             return not try_lock(file.fileno())

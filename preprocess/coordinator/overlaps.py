@@ -47,6 +47,7 @@ def find_duplicates(samples: pa.Table) -> list[Duplicates]:
     """
     groups: dict[str, list[str]] = {}
     columns = (samples[name].to_pylist() for name in ("key", "source_sha256", "source_bytes"))
+    # Empty files are all the same, and say nothing about the videos.
     for key, digest, num_bytes in zip(*columns, strict=True):
         if digest is not None and num_bytes:
             groups.setdefault(digest, []).append(key)
@@ -62,6 +63,7 @@ def find_overlaps(
         manifests: of all protocols.
         duplicates: videos that count as the same video.
     """
+    # Compare by the first key with the same bytes, so that copies are found under any key.
     first_of = {key: group.keys[0] for group in duplicates for key in group.keys}
 
     overlaps = []
@@ -92,6 +94,7 @@ def overlap_warnings(duplicates: Sequence[Duplicates], overlaps: Sequence[Overla
         by_val.setdefault(overlap.val, []).append(overlap)
 
     for val, group in by_val.items():
+        # One line per test manifest: several train manifests of a protocol would repeat it.
         largest = max(group, key=lambda overlap: len(overlap.keys))
         others = f" and {len(group) - 1} other train manifests" if len(group) > 1 else ""
         lines.append(

@@ -60,6 +60,7 @@ def run_build(settings: BuildSettings, *, progress: Progress = NullProgress()) -
         if settings.merge:
             return _close(job, state, read_parts(job.store, layout, state), 0, started)
 
+        # A retry drops shards, so the state of the pool is read again.
         num_decoded = 0
         if settings.retry_failed:
             num_decoded = drop_recovered(job, state)
@@ -86,6 +87,7 @@ def dry_run(settings: BuildSettings) -> BuildReport:
         FormatError: if a file of the pool is damaged.
         StorageError: if the pool cannot be read.
     """
+    # Without the lock of the pool: a dry run may run beside a build.
     started = time.monotonic()
     job = open_job(settings, NullProgress())
     state = load_state(job.store, settings)
@@ -124,6 +126,7 @@ def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
     if not work.open:
         return work.finished
 
+    # The note must be there before the first byte, for the run that continues after a kill.
     job.begin_writing(
         state, rewritten=[plan.name for plan, _ in work.open if plan.name in state.broken]
     )
@@ -138,6 +141,7 @@ def write_shards(job: Job, state: PoolState, work: Work) -> list[ShardRows]:
         job.progress.update("clips", next(num_done_after), total)
 
     show_next()
+    # `answers` is one stream over all shards, so that workers are busy while a shard is finished.
     shards = list(work.finished)
     with (
         job.workspace as workspace,
@@ -163,6 +167,7 @@ def _write_shard(
     try:
         for answer in answers:
             row = answer.row
+            # An undecodable video is journalled too, but has no sample.
             sample = None
             if answer.frames:
                 sample = encode_sample(row["key"], answer.frames, sample_facts(row))
@@ -170,6 +175,7 @@ def _write_shard(
             show_next()
         entry = writer.finish()
     finally:
+        # After an error the files stay, so that the next run continues with them.
         writer.close()
     return ShardRows(plan, rows_table(writer.rows), entry)
 
@@ -179,6 +185,7 @@ def _close(
 ) -> BuildReport:
     """Close the pool and report the build."""
     card, samples, manifests = close_pool(job, state, shards, has_new_bytes=num_decoded > 0)
+    # Copies of a file under other keys count as overlaps too.
     duplicates = find_duplicates(samples)
     overlaps = find_overlaps(job.protocols.manifests, duplicates)
 
@@ -267,6 +274,7 @@ def _warnings(job: Job, state: PoolState) -> list[str]:
             "was built again"
         )
 
+    # Versions of several builds are joined as `18.1.0, 18.2.0`.
     mixed = [
         f"{name} {version}" for name, version in sorted(state.libraries.items()) if ", " in version
     ]

@@ -77,6 +77,7 @@ def probe_order(videos: Sequence[SourceVideo], *, seed: int) -> list[int]:
     they are cut off. On sample clips (12 Kinetics clips in 2 s), the errors are a third of those
     of a random order.
     """
+    # Neighbours in this ranking are similar, so even steps through it are a fair sample.
     ranked = sorted(
         range(len(videos)),
         key=lambda position: (file_type(videos[position]), videos[position].num_bytes),
@@ -106,7 +107,8 @@ def probe_videos(
     order = probe_order(videos, seed=seed)
     num_workers = min(num_workers, len(videos))
     limited = replace(options, timeout_seconds=min(options.timeout_seconds, _LONGEST_SECONDS))
-    writer = Lock()  # a build encodes one sample at a time
+    # A build encodes one sample at a time, whatever its number of workers.
+    writer = Lock()
 
     with ExitStack() as stack, ThreadPoolExecutor(num_workers) as threads:
         begun = time.monotonic()
@@ -120,6 +122,7 @@ def probe_videos(
         encode_sample("", [], {})
         ready = time.monotonic()
 
+        # Every slice of the order is spread evenly too.
         def probe_slice(number: int) -> dict[int, Cost]:
             positions = order[number::num_workers]
             own_videos = [videos[position] for position in positions]
@@ -180,6 +183,7 @@ def _probe_in_turn(
     begun = ready
     with closing(worker.decode(videos)) as answers:
         for answer in answers:
+            # The wait for the lock is not a cost of this video.
             answered = time.monotonic()
             with writer:
                 write_started = time.monotonic()

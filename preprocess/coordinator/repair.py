@@ -90,6 +90,7 @@ def repair_pool(options: RepairOptions, *, progress: Progress = NullProgress()) 
     verification = verify_pool(options.pool, level="full", progress=progress)
     damaged = verification.damaged_files()
 
+    # A sound pool is not locked, and its sources are not opened.
     restored: list[str] = []
     left: list[str] = []
     num_decoded = 0
@@ -105,6 +106,7 @@ def repair_pool(options: RepairOptions, *, progress: Progress = NullProgress()) 
             left = [name for name in in_shards if name not in own_tars]
             manifests = [name for name in damaged if name.startswith("manifests/")]
 
+            # Shards first: they need no lists, so they are restored even if manifests are not.
             if tars:
                 num_decoded = _restore_shards(pool, settings, tars, folder, progress)
             if manifests:
@@ -189,7 +191,7 @@ def _restore_shards(
     state = load_state(pool.store, settings)
     shards = [shard for shard in state.shards if shard.plan.name in names]
 
-    # In its own folder, the shards are those of a new pool.
+    # In their own folder, the shards are those of a new pool, and a killed repair is resumed.
     job = _make_job(pool, settings, shards, folder, progress)
     empty = PoolState(None, [], frozenset(), {})
     layout = [shard.plan for shard in shards]
@@ -206,6 +208,7 @@ def _restore_shards(
                 "install these, or build the pool again"
             )
 
+    # Nothing is moved before all hashes were compared.
     for tar in tars:
         pool.store.move_in(tar, folder / tar)
     return work.num_to_decode
@@ -262,6 +265,7 @@ def _same_videos(
                 "--videos"
             )
 
+        # Hash only files of the right size, since a hash reads the whole file.
         path_and_size = (video.relative_path, video.num_bytes)
         is_same = path_and_size == (row["source_path"], row["source_bytes"])
         if is_same and row["source_sha256"] is not None:
@@ -297,6 +301,7 @@ def _restore_manifests(
                 f"{_SAME_LISTS}"
             )
 
+    # The same lists give the same bytes: this proves that the damaged ones come out right.
     for path in pool.manifest_names():
         name = f"manifests/{path}.parquet"
         if name in names:

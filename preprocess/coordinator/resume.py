@@ -55,6 +55,7 @@ def needs_nothing(plan: ShardPlan, workspace: Workspace, state: PoolState) -> bo
     """Return whether a shard of an earlier pool is complete and is not being written again."""
     if state.is_closed(plan.name):
         return True
+    # Without a card the pool is being rewritten: a journal shows that this shard is.
     return plan.name in state.whole and not workspace.is_begun(plan.name)
 
 
@@ -84,12 +85,14 @@ def plan_work(
     open_shards: list[tuple[ShardPlan, int]] = []
 
     for plan in layout:
+        # Case 1: another part writes it, or an earlier pool has it.
         if not is_of_this_part(plan, settings):
             continue
         if needs_nothing(plan, workspace, state):
             finished.append(state.whole[plan.name])
             continue
 
+        # Case 2: an earlier run of this build has finished it.
         begun = workspace.begun(plan.name)
         if begun is not None and not _agrees(begun, plan, videos, hashed=settings.check_sources):
             begun = None
@@ -97,6 +100,7 @@ def plan_work(
             finished.append(ShardRows(plan, rows_table(begun.rows), begun.entry))
             continue
 
+        # Case 3: it is open, from its first video or from the last that is journalled.
         check_videos_exist(plan, videos)
         if begun is None:
             workspace.discard(plan.name)
@@ -123,6 +127,7 @@ def _agrees(
         (row["key"], row["source_path"], row["source_bytes"], row["class_name"])
         for row in begun.rows
     ]
+    # A finished tar must have all planned videos, an open one the first of them.
     if written != (planned if begun.is_ended else planned[: len(written)]):
         return False
 

@@ -79,11 +79,13 @@ def drop_recovered(job: Job, state: PoolState) -> int:
         ConfigError: if a dropped shard cannot be built, because some of its videos are gone.
     """
     shards = list(state.whole.values())
+    # Decode every video whose row may come out differently.
     changed = _changed_keys(shards, job.videos, hashed=job.settings.check_sources)
     retried = {*changed, *_failed_keys(shards), *_unexpected_keys(shards, job.videos)}
     videos = [job.videos[key] for key in sort_keys(retried) if key in job.videos]
     rows_before = {row["key"]: row for shard in shards for row in _rows_of(shard, retried)}
 
+    # The frames are thrown away: a shard is written in order, from its first video.
     recovered: set[str] = set()
     with job.workers() as workers, closing(workers.decode(videos)) as answers:
         for answer in answers:
@@ -114,6 +116,7 @@ def _changed_keys(
             if video is None:
                 continue
 
+            # Without --check-sources a file counts as the same by its path and its size.
             path_and_size = (video.relative_path, video.num_bytes)
             is_same = path_and_size == (row["source_path"], row["source_bytes"])
             if is_same and hashed and row["source_sha256"] is not None:
@@ -125,6 +128,7 @@ def _changed_keys(
 
 def _unexpected_keys(shards: Iterable[ShardRows], videos: Mapping[str, SourceVideo]) -> list[str]:
     """Return the keys of videos that are ok in the pool, against `--expect-sources`."""
+    # Skip the rows if `--expect-sources` was not given.
     if all(video.expected is None for video in videos.values()):
         return []
 

@@ -121,6 +121,7 @@ class Workspace:
 
     def discard(self, name: str) -> None:
         """Remove a shard's tar and journal, so that it is built again from its first video."""
+        # The journal last: a tar without a journal could not be continued or checked.
         folder = self.folder / SHARDS
         (folder / f"{name}.tar").unlink(missing_ok=True)
         (folder / f".{name}.tar.part").unlink(missing_ok=True)
@@ -187,6 +188,7 @@ class ScratchWorkspace(Workspace):
                     self.folder.parent.rmdir()
 
     def __enter__(self) -> Workspace:
+        # One thread: a second upload would only share the bandwidth of the first.
         self._uploader = ThreadPoolExecutor(max_workers=1)
         return self
 
@@ -233,6 +235,7 @@ class ScratchWorkspace(Workspace):
 
     def discard(self, name: str) -> None:
         """Remove a shard from the pool and from scratch, its receipt first."""
+        # A receipt without its tar is ignored, but a tar under a wrong receipt would be trusted.
         for object_name in (_receipt_name(name), tar_name(name)):
             if self._objects.pop(object_name, None) is not None:
                 self.store.delete(object_name)
@@ -266,6 +269,7 @@ class ScratchWorkspace(Workspace):
 
         for object_name in (*self.store.names(f"{PARTS}/"), BUILD_NOTE):
             self.store.delete(object_name)
+        # No shard of the pool is in scratch.
         super().clear(dataset, set())
 
     def _read_receipt(self, name: str) -> ShardRows | None:

@@ -90,6 +90,7 @@ class DecodeLog:
         if match is None:
             return
 
+        # The last of nested contexts is the component that printed the line.
         level, text = _LEVELS.get(match[2], _OTHER_LEVEL), match[3]
         contexts = _CONTEXT.findall(match[1]) or [("", "")]
         name, address = contexts[-1]
@@ -99,6 +100,7 @@ class DecodeLog:
         if count := _COUNT.search(text):
             self.num_counted = int(count[1])
 
+        # Before the decoder starts, components of its name only probe the file.
         if name.startswith("dec:"):
             self._decoder_name = name.removeprefix("dec:")
             self._feed_decoder_thread(text)
@@ -118,6 +120,7 @@ class DecodeLog:
                 decoder's name, and in FFmpeg at any moment. A component all of whose messages are
                 among them is that parser, so it is left out.
         """
+        # A frame that is marked has its own number; errors have the packet that was decoded then.
         delay = self._decoder_delay()
         texts: dict[str, set[str]] = {}
         for message in self._messages:
@@ -159,12 +162,14 @@ class DecodeLog:
             pts, numerator, denominator = frame.groups()
             self.times_seconds.append(int(pts) * int(numerator) / int(denominator))
         elif text == _DAMAGED_FRAME:
+            # This line precedes the line of the frame itself.
             index = len(self.times_seconds)
             self.damaged.add(index)
             self._messages.append(_Message(index + 1, _MARK, "the frame is marked corrupt"))
         elif text.startswith("Decoder thread received EOF"):
             self._num_before_flush = len(self.times_seconds)
         elif text.startswith(_NO_FRAME):
+            # A refused packet gives no frame, but counts in the position of later errors.
             reason = f"decoding failed: {text.split(': ', 1)[1]}"
             self._messages.append(_Message(self._position, _REFUSAL, reason))
             self._num_refused += 1

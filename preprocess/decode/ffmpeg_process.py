@@ -62,6 +62,7 @@ def check_ffmpeg(hwaccel: str | None) -> None:
     """
     binary = find_ffmpeg()
 
+    # A wrong name and a missing device are different mistakes of the user.
     device: list[str] = []
     if hwaccel is not None:
         # The names follow the line "Hardware acceleration methods:".
@@ -77,6 +78,7 @@ def check_ffmpeg(hwaccel: str | None) -> None:
     if result.returncode == 0:
         return
 
+    # The first line is the cause, later ones repeat it for each stage.
     first_line = next(iter(result.stderr.splitlines()), "it printed no error")
     reason = first_line.split("] ")[-1]
     if hwaccel is not None:
@@ -130,6 +132,7 @@ def running(command: list[str], feed: Callable[[str], None]) -> Iterator[subproc
             for _ in log:
                 pass
 
+    # In a thread, since FFmpeg writes frames to one pipe and its log to another at the same time.
     reader = threading.Thread(target=read_log)
     reader.start()
     try:

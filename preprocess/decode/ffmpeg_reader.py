@@ -94,6 +94,7 @@ class FfmpegReader:
         run, wanted = self._decode_wanted(path, survey)
         self._report_software_decoding(run.log, survey)
 
+        # Stored indices count the good frames, FFmpeg's counts all of them.
         needed = [run.good[index] for index in wanted]
         evidence = _evidence_of(survey.evidence, run, path)
         rotation = run.log.rotation_degrees if wanted else 0
@@ -127,6 +128,7 @@ class FfmpegReader:
         if run.kept.keys() >= set(needed) and size == run.size:
             return run, wanted
 
+        # Now the number of good frames and the size are known.
         first_good = run.good
         run = self._decode(path, survey, needed, size)
         if run.good != first_good:

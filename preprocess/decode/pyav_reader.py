@@ -60,11 +60,13 @@ def read_video(path: Path, encoder: FrameEncoder, encoding: Encoding) -> ReadVid
     if path.stat().st_size == 0:
         return ReadVideo(StreamFacts(), judge(_EMPTY))
 
+    # Matroska states no number of frames, but its blocks are counted by the structural check.
     structure = check_container(path)
     num_expected = structure.num_blocks or expect_frames(path)
     expected = stored_indices(num_expected, encoding.frames_per_clip)
     state = _read_through(path, encoder, frozenset(expected))
 
+    # Damaged frames and wrong headers change the number of frames, and with it the wanted ones.
     wanted = stored_indices(state.num_good, encoding.frames_per_clip)
     if not state.kept.keys() >= set(wanted):
         num_first = state.num_good
@@ -247,6 +249,7 @@ def _decode_packet(
             state.findings.append(cut)
         return [], None
 
+    # A marked packet is decoded anyway: its frame may be whole.
     if packet.is_corrupt:
         state.findings.append(Finding(state.num_packets, "the packet is marked corrupt"))
     if has_zeroed_block(packet, state.stream.codec or ""):
@@ -264,6 +267,7 @@ def _count_packet(packet: Any, state: _Pass) -> None:
     state.num_packets += 1
     state.num_shown += is_shown(packet, state.stream.codec or "")
 
+    # With B-frames, packets are not in the order of their times.
     if packet.pts is not None:
         seconds = float(packet.pts * packet.time_base)
         state.last_packet_seconds = max(state.last_packet_seconds, seconds)
@@ -283,6 +287,7 @@ def _take_frame(frame: Any, decoder: PacketDecoder, state: _Pass, encoder: Frame
         state.num_bad += 1
         return
 
+    # The first good frame decides the stored size: a later change of size is scaled to it.
     if state.size is None:
         state.size = encoder.size_of(frame)
         state.stream = replace(state.stream, rotation_degrees=decoder.rotation_degrees(frame))
@@ -319,6 +324,7 @@ def _evidence_of(container: Any, stream: Any, state: _Pass) -> Evidence:
     gap = 0.0
     is_single_matroska = "matroska" in container.format.name and len(container.streams) == 1
     if is_single_matroska and container.duration:
+        # The last frame is shown for one frame period.
         frame_seconds = 1 / state.stream.fps if state.stream.fps else 0.0
         end_seconds = state.last_packet_seconds + frame_seconds
         gap = container.duration / av.time_base - end_seconds

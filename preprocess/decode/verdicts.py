@@ -119,6 +119,7 @@ def judge(evidence: Evidence) -> Verdict:
     The first rule that applies decides: nothing was decoded, something inside is damaged, the end
     is missing, the last packets are damaged.
     """
+    # A contradiction weighs more than a truncation, which leaves the rest of the video intact.
     contradiction = None
     if evidence.inconsistent:
         contradiction = f"the container contradicts itself: {evidence.inconsistent}"
@@ -144,6 +145,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _split_findings(evidence: Evidence) -> tuple[list[Finding], list[Finding]]:
     """Return the findings of damage inside the video, and those in its last packets."""
+    # Findings in the tail count as damage only if nothing says that the end is missing.
     damage = _damage_in(evidence)
     first_tail = evidence.num_packets - _NUM_TAIL_PACKETS
     inside = [finding for finding in damage if finding.packet < first_tail]
@@ -176,6 +178,7 @@ def _missing_reason(evidence: Evidence) -> str | None:
     if evidence.missing_end:
         return f"cut short: {evidence.missing_end}"
 
+    # The structure is the best evidence, then the packet count, then the messages.
     stated = evidence.num_packets_stated
     if stated is not None and 0 < evidence.num_packets < stated:
         return f"cut short: the file states {stated} video packets and has {evidence.num_packets}"
@@ -184,6 +187,7 @@ def _missing_reason(evidence: Evidence) -> str | None:
         if finding.is_missing:
             return f"cut short: {finding.text}"
 
+    # Longer than one and a half frame periods, beyond the rounding of times.
     gap = evidence.end_gap_seconds
     if evidence.fps and gap > 1.5 / evidence.fps + 0.05:
         return f"cut short: the last video packet ends {gap:.2f} s before the stated end"
@@ -206,6 +210,7 @@ def _damage_reason(evidence: Evidence, findings: list[Finding]) -> str:
 
 def _no_frames_reason(evidence: Evidence) -> str:
     """Return why no frame was decoded without an error."""
+    # The most likely cause first.
     damage = _damage_in(evidence)
     first_damage = damage[0].text if damage else "the decoder said nothing"
     cause = _missing_reason(evidence) or evidence.inconsistent or first_damage

@@ -67,6 +67,7 @@ def open_reader(options: DecodeOptions) -> Callable[[Path], ReadVideo]:
     from preprocess.decode.pixels import FrameEncoder
     from preprocess.decode.pyav_reader import read_video, set_up_logging
 
+    # For FFmpeg too, since its reader surveys the container with PyAV.
     set_up_logging()
 
     if options.encoding.decoder == "ffmpeg":
@@ -87,6 +88,7 @@ def decode_video(video: SourceVideo, read_file: Callable[[Path], ReadVideo]) -> 
     from preprocess.records.expected import mark
     from preprocess.records.rows import read_row, undecodable_row
 
+    # The hash first: it reads the file into the cache, and is known even if decoding fails.
     source_sha256 = None
     try:
         source_sha256 = hash_file(video.path)
@@ -136,4 +138,5 @@ def _exit_with_coordinator(connection_fd: int) -> None:
         hung_up.poll()
         os._exit(1)
 
+    # A thread, since a decoder may hold the main thread for minutes.
     threading.Thread(target=watch, daemon=True).start()

@@ -97,6 +97,7 @@ def try_once(executor: Executor, video: SourceVideo) -> Decoded | Failure:
     """
     executor.submit(0, video)
 
+    # The first event may be that the worker is ready.
     while True:
         for _, result in executor.wait():
             return result
@@ -116,12 +117,14 @@ class _Run:
 
     def submit(self, *, first_unfinished: int) -> None:
         """Submit as many videos as the executor and the look-ahead allow."""
+        # A second try blocks everything else until it ends.
         if self._running_alone is not None:
             return
         if self._second_tries:
             self._submit_alone()
             return
 
+        # Without the horizon, one slow video would let all later answers pile up in memory.
         horizon = first_unfinished + _AHEAD_PER_WORKER * self._executor.num_workers
         while self._first_tries and self._first_tries[0] < horizon:
             if self._executor.num_busy >= self._executor.capacity:
@@ -137,6 +140,7 @@ class _Run:
             if isinstance(result, Decoded):
                 self.answers[position] = result
             elif position in self._failed_once:
+                # Twice, the last time alone: the video is to blame.
                 row = undecodable_row(self._videos[position], f"{result.reason}, tried twice")
                 self.answers[position] = Decoded(row, [])
             else:

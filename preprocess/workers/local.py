@@ -91,6 +91,7 @@ class LocalWorkers:
         Raises:
             ConfigError: if a worker fails to start, or if too many are killed while they start.
         """
+        # Until the first message, or until the first deadline.
         busy = self._busy_workers()
         longest_wait = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
         ready = set(wait([worker.connection for worker in busy], timeout=longest_wait))
@@ -106,6 +107,7 @@ class LocalWorkers:
                 worker.position = None
                 ended.append((position, self._receive_answer(worker)))
             elif time.monotonic() >= worker.deadline:
+                # Also for a worker that hangs in its imports.
                 self._remove(worker)
                 reason = f"the decoder did not end within {worker.limit_seconds:g} s"
                 ended.append((position, Failure(reason)))
@@ -135,6 +137,7 @@ class LocalWorkers:
             self._start_again(worker)
             return
 
+        # The video that waits in the pipe has its full time from now on.
         self._num_killed_starts = 0
         worker.set_deadline()
 
@@ -202,11 +205,13 @@ class _Worker:
 
     def start(self, position: int, video: SourceVideo) -> None:
         """Start a video; a time limit above that of the process needs a new process."""
+        # The process ends itself after its own limit, in case the coordinator is gone.
         self.limit_seconds = limit_seconds(video, self.options.timeout_seconds)
         if self.limit_seconds > self.longest_seconds:
             self.kill()
             self._launch(self.limit_seconds)
 
+        # The worker reads it as soon as it is ready.
         self.position, self.video = position, video
         self.set_deadline()
         self._send(video)

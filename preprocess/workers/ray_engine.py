@@ -184,6 +184,7 @@ class _Answer:
 
 def _decode_on_node(options: DecodeOptions, video: SourceVideo) -> _Answer:
     """Decode a video in a Ray process of any node: this is the task."""
+    # First the libraries: a video must not be blamed for a node that cannot decode.
     libraries = _node_libraries(options)
     result = try_once(_node_decoder(options), video)
     return _Answer(_node_name(), libraries, result)
@@ -218,6 +219,7 @@ def _check_visible(answer: _Answer, video: SourceVideo) -> None:
     """
     if isinstance(answer.result, Failure) or answer.result.row["source_sha256"] is not None:
         return
+    # No hash: the node could not read the file. If this machine cannot either, the file is bad.
     try:
         hash_file(video.path)
     except OSError:

@@ -40,6 +40,7 @@ def check_avi(data: Buffer) -> Structure:
         notes.lack("the header states an index at the end, there is none")
 
     frames = _read_movi(data, *movi, notes)
+    # In a file that is cut or broken, entries without a chunk say nothing new.
     if index is not None and notes.inside is None and notes.missing is None:
         _check_index(data, index, movi[0], frames, notes)
     return notes.result()
@@ -113,6 +114,7 @@ def _read_movi(data: Buffer, start: int, end: int, notes: Notes) -> _FrameChunks
         name, length = unpack(data, at)
 
         if is_frame_name(name) is None:
+            # A `rec ` list only groups chunks: skip its header.
             if name != b"LIST":
                 notes.contradict(f"byte {at}: a frame's chunk should begin here")
                 break
