@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import ast
-import enum
 import inspect
 import re
 import sys
 import textwrap
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -31,7 +28,14 @@ import typer  # noqa: E402
 import typer.main  # noqa: E402
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
-from pydantic_core import PydanticUndefined  # noqa: E402
+
+from bmpt.config_keys import (  # noqa: E402
+    describe_field,
+    method_models,
+    own_fields,
+    settings_model,
+    value_text,
+)
 
 FOLDER = "docs/reference"
 MODULES = "docs/architecture"
@@ -41,7 +45,6 @@ METHOD_SECTION = "method"
 # commands that hand all their arguments to another program, with the function that declares them
 PASSED_ON = {"bmpt build": ("preprocess.build_shards", "build")}
 STATED_DEFAULT = re.compile(r"\[default: (.*?)\]")  # where an option's default depends on others
-BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -87,12 +90,11 @@ def config_pages() -> dict[str, str]:
 def method_lines() -> list[str]:
     """Return the page on the section `method`: the keys of all methods, then those of each."""
     from bmpt.config import RunConfig
-    from bmpt.methods import METHODS
     from bmpt.settings import MethodSettings
 
     default = RunConfig.model_fields[METHOD_SECTION].get_default(call_default_factory=True)
     shared = dict(MethodSettings.model_fields)
-    name_kind, _, name_meaning = describe(shared.pop("name"))
+    name_kind, _, name_meaning = describe_field(shared.pop("name"))
     lines = [
         "# Method settings",
         "",
@@ -109,30 +111,12 @@ def method_lines() -> list[str]:
         *(key_row(f"{METHOD_SECTION}.{name}", field) for name, field in shared.items()),
         "",
     ]
-    for method, (_, model) in METHODS.items():
-        own = own_fields(model, MethodSettings)
+    for method, model in method_models().items():
+        own = own_fields(model)
         lines += [f"## {method}", "", summary_of(model), ""]
         rows = [key_row(f"{METHOD_SECTION}.{name}", field) for name, field in own.items()]
         lines += [*table_head(), *rows, ""] if rows else ["It has no keys of its own.", ""]
     return lines
-
-
-def own_fields(model: type[BaseModel], base: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields that a method adds to the shared ones or changes, except its name."""
-    return {
-        name: field
-        for name, field in model.model_fields.items()
-        if name != "name"
-        and (name not in base.model_fields or describe(field) != describe(base.model_fields[name]))
-    }
-
-
-def settings_model(annotation: Any) -> type[BaseModel] | None:
-    """Return the settings model that an annotation names, or None for a plain value."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    models = [settings_model(part) for part in typing.get_args(annotation)]
-    return next((model for model in models if model is not None), None)
 
 
 def key_table(prefix: str, model: type[BaseModel]) -> list[str]:
@@ -157,70 +141,8 @@ def table_head() -> list[str]:
 
 def key_row(key: str, field: FieldInfo) -> str:
     """Return the table row of one key."""
-    return row(f"`{key}`", *describe(field))
-
-
-def describe(field: FieldInfo) -> tuple[str, str, str]:
-    """Return (type with its bounds, default, meaning) of a field."""
-    bounds = [
-        f"{sign} {number(getattr(item, name))}"
-        for item in field.metadata
-        for name, sign in BOUNDS.items()
-        if getattr(item, name, None) is not None
-    ]
-    kind = type_name(field.annotation) + (f", {', '.join(bounds)}" if bounds else "")
-    return kind, default_of(field), field.description or ""
-
-
-def type_name(annotation: Any) -> str:
-    """Return a type in words: `integer`, `list of text`, `ok` or `short`, ..."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return type_name(arguments[0])
-    if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin in (typing.Union, types.UnionType):
-        named = [type_name(part) for part in arguments if part is not type(None)]
-        return " or ".join(named)
-    if origin in (tuple, list, set, frozenset):
-        parts = [part for part in arguments if part is not Ellipsis]
-        if origin is tuple and Ellipsis not in arguments:
-            return f"{len(parts)} values: {', '.join(type_name(part) for part in parts)}"
-        return f"list of {type_name(parts[0])}"
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return " or ".join(f"`{item.value}`" for item in annotation)
-    return {str: "text", int: "integer", float: "number", bool: "boolean", Path: "path"}.get(
-        annotation, "value"
-    )
-
-
-def default_of(field: FieldInfo) -> str:
-    """Return the default of a field as YAML would write it."""
-    if field.is_required():
-        return "required"
-    if field.default is PydanticUndefined:
-        return "computed"
-    return f"`{as_yaml(field.default)}`"
-
-
-def as_yaml(value: Any) -> str:
-    """Write a default as it stands in a YAML file."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(as_yaml(part) for part in value)}]"
-    if isinstance(value, (int, float)):
-        return number(value)
-    return str(value)
-
-
-def number(value: float) -> str:
-    """Write a number briefly: 50000000000, 0.001, 8e-06."""
-    if isinstance(value, int) or (value.is_integer() and abs(value) >= 10_000):
-        return str(int(value))
-    return f"{value:g}"
+    kind, default, meaning = describe_field(field)
+    return row(f"`{key}`", kind, default if default == "required" else f"`{default}`", meaning)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -371,7 +293,7 @@ def default_of_option(item: Any) -> str:
         return stated[1]
     if callable(item.default) or item.default in (None, False, (), []):
         return ""
-    return f"`{as_yaml(item.default)}`"
+    return f"`{value_text(item.default)}`"
 
 
 def help_of(item: Any) -> str:

@@ -31,10 +31,10 @@ PoolPath = Annotated[
     str,
     typer.Argument(
         metavar="POOL",
-        help="a finished pool: its folder or address (s3://, gs://, az://, https://)",
+        help="A finished pool: its folder or address (s3://, gs://, az://, https://).",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def run_app(

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards.errors import ConfigError
+from shards.files import one_line
 
 
 class Settings(BaseModel):
@@ -47,11 +48,46 @@ def build_settings(model: type[SettingsT], values: Mapping[str, Any], *, where: 
         ) from None
 
 
-def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read one YAML mapping; its `base:` (relative to the file) is read first and overridden by
-    it."""
-    if path.resolve() in _below:
-        raise ConfigError(f"{path}: its `base:` leads back to itself; remove one of the links")
+def read_yaml_with_base(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping on top of its `base:` parents.
+
+    Raises:
+        ConfigError: naming the file that cannot be read.
+    """
+    values: dict[str, Any] = {}
+    for _, layer in read_layers(path):
+        values = merge(values, layer)
+    return values
+
+
+def read_layers(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Read a YAML mapping and its `base:` parents, each relative to the file that names it.
+
+    Returns:
+        (file, values without `base`) of every file, the outermost parent first: later files
+        override earlier ones.
+
+    Raises:
+        ConfigError: naming the file that cannot be read, or that is its own parent.
+    """
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    seen: set[Path] = set()
+    file: Path | None = path
+
+    while file is not None:
+        if file.resolve() in seen:
+            raise ConfigError(f"{file}: its `base:` leads back to itself; remove one of the links")
+        seen.add(file.resolve())
+
+        values = _read_mapping(file)
+        base = values.pop("base", None)
+        layers.insert(0, (file, values))
+        file = None if base is None else file.parent / str(base)
+
+    return layers
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -61,16 +97,15 @@ def read_yaml_with_base(path: Path, _below: tuple[Path, ...] = ()) -> dict[str, 
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    values = {} if values is None else values
+        raise ConfigError(f"{path}: is not YAML: {one_line(error)}") from None
+
+    if values is None:
+        return {}
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: holds a {type(values).__name__}, expected a mapping of settings"
         )
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    return merge(read_yaml_with_base(path.parent / str(base), (*_below, path.resolve())), values)
+    return values
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -84,9 +119,7 @@ def parse_override(text: str) -> dict[str, Any]:
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {text}: the value is not YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise ConfigError(f"--set {text}: the value is not YAML: {one_line(error)}") from None
     nested = value.strip() if nested == {} else nested
     for part in reversed(name.split(".")):
         nested = {part: nested}

@@ -32,6 +32,7 @@ from shards.errors import ConfigError, StorageError
 from shards.fetching.frames import ReadSettings
 from shards.format import jpeg
 from shards.loader import build_train_loader
+from shards.progress import NullProgress, Progress
 from shards.reader import Manifest, Pool, open_pool, read_frame_bytes
 from shards.sampling.clip_settings import ClipSettings
 from shards.sampling.crops import choose_crop, cut_and_resize, resized
@@ -88,7 +89,7 @@ def bench_loader(
     videos: Path | None,
     remote: str | None,
     repeats: int,
-    progress: Callable[[int, int], None],
+    progress: Progress = NullProgress(),
     seconds: float = 5.0,
 ) -> LoaderBenchmark:
     """Measure the training stream of a manifest; `seconds` for each side and repeat.
@@ -127,7 +128,7 @@ def bench_loader(
             for number, (name, side) in enumerate(sides.items(), start=1):
                 first_seconds, rate = measure(side, seconds)
                 rates[name], first[name] = max(rates[name], rate), min(first[name], first_seconds)
-                progress(repeat * len(sides) + number, repeats * len(sides))
+                progress.update("measure", repeat * len(sides) + number, repeats * len(sides))
     return LoaderBenchmark(len(manifest), repeats, os.cpu_count() or 1, rates, first)
 
 

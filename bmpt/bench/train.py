@@ -35,6 +35,7 @@ from bmpt.methods.vifi_clip import VifiClip, VifiClipSettings
 from bmpt.runtime.distributed import World, sum_over_ranks
 from bmpt.settings import MethodSettings
 from bmpt.texts.class_texts import ClassSentences
+from shards.progress import NullProgress, Progress
 
 TEXT_TOKENS = 30  # of a class text; the median of UCF-101's and HMDB-51's prompt files is 31 and 26
 NEGATIVE_TOKENS = 10
@@ -107,7 +108,7 @@ class TrainBenchmark:
 
 
 def bench_train(
-    size: BenchmarkSize, world: World, *, repeats: int, progress: Callable[[int, int], None]
+    size: BenchmarkSize, world: World, *, repeats: int, progress: Progress = NullProgress()
 ) -> TrainBenchmark:
     """Measure a step of each side; on several ranks all call it. Raises: ConfigError for an unknown
     model."""
@@ -132,7 +133,7 @@ def bench_train(
                 plain = {key: gradient.clone() for key, gradient in found.items()}
             elif found.keys() == plain.keys():  # those of a step of BMPT
                 differences[name] = _difference(plain, found, method.trained_groups())
-            progress(repeat * len(sides) + number, repeats * len(sides))
+            progress.update("measure", repeat * len(sides) + number, repeats * len(sides))
     return TrainBenchmark(
         size=size,
         device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU",

@@ -19,7 +19,7 @@ from bmpt.run import run_evaluation, run_training
 from bmpt.runtime.distributed import World, start_world
 from shards.config_names import configs_folder
 from shards.errors import ConfigError, StorageError
-from shards.progress import ProgressBars
+from shards.progress import Progress
 
 ROWS = (
     ("zero_shot", "zero-shot"),
@@ -36,11 +36,9 @@ def run_demo(out: Path, *, build_pool: Callable[[Sequence[str]], int], as_json: 
     build_pool: `preprocess/build_shards.py` with these arguments; the command line passes it in."""
     started = time.monotonic()
     try:
-        with ProgressBars(enabled=True) as bars:
+        with Progress() as progress:
             write_lists(out / "lists")
-            write_videos(
-                out / "videos", FADED, lambda done, total: bars.update("render videos", done, total)
-            )
+            write_videos(out / "videos", FADED, progress)
     except OSError as error:
         raise StorageError(
             f"{out}: cannot be written: {error.strerror or error}; give another folder with --out"

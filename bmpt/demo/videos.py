@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from bmpt.demo.render import MOTIONS, Look, render_clip
 from shards.errors import StorageError
+from shards.progress import NullProgress, Progress
 
 TRAIN_PER_CLASS = 20
 VAL_PER_CLASS = 40
@@ -76,7 +76,7 @@ def write_lists(folder: Path) -> None:
         (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def write_videos(folder: Path, look: Look, progress: Callable[[int, int], None]) -> None:
+def write_videos(folder: Path, look: Look, progress: Progress = NullProgress()) -> None:
     """Render and encode the videos that are not there yet. Raises: StorageError with FFmpeg's last
     line."""
     videos = demo_videos()
@@ -86,7 +86,7 @@ def write_videos(folder: Path, look: Look, progress: Callable[[int, int], None])
         for done, _ in enumerate(
             pool.map(lambda video: write_video(folder, video, look), videos), start=1
         ):
-            progress(done, len(videos))
+            progress.update("render videos", done, len(videos))
 
 
 def write_video(folder: Path, video: DemoVideo, look: Look) -> None:

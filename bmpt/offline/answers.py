@@ -25,6 +25,7 @@ from bmpt.offline.endpoint import Client, Endpoint, EndpointError, Reply
 from shards.errors import BmptError, ConfigError, FormatError, StorageError
 from shards.files import write_file
 from shards.format.parquet import read_parquet, to_parquet
+from shards.progress import NullProgress, Progress
 
 ANSWERS_SCHEMA = pa.schema(
     [
@@ -201,11 +202,12 @@ def collect(
     pace: Pace,
     *,
     is_wanted: Callable[[str, Reply], bool] = lambda key, reply: True,
-    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    step: str = "questions",
+    progress: Progress = NullProgress(),
 ) -> Collected:
     """Take the answers that the book has, and ask for the others.
 
-    is_wanted: whether a kept answer will do, or is asked for again
+    is_wanted: whether a kept answer will do, or is asked for again; step: its name in the progress
     Raises: EndpointError if the endpoint cannot be used or some questions found no answer, of which
         it gives the
     number; what was answered is in the book then."""
@@ -234,7 +236,8 @@ def collect(
                 )
             done = len(found.replies) + len(found.refused) + len(unanswered)
             failed = len(found.refused) + len(unanswered)
-            progress(done, len(questions), f"{failed} failed" if failed else "")
+            note = f"{failed} failed" if failed else ""
+            progress.update(step, done, len(questions), note)
     if unanswered:
         key, reason = next(iter(unanswered.items()))
         raise EndpointError(

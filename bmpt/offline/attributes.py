@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from bmpt.texts.text_features import (
 from shards.errors import ConfigError, FormatError
 from shards.format.names import is_utf8
 from shards.loader import build_eval_loader
+from shards.progress import NullProgress, Progress
 from shards.reader import Manifest, Pool
 from shards.sampling.clip_settings import ClipSettings
 from shards.stream.batches import ClipBatch
@@ -62,8 +62,6 @@ ATTRIBUTES = FileKind(
 )
 _CLIPS_AT_ONCE = 16
 _MAX_LISTED = 10
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def rank_attributes(
     *,
     top: int = NUM_ATTRIBUTES,
     num_workers: int = 0,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = NullProgress(),
 ) -> AttributesReport:
     """Give every sample the `top` names that fit 8 frames of it best, centre crop; computed on the
     CLIP's device.
@@ -134,9 +132,7 @@ def rank_attributes(
         raise ConfigError(
             f"{lexicon}: has {len(words)} different names, --top asks for {top}; add names or ask for fewer"
         )
-    attributes, problems = _rank(
-        pool, manifest, words, backbone, top, num_workers, partial(progress, "clips")
-    )
+    attributes, problems = _rank(pool, manifest, words, backbone, top, num_workers, progress)
     found = _Found(
         source=lexicon,
         entries=len(words),
@@ -150,7 +146,7 @@ def rank_attributes(
             "frames": NUM_FRAMES,
         },
     )
-    return _write(found, manifest, backbone, file, partial(progress, "sentences"))
+    return _write(found, manifest, backbone, file, progress)
 
 
 def import_attributes(
@@ -160,7 +156,7 @@ def import_attributes(
     file: Path,
     *,
     top: int = NUM_ATTRIBUTES,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = NullProgress(),
 ) -> AttributesReport:
     """Take the `top` first names of each sample from BIKE's JSON {video path: {"classname_topk":
     [names]}}.
@@ -198,7 +194,7 @@ def import_attributes(
         problems={key: "no entry" for key in stems.values() if key not in found},
         origin={"imported": source.name, "imported_sha256": hashlib.sha256(data).hexdigest()},
     )
-    return _write(imported, manifest, backbone, file, partial(progress, "sentences"))
+    return _write(imported, manifest, backbone, file, progress)
 
 
 def attributes_text(done: AttributesReport) -> str:
@@ -223,7 +219,7 @@ def _rank(
     backbone: Backbone,
     top: int,
     num_workers: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Names by key, best first, and why others have none, by key."""
     clip = ClipSettings(frames=NUM_FRAMES, size_px=backbone.image_size_px)
@@ -241,7 +237,7 @@ def _rank(
                 attributes[key] = [words[index] for index in best]
             else:
                 problems[key] = failure
-        progress(len(attributes) + len(problems), len(manifest))
+        progress.update("clips", len(attributes) + len(problems), len(manifest))
     return attributes, problems
 
 
@@ -273,7 +269,7 @@ def _write(
     manifest: Manifest,
     backbone: Backbone,
     file: Path,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> AttributesReport:
     """Encode the sentences of at least one sample and write the file."""
     texts = [attribute_text(names) for names in found.attributes.values()]

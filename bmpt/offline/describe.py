@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +29,7 @@ from bmpt.texts.class_texts import readable
 from shards.errors import ConfigError
 from shards.files import write_file
 from shards.format.names import fold_name, is_utf8
+from shards.progress import NullProgress, Progress
 from shards.reader import open_pool
 
 Kind = Literal["texts", "negatives", "paraphrases"]
@@ -105,7 +105,7 @@ def describe_classes(
     asking: Asking,
     *,
     num_sentences: int = 2,
-    progress: Callable[[str, int, int, str], None] = lambda name, done, total, note: None,
+    progress: Progress = NullProgress(),
 ) -> Description:
     """Write the outputs; a class without a usable answer is left out of its file and named.
 
@@ -136,7 +136,8 @@ def describe_classes(
                 version,
                 asking.pace,
                 is_wanted=_usable_by(parse) if asking.retry_malformed else lambda key, reply: True,
-                progress=partial(progress, kind),
+                step=kind,
+                progress=progress,
             )
             files.append(_write(kind, file, classes, found, parse))
     return Description(len(classes), asking.endpoint.model, str(asking.answers), files)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from bmpt.texts.class_texts import cut_warning
 from bmpt.texts.knowledge_file import KnowledgeRow, write_knowledge
 from bmpt.texts.text_features import FloatArray, check_target, encode_unit_texts
 from shards.errors import ConfigError
+from shards.progress import NullProgress, Progress
 from shards.reader import Manifest, Pool, read_frame_bytes
 
 NUM_FRAMES = 4
@@ -85,7 +86,7 @@ def describe_clips(
     backbone: Backbone,
     file: Path,
     *,
-    progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    progress: Progress = NullProgress(),
 ) -> KnowledgeReport:
     """Ask about four frames of every sample, and write the CLIP text features of what is answered.
 
@@ -121,6 +122,7 @@ def describe_clips(
             version,
             asking.pace,
             is_wanted=_has_triples if asking.retry_malformed else lambda key, reply: True,
+            step="frames",
             progress=progress,
         )
     parsed = _parse_all(found.replies)

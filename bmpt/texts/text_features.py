@@ -6,7 +6,7 @@ checked."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from shards.errors import ConfigError, FormatError
 from shards.files import write_file
 from shards.format.names import video_stem
 from shards.format.parquet import read_parquet, to_parquet
+from shards.progress import NullProgress, Progress
 from shards.reader import Manifest
 
 FORMAT_VERSION = 1
@@ -167,7 +168,7 @@ def encode_unit_texts(
     backbone: Backbone,
     texts: Sequence[str],
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = NullProgress(),
 ) -> torch.Tensor:
     """CLIP text features of at least one text: float32 [L, D], unit rows, on the CPU; computed on
     the CLIP's device."""
@@ -176,7 +177,7 @@ def encode_unit_texts(
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         ids = backbone.tokenize(list(texts[start : start + _TEXTS_AT_ONCE])).to(device)
         blocks.append(encode_texts(backbone.model, ids).float().cpu())
-        progress(min(start + _TEXTS_AT_ONCE, len(texts)), len(texts))
+        progress.update("sentences", min(start + _TEXTS_AT_ONCE, len(texts)), len(texts))
     return F.normalize(torch.cat(blocks), dim=-1)
 
 

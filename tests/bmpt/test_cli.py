@@ -4,7 +4,9 @@ mistake."""
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 
+from bmpt.cli.app import app
+from bmpt.cli.help import SECTIONS
 from shards.cli import RANK_WAIT_VARIABLE
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.tiny import VISION_WIDTH, random_frames, write_clip, write_config
@@ -63,11 +68,77 @@ def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout
 
 
-def test_help_names_every_command_and_exits_0() -> None:
+def commands_of(group: Any, prefix: str = "bmpt") -> dict[str, Any]:
+    """Return every command by its whole name, those of groups included."""
+    commands: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            commands[f"{prefix} {name}"] = command
+        else:
+            commands |= commands_of(command, f"{prefix} {name}")
+    return commands
+
+
+COMMANDS = commands_of(typer.main.get_command(app))
+
+
+def test_help_lists_every_command_in_a_section_with_its_whole_summary() -> None:
     done = run_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("build", "train", "eval", "describe", "knowledge", "attributes", "demo"):
-        assert re.search(rf"^\s+{command}\s", done.stdout, flags=re.MULTILINE), command
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "..." not in done.stdout.partition("Options:")[2]
+    for section in SECTIONS:
+        assert f"\n{section}:\n" in done.stdout
+    assert "\nCommands:\n" not in done.stdout, "a command without a section"
+
+    for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
+        summaries = re.findall(rf"^  {name} +(\S.*)$", done.stdout, flags=re.MULTILINE)
+        assert len(summaries) == 1, name
+        assert summaries[0].endswith("."), f"the summary of {name} is cut"
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"bmpt build"}))
+def test_help_of_every_command_has_two_examples_that_parse(name: str) -> None:
+    help_text = COMMANDS[name].get_help(
+        COMMANDS[name].make_context(name, [], resilient_parsing=True)
+    )
+    examples = [line.strip() for line in help_text.partition("Examples:\n")[2].splitlines()]
+    assert len(examples) >= 2, name
+    for example in examples:
+        words = shlex.split(example)
+        if words[0] == "torchrun":
+            words = words[words.index("-m") + 1 :]
+        arguments = words[len(name.split()) :]
+        assert " ".join(words[: len(name.split())]) == name
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_shell_completion_offers_commands_and_experiments() -> None:
+    def complete(line: str) -> list[str]:
+        environment = {
+            **os.environ,
+            "_BMPT_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "bmpt"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        return done.stdout.split()
+
+    assert set(complete("bmpt exp")) == {"export", "experiments"}
+    assert complete("bmpt train few_shot/ucf101_k1") == [
+        "few_shot/ucf101_k16",
+        "few_shot/ucf101_k16_bdc_clip",
+        "few_shot/ucf101_k16_bike",
+        "few_shot/ucf101_k16_vifi_clip",
+    ]
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,9 +279,8 @@ def test_a_checkpoint_of_another_method_is_one_line(
     path = yaml_of(train={"epochs": 1})
     assert run("train", path) == 0
     checkpoint = str(Path(path).with_suffix("") / "prompts.safetensors")
-    line = complains(
-        capsys, "eval", path, "--checkpoint", checkpoint, "--set", "method.name=zero_shot"
-    )
+    other = yaml_of(run="other", method={"name": "zero_shot"})
+    line = complains(capsys, "eval", other, "--checkpoint", checkpoint)
     assert "is a checkpoint of method bmpt, the config says zero_shot; set method.name=bmpt" in line
 
 

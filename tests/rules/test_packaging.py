@@ -66,6 +66,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
 
     distributions = {
         "yaml": "pyyaml",
+        "pydantic_core": "pydantic",
         "ffmpeg": "ffmpeg-python",
         "imageio_ffmpeg": "imageio-ffmpeg",
         "open_clip": "open_clip_torch",

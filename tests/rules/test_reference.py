@@ -39,7 +39,7 @@ def test_the_generated_pages_are_up_to_date() -> None:
 
 def test_rows_state_type_default_bounds_and_meaning() -> None:
     assert list(make_reference.key_rows("outer", Outer)) == [
-        "| `outer.kind` | `a` or `b` | `a` | one \\| two |",
+        "| `outer.kind` | a or b | `a` | one \\| two |",
         "| `outer.rates` | 2 values: number, number | `[0.9, 5e-06]` |  |",
         "| `outer.names` | list of text | `[]` | some \\<names> |",
         "| `outer.file` | path | `null` |  |",
