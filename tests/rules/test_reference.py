@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from bmpt.settings import MethodSettings
 from scripts import make_reference
 from tests.rules.sources import ROOT
 
@@ -50,17 +51,11 @@ def test_rows_state_type_default_bounds_and_meaning() -> None:
 
 
 def test_a_method_lists_the_keys_that_it_adds_or_changes() -> None:
-    class Base(BaseModel):
-        name: str
-        width: int = 1
-        depth: int = 2
-
-    class Own(Base):
+    class Own(MethodSettings):
         name: str = "own"
-        depth: int = 3
         rate: float = 0.5
 
-    assert list(make_reference.own_fields(Own, Base)) == ["depth", "rate"]
+    assert list(make_reference.own_fields(Own)) == ["rate"]
 
 
 def test_a_changed_page_and_a_page_without_a_command_are_stale(tmp_path: Path) -> None:
