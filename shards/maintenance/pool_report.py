@@ -39,7 +39,7 @@ class ManifestReport:
 
     @property
     def path(self) -> str:
-        """`<protocol>/<name>`."""
+        """Return the name of the manifest, `<protocol>/<name>`."""
         return self.info.path
 
     def as_json(self) -> dict[str, Any]:
