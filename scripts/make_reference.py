@@ -169,7 +169,7 @@ def command_pages() -> dict[str, str]:
         NOTICE,
         "",
         "Every command has `--help`. Commands that report something take `--json` and then print "
-        "one JSON object. "
+        "one JSON object. `bmpt --install-completion` installs shell completion. "
         "[Exit codes](run-folder.md#exit-codes) are the same for all commands.",
         "",
     ]
