@@ -78,6 +78,7 @@ def _open_object(url: str, mode: str = "rb", bufsize: int = 0, **options: Any) -
         ConfigError: for a mode that writes.
         StorageError: if the object cannot be opened.
     """
+    # Options such as ?endpoint= belong to the pool's address, not to the name of the object.
     path, mark, query = url.partition("?")
     folder, _, name = path.rpartition("/")
     store = open_store(f"{folder}{mark}{query}")

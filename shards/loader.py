@@ -19,7 +19,7 @@ from shards.errors import ConfigError
 from shards.fetching.frames import ReadSettings, make_reader
 from shards.reader import Manifest, Pool, require_samples
 from shards.sampling.clip_settings import ClipSettings
-from shards.sampling.orders import make_order
+from shards.sampling.orders import Order, make_order
 from shards.sampling.plan import (
     ONE_RANK,
     RankSlice,
@@ -159,16 +159,11 @@ def build_train_loader(
         world_size=rank_slice.world_size,
     )
 
-    order = make_order(
-        manifest.table["shard"],
-        settings.order,
-        seed=settings.seed,
-        group_shards=settings.group_shards,
+    order = _order_of(manifest, settings)
+    state = state or StreamState(
+        fingerprint=manifest.info.fingerprint, order=order.name, seed=settings.seed
     )
-    if state is None:
-        state = StreamState(
-            fingerprint=manifest.info.fingerprint, order=order.name, seed=settings.seed
-        )
+    # Before anything is read: a state of another stream would continue at a wrong sample.
     state.check(manifest, order)
 
     plan = partial(
@@ -184,12 +179,15 @@ def build_train_loader(
         PlanStage(_shared(manifest, settings.num_workers), clip, plan, rank_slice, settings.seed),
         pool,
         settings.reading,
+        # Only a grouped order reads its shards in groups, which a small cache can hold for a while.
         group_shards=settings.group_shards if settings.order == "grouped" else None,
         num_workers=settings.num_workers,
+        # Slices of ranks and micro-batches differ by at most one clip; a slot fits the largest.
         max_clips=ceil(ceil(batch_size / rank_slice.world_size) / accumulation),
         # A whole step, and the step before it while this one is collected.
         batches_held=2 * accumulation,
     )
+    # This rank reads its part of an epoch only, and would not reach a larger limit.
     limit = failure_limit(settings.max_failures, len(manifest) // rank_slice.world_size)
 
     return TrainLoader(
@@ -198,6 +196,15 @@ def build_train_loader(
         batch_size=batch_size,
         accumulation=accumulation,
         state=state,
+    )
+
+
+def _order_of(manifest: Manifest, settings: StreamSettings) -> Order:
+    return make_order(
+        manifest.table["shard"],
+        settings.order,
+        seed=settings.seed,
+        group_shards=settings.group_shards,
     )
 
 
@@ -250,6 +257,7 @@ class _BatchSource:
         max_clips: int,
         batches_held: int,
     ) -> None:
+        # The calling process is the producer where there are no loader processes.
         producers = max(1, num_workers)
         self._clip = plan.clip
         self._buffers = BatchBuffers(
@@ -258,6 +266,7 @@ class _BatchSource:
             batch_bytes=max_clips * plan.clip.clip_bytes,
         )
 
+        # A folder has no latency to hide: its samples are read one after the other.
         in_flight = 0 if isinstance(pool.store, LocalStore) else reading.requests_in_flight
         reader = make_reader(pool.store, plan.manifest, reading, group_shards=group_shards)
         pipeline = make_pipeline(plan, reader, self._buffers, in_flight=in_flight)
@@ -288,6 +297,7 @@ class _BatchSource:
 
 
 def _shared(manifest: Manifest, num_workers: int) -> Manifest:
+    # Without shared memory, every loader process would have a copy of the rows.
     return share_manifest(manifest) if num_workers else manifest
 
 

@@ -71,6 +71,7 @@ class Pool:
 
     def has_manifest(self, path: str) -> bool:
         """Return whether the pool has a manifest, for example `few_shot/train_k2`."""
+        # A path from a config must not lead out of the folder of manifests.
         if not re.fullmatch(r"[\w-]+/[\w-]+", path):
             return False
         return self.store.exists(f"manifests/{path}.parquet")
@@ -127,6 +128,7 @@ def select(manifest: Manifest, verdicts: Sequence[str]) -> Manifest:
                 f"data.verdicts: {verdict!r} is not one of {', '.join(STORED_VERDICTS)}"
             )
 
+    # The type is stated, since it cannot be inferred from an empty list.
     wanted = pa.array(list(verdicts), pa.string())
     table = manifest.table.filter(pc.is_in(manifest.table["verdict"], value_set=wanted))
     columns = [table[name].to_pylist() for name in ("key", "label", "sha256")]
@@ -167,6 +169,7 @@ def read_frame_bytes(store: Store, row: Mapping[str, Any], positions: Sequence[i
         SampleError: if a CRC is wrong.
         StorageError: if the shard cannot be read.
     """
+    # A clip of a short sample repeats frames.
     wanted = sorted(set(positions))
     starts = [row["offset"] + row["frame_offset"][position] for position in wanted]
     sizes = [row["frame_size"][position] for position in wanted]

@@ -116,11 +116,8 @@ def plan_extents(manifest: Manifest, cost: RequestCost) -> Extents:
     An extent grows up to the bytes that take as long as a request: larger ones would delay the
     first batch.
     """
-    # An interned name is pickled once, not once per row.
-    shards = [sys.intern(shard) for shard in manifest.table["shard"].to_pylist()]
-    samples = np.empty(len(manifest), _SAMPLE)
-    for name in _SAMPLE.names or ():
-        samples[name] = manifest.table[name].to_pylist()
+    shards, samples = _read_placements(manifest)
+    # Plain lists, since indexing NumPy arrays in a loop of Python is several times as slow.
     offsets, sizes = samples["offset"].tolist(), samples["size"].tolist()
     sorted_rows = sorted(range(len(shards)), key=lambda row: (shards[row], offsets[row]))
 
@@ -138,6 +135,8 @@ def plan_extents(manifest: Manifest, cost: RequestCost) -> Extents:
 
         if names and names[-1] == shards[row]:
             gap = offset - stops[-1]
+            # The gap costs less than a request, all gaps together are a small part of the bytes,
+            # and the extent does not delay the first batch.
             is_joined = (
                 gap <= cost.gap_bytes
                 and wasted_bytes + gap <= MAX_WASTE * needed_bytes
@@ -164,6 +163,16 @@ def plan_extents(manifest: Manifest, cost: RequestCost) -> Extents:
         np.array(firsts, np.int64),
         _hash_contents(samples[sorted_rows], firsts),
     )
+
+
+def _read_placements(manifest: Manifest) -> tuple[list[str], npt.NDArray[np.void]]:
+    """Return the shard of each row, and its offset, size and sha256 as _SAMPLE [N]."""
+    # An interned name is pickled once, not once per row.
+    shards = [sys.intern(shard) for shard in manifest.table["shard"].to_pylist()]
+    samples = np.empty(len(manifest), _SAMPLE)
+    for name in _SAMPLE.names or ():
+        samples[name] = manifest.table[name].to_pylist()
+    return shards, samples
 
 
 def _hash_contents(samples: npt.NDArray[np.void], firsts: list[int]) -> npt.NDArray[np.void]:
@@ -195,6 +204,7 @@ def plan_retention(
         if two_groups <= usable_bytes:
             transient_bytes = two_groups
 
+    # First fit in file order: a fixed set, whatever order an epoch has.
     bytes_left = usable_bytes - transient_bytes
     kept = np.zeros(len(extents), bool)
     for extent, size in enumerate(extents.sizes.tolist()):
@@ -207,6 +217,7 @@ def plan_retention(
 
 def group_bytes(extents: Extents, group_shards: int) -> int:
     """Return the bytes of the largest group; a grouped order may combine any shards."""
+    # The largest shards, since a permutation can bring any of them together.
     bytes_of_shard: Counter[str] = Counter()
     for shard, size in zip(extents.shard, extents.sizes.tolist(), strict=True):
         bytes_of_shard[shard] += size

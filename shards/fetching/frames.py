@@ -66,7 +66,8 @@ class ReadStats:
         self.requests += 1
         self.bytes += num_bytes
         self.seconds += seconds
-        bucket = max(0, int(seconds * 1e4)).bit_length()
+        # The number of binary digits of a duration in units of 0.1 ms.
+        bucket = int(seconds * 1e4).bit_length()
         self.latency_counts[min(bucket, _NUM_LATENCY_BUCKETS - 1)] += 1
 
     def add(self, other: ReadStats) -> None:
@@ -211,6 +212,7 @@ class FrameReader:
             SampleError: if a CRC is wrong.
             StorageError: if the shard cannot be read.
         """
+        # A clip of a short sample repeats frames; ascending ranges can be merged.
         wanted = sorted(set(positions))
         ranges = [
             (row["offset"] + row["frame_offset"][position], row["frame_size"][position])
@@ -250,6 +252,7 @@ class FrameReader:
         is_transient = not plan.retention.kept[extent]
         name = self._entry_name(plan.extents, extent)
         if is_transient:
+            # Without the epoch, entries of an earlier epoch would be hits or not by chance.
             name += f"/epoch {epoch}"
 
         try:
@@ -293,6 +296,7 @@ class FrameReader:
         start, stop = int(extents.start[extent]), int(extents.stop[extent])
         (data,) = self._request(shard, [(start, stop - start)], stats)
 
+        # A view, so that hashing a sample does not copy it.
         view, table = memoryview(data), self.manifest.table
         for row in extents.rows_of(extent).tolist():
             offset, size = table["offset"][row].as_py(), table["size"][row].as_py()
@@ -305,6 +309,7 @@ class FrameReader:
 
     def _read_directly(self, shard: str, ranges: Sequence[Range], stats: ReadStats) -> list[bytes]:
         """Read ranges without the cache."""
+        # A folder has no latency to save, and its ranges are read in one call.
         if isinstance(self.store, LocalStore):
             return self.store.read_ranges(shard, *zip(*ranges, strict=True))
 
@@ -342,12 +347,14 @@ def make_reader(
     if isinstance(store, LocalStore) or settings.cache is None:
         return FrameReader(store, manifest, cost)
 
+    # A relative folder would mean another one in a loader process that changes its directory.
+    folder = settings.cache.absolute()
     extents = plan_extents(manifest, cost)
     retention = plan_retention(
         extents, usable_bytes(settings.cache_bytes), group_shards=group_shards
     )
     cache = Cache(
-        settings.cache.absolute(),
+        folder,
         max_bytes=settings.cache_bytes,
         transient_bytes=retention.transient_bytes,
     )

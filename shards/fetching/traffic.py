@@ -118,18 +118,9 @@ def plan_training(
     """Count what training reads.
 
     The counts are exact for the cache and for 250,000 clips that are read without it (about half a
-    minute); further epochs are extrapolated.
+    minute); further epochs are extrapolated. The number of pixels in `clip` has no influence.
 
     Args:
-        store: of the pool.
-        manifest: the training list.
-        clip: how clips are made; the number of pixels has no influence.
-        reading: how a remote pool is read.
-        order: `data.order`.
-        group_shards: `data.group_shards`.
-        seed: of the run.
-        batch_size: clips of one optimiser step.
-        epochs: of the run.
         num_processes: loader processes that send requests at the same time, over all ranks.
     """
     ordered = make_order(manifest.table["shard"], order, seed=seed, group_shards=group_shards)
@@ -138,6 +129,7 @@ def plan_training(
         store, manifest, reading, group_shards=group_shards if order == "grouped" else None
     )
 
+    # A generator below, so that only the rows of one epoch are in memory.
     positions = np.arange(num_clips)
     passes = _count_passes(
         reader, clip, (ordered.rows(positions, epoch) for epoch in range(epochs)), seed
@@ -289,12 +281,14 @@ def _count_passes(
     traffic: list[Traffic] = []
     counted, num_counted = Traffic(), 0
     num_extents = 0 if reader.cache_plan is None else len(reader.cache_plan.extents)
+    # A run is planned with an empty cache.
     loaded = np.zeros(num_extents, bool)
 
     for epoch, rows in enumerate(passes):
         cached_rows, uncached_rows = _split_rows(reader.cache_plan, rows)
         num_uncached = len(uncached_rows)
 
+        # The first pass is always counted, however large it is.
         if num_counted + num_uncached <= max(_NUM_COUNTED_CLIPS, num_uncached):
             uncached = _count_clips(reader, uncached_rows, clip, seed, epoch)
             counted, num_counted = counted + uncached, num_counted + num_uncached
@@ -313,6 +307,7 @@ def _split_rows(plan: CachePlan | None, rows: IndexArray) -> tuple[IndexArray, I
     """Return the rows that are read through the cache, and the others."""
     if plan is None:
         return rows[:0], rows
+    # With a budget for transient entries, every extent goes through the cache.
     if plan.retention.transient_bytes:
         return rows, rows[:0]
     is_kept = plan.retention.kept[plan.extents.of_row[rows]]
@@ -321,6 +316,7 @@ def _split_rows(plan: CachePlan | None, rows: IndexArray) -> tuple[IndexArray, I
 
 def _load_extents(plan: CachePlan, rows: IndexArray, loaded: npt.NDArray[np.bool_]) -> Traffic:
     """Return what a pass over rows loads into the cache, and mark it in `loaded`, bool [E]."""
+    # A transient entry is loaded again in each pass, a kept one only in the first.
     used = np.unique(plan.extents.of_row[rows])
     is_stored = loaded[used] & plan.retention.kept[used]
     missing = used[~is_stored]
@@ -346,6 +342,7 @@ def _count_clips(
             sampling=clip.sampling,
             rng=rng,
         )
+        # Offsets within the sample are enough: only the gaps between frames matter.
         ranges = [
             (row["frame_offset"][frame], row["frame_size"][frame])
             for frame in sorted(set(frames.tolist()))
@@ -385,6 +382,23 @@ def _advise_order(
             f"data.order=global: the cache holds all {total:,} bytes, later passes request nothing",
         )
 
+    return _advise_for_small_cache(
+        reader, plan, clip, reading, group_shards, passes=passes, num_processes=num_processes
+    )
+
+
+def _advise_for_small_cache(
+    reader: FrameReader,
+    plan: CachePlan,
+    clip: ClipSettings,
+    reading: ReadSettings,
+    group_shards: int,
+    *,
+    passes: int,
+    num_processes: int,
+) -> tuple[OrderKind, str]:
+    """Compare the orders for a cache that does not hold all extents."""
+    total = plan.extents.total_bytes
     usable = usable_bytes(reading.cache_bytes)
     grouped = plan_retention(plan.extents, usable, group_shards=group_shards)
     if not grouped.transient_bytes:
@@ -419,6 +433,7 @@ def _estimate_global(
 ) -> Traffic:
     """Estimate the traffic of the global order from clips spread over the manifest."""
     num_samples = len(reader.manifest)
+    # Evenly over the manifest, since the samples of a class are neighbours in most lists.
     spread = np.linspace(0, num_samples - 1, min(num_samples, _NUM_SAMPLED_CLIPS))
     sampled = _count_clips(reader, spread.astype(np.int64), clip, None, 0)
 

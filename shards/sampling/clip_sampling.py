@@ -101,6 +101,7 @@ def _draw_from_segments(
 
     A segment without a stored frame takes the stored frame nearest to its middle.
     """
+    # One number is drawn per segment, empty or not: later draws do not depend on damaged frames.
     first = np.searchsorted(stored, low, side="left")
     count = np.searchsorted(stored, high, side="left") - first
     drawn = first + np.floor(rng.random(len(low)) * count).astype(np.int64)
@@ -109,6 +110,7 @@ def _draw_from_segments(
 
 def _nearest(stored: IndexArray, doubled: IndexArray) -> IndexArray:
     """Return the position of the stored frame nearest to doubled / 2, the earlier one of two."""
+    # Doubled, since the middle of a segment with an even number of frames is half an index.
     after = np.searchsorted(2 * stored, doubled, side="left").clip(max=len(stored) - 1)
     before = (after - 1).clip(min=0)
     is_before = np.abs(doubled - 2 * stored[before]) <= np.abs(2 * stored[after] - doubled)

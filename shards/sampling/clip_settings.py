@@ -21,7 +21,8 @@ class CutSettings(Settings):
     )
     scaled_decode: bool = Field(
         False,
-        description="decode at a smaller size: faster for small inputs, with slightly different pixels",
+        description="decode at a smaller size: faster for small inputs, with slightly different "
+        "pixels",
     )
     flip: bool = Field(
         True, description="mirror half of the training clips; wrong where direction is the class"

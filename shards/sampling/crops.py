@@ -46,6 +46,7 @@ class Crop:
 
     def shrunk(self, shrink: int) -> Crop:
         """Return the same part of a frame that was decoded at 1/shrink, to the nearest pixel."""
+        # The size is rounded down, so that the rectangle stays within the smaller frame.
         top, left = round(self.top / shrink), round(self.left / shrink)
         return Crop(top, left, self.height // shrink, self.width // shrink, self.flip)
 
@@ -75,6 +76,7 @@ def choose_crop(
     else:
         crop = multi_scale_crop(height, width, rng)
 
+    # The generator is asked last, so that a crop is the same with and without `flip`.
     is_mirrored = flip and rng is not None and bool(rng.random() < 0.5)
     return Crop(crop.top, crop.left, crop.height, crop.width, flip=is_mirrored)
 
@@ -147,6 +149,7 @@ def resized(images: Sequence[Image], crop: Crop, *, size_px: int) -> torch.Tenso
     """Return the same of T frames [H, W, 3] in a new tensor: uint8 [T, 3, size_px, size_px]."""
     import torch
 
+    # Channels last in memory, the layout in which resizing takes a third of the time.
     clip_THWC = torch.empty((len(images), size_px, size_px, 3), dtype=torch.uint8)
     cut_and_resize(np.stack(images), crop, out_TCHW=clip_THWC.permute(0, 3, 1, 2))
     return clip_THWC.permute(0, 3, 1, 2)

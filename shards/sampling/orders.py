@@ -75,6 +75,7 @@ class GroupedOrder(Order):
         layout = hashlib.sha256(shard_of_row.astype("<i8").tobytes()).hexdigest()[:12]
         self.name = f"grouped/{group_shards}/{layout}"
 
+        # A stable sort keeps the order of the manifest within a shard, whatever the platform.
         self._rows_by_shard = np.argsort(shard_of_row, kind="stable")
         self._sizes = np.bincount(shard_of_row)
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -90,6 +91,7 @@ class GroupedOrder(Order):
         last_shards = np.arange(0, num_shards, self._group_shards) + self._group_shards - 1
         group_ends = shard_ends[last_shards.clip(max=num_shards - 1)]
 
+        # Each group is a contiguous range of positions, with a permutation of its own.
         groups = np.searchsorted(group_ends, positions, side="right")
         rows = np.empty_like(positions)
         for group in np.unique(groups).tolist():
@@ -152,6 +154,8 @@ def permute(
     keys = _round_keys(name, seed, epoch)
     half_bits = max(_MIN_HALF_BITS, -(-(num_samples - 1).bit_length() // 2))
 
+    # The network covers less than four times the range (or 64 values), so that four passes are
+    # expected at most.
     flat = _encipher(values.ravel(), keys, half_bits)
     outside = np.flatnonzero(flat >= num_samples)
     while outside.size:
@@ -163,6 +167,7 @@ def permute(
 
 @lru_cache(maxsize=64)
 def _round_keys(name: str, seed: int, epoch: int) -> tuple[np.uint64, ...]:
+    # A named hash and byte order: `hash` differs between processes, native order between machines.
     text = f"{name}/{seed}/{epoch}".encode()
     digest = hashlib.blake2b(text, digest_size=8 * _NUM_ROUNDS).digest()
     return tuple(np.frombuffer(digest, dtype="<u8").astype(np.uint64))

@@ -57,6 +57,7 @@ def rank_slice(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
 
     Rank r reads [r*B//W, (r+1)*B//W), so that the sizes of two ranks differ by at most one.
     """
+    # Adjacent slices compute their common edge from the same product, so that no position is lost.
     return rank * batch_size // world_size, (rank + 1) * batch_size // world_size
 
 
@@ -101,6 +102,7 @@ def train_plan(
         worker: whose micro-batches are yielded.
     """
     cuts = micro_slices(*rank_slice(batch_size, worker.rank, worker.world_size), accumulation)
+    # The micro-batches of the rank are numbered across epochs: workers take turns without a gap.
     number = 0
 
     while epochs is None or epoch < epochs:
@@ -112,6 +114,7 @@ def train_plan(
                     rows = order.rows(np.arange(start + low, start + high), epoch)
                     yield MicroPlan(epoch, first_step + index, micro, rows)
                 number += 1
+        # Only the first epoch can start in the middle.
         epoch, position = epoch + 1, 0
 
 
@@ -120,6 +123,7 @@ def eval_plan(num_samples: int, *, block_size: int, worker: WorkerSlice) -> Iter
 
     Block i of a rank is made by worker i mod num_workers.
     """
+    # Blocks go to ranks as a whole: class features of some methods depend on the clips of a block.
     blocks = eval_blocks(num_samples, block_size, worker.rank, worker.world_size)
     for start, stop in blocks[worker.worker :: worker.num_workers]:
         yield MicroPlan(epoch=0, step=start // block_size, micro=0, rows=np.arange(start, stop))

@@ -79,6 +79,7 @@ class PackedBatch:
         """Return the micro-batch as tensors, in the training process; frames are not copied."""
         import torch
 
+        # The tensor of a slot keeps the slot; letting go of the batch frees it for the next one.
         frames = self.frames
         if frames is None:
             assert self.slot is not None

@@ -153,6 +153,7 @@ class PlanStage:
         for plan in self.plan(worker=WorkerSlice(rank, world_size, worker, num_workers)):
             for index in plan.rows.tolist():
                 row = self.manifest.row(index)
+                # The stages draw from one generator in a fixed order: frames, crop, flip.
                 rng = None
                 if self.seed is not None:
                     rng = sample_rng(self.seed, plan.epoch, row["key"])
@@ -191,6 +192,7 @@ class ReadStage:
                 yield self._wait(*queued.popleft())
 
     def _read(self, item: Item) -> Item:
+        # Counts of its own, since reads of several threads overlap.
         stats = ReadStats()
         try:
             jpegs = self.reader.read(
@@ -213,6 +215,7 @@ class ReadStage:
                 print(f"{sample}: no answer for {seconds:.0f} s, still waiting", file=sys.stderr)
 
         assert read.reads is not None
+        # The time that the stream lost; reads in the background are not part of it.
         read.reads.waited_seconds += time.monotonic() - started
         return read
 
@@ -262,6 +265,7 @@ class DecodeStage:
         Raises:
             SampleError: if the frames have different sizes.
         """
+        # The frames are decoded into one array, so that they need the same size.
         sizes = {jpeg.size_of(data, where=name) for name, data in zip(names, jpegs, strict=True)}
         if len(sizes) > 1:
             sample = f"{self.store.uri(item.row['shard'])}: {item.row['key']}"
@@ -279,6 +283,7 @@ class DecodeStage:
 def _decode(jpegs: list[bytes], names: list[str], shrink: int, out_THWC: jpeg.Image) -> None:
     """Decode the frames of a clip; a repeated frame is decoded once."""
     for position, (name, data) in enumerate(zip(names, jpegs, strict=True)):
+        # The reader returns the same object for a repeated position.
         if position and data is jpegs[position - 1]:
             out_THWC[position] = out_THWC[position - 1]
         else:
@@ -306,6 +311,7 @@ class BatchStage:
         import torch
 
         num_bytes = len(plan.rows) * self.clip.clip_bytes
+        # If the training process holds all slots, the frames are sent as a tensor of their own.
         slot = self.buffers.take(producer)
         if slot is None:
             frames = torch.empty(num_bytes, dtype=torch.uint8)
@@ -316,7 +322,7 @@ class BatchStage:
         rows, failures, reads = [], [], ReadStats()
         for clip_TCHW, item in zip(clips_BTCHW, items, strict=True):
             if item.frames_THWC is None or item.crop is None:
-                clip_TCHW.zero_()
+                clip_TCHW.zero_()  # the slot holds the frames of an earlier batch
             else:
                 cut_and_resize(item.frames_THWC, item.crop, out_TCHW=clip_TCHW)
             rows.append(item.row)

@@ -30,6 +30,7 @@ class SharedMemory:
             descriptor = os.memfd_create("bmpt")
         else:
             descriptor = _unnamed_file()
+        # The file is sparse: a page is allocated when it is written.
         os.ftruncate(descriptor, num_bytes)
         self._attach(descriptor, num_bytes)
 
@@ -76,6 +77,7 @@ def _open_manifest(info: ManifestInfo, memory: SharedMemory) -> SharedManifest:
 
 
 def _write(table: pa.Table, sink: Any) -> None:
+    # The IPC format can be read in place; one chunk, so that a row is found without a search.
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
 

@@ -1,5 +1,5 @@
-"""Who may import whom: preprocess -> shards <- bmpt, nothing in a circle, nothing heavy behind a
-light door."""
+"""Which module may import which: preprocess -> shards <- bmpt, downwards within a package, without
+cycles, and no heavy library at the import of a light module."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.rules.sources import (
 )
 
 
-def places(package: str, *targets: str) -> list[tuple[str, Import]]:
-    """(file, import) of every import of one of the targets in a package."""
+def imports_into(package: str, *targets: str) -> list[tuple[str, Import]]:
+    """Return (file, import) of every import of one of the targets in a package."""
     return [
         (relative(path), found)
         for path in source_files(package)
@@ -35,42 +35,42 @@ def places(package: str, *targets: str) -> list[tuple[str, Import]]:
     ]
 
 
-def test_the_three_packages_are_looked_at() -> None:
+def test_the_walk_finds_imports_of_all_packages() -> None:
     assert all(len(source_files(package)) > 5 for package in PACKAGES)
-    assert places("bmpt", "shards"), "the walk finds imports"
-    assert any(not found.is_at_top for _, found in places("shards", "torch")), (
+    assert imports_into("bmpt", "shards"), "the walk finds imports"
+    assert any(not found.is_at_top for _, found in imports_into("shards", "torch")), (
         "those inside functions too"
     )
 
 
-def test_shards_imports_neither_of_the_other_packages() -> None:
-    assert places("shards", "preprocess", "bmpt", "tests") == []
+def test_shards_imports_no_other_package() -> None:
+    assert imports_into("shards", "preprocess", "bmpt", "tests") == []
 
 
-def test_preprocess_imports_shards_alone() -> None:
-    assert places("preprocess", "bmpt", "tests") == []
+def test_preprocess_imports_only_shards() -> None:
+    assert imports_into("preprocess", "bmpt", "tests") == []
 
 
-def test_bmpt_imports_preprocess_in_its_commands_alone_and_only_inside_a_function() -> None:
-    found = places("bmpt", "preprocess", "tests")
+def test_bmpt_imports_preprocess_only_inside_functions_of_its_commands() -> None:
+    found = imports_into("bmpt", "preprocess", "tests")
     assert {str(Path(file).parent) for file, _ in found} == {"bmpt/cli"}
     assert [entry for _, entry in found if entry.is_at_top] == []
 
 
 def test_preprocess_never_imports_a_model_library() -> None:
-    assert places("preprocess", "torch", "torchvision", "open_clip", "safetensors") == []
+    assert imports_into("preprocess", "torch", "torchvision", "open_clip", "safetensors") == []
 
 
-PEERS = "bmpt/bench/loader.py"  # runs what others do beside ours
+PEERS = "bmpt/bench/loader.py"  # compares our loader with those of other projects
 
 
 def test_bmpt_never_opens_a_raw_video_to_train() -> None:
-    found = places("bmpt", "av", "decord", "ffmpeg", "imageio_ffmpeg")
+    found = imports_into("bmpt", "av", "decord", "ffmpeg", "imageio_ffmpeg")
     assert {file for file, _ in found} <= {"bmpt/demo/videos.py", PEERS}
 
 
-def test_no_import_leads_back_to_where_it_started() -> None:
-    """Counting those inside functions too."""
+def test_modules_do_not_import_each_other_in_a_cycle() -> None:
+    """Imports inside functions count, too."""
     modules = {module_name(path): path for path in source_files(*PACKAGES)}
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
@@ -83,13 +83,11 @@ def test_no_import_leads_back_to_where_it_started() -> None:
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(
-            f"modules import each other in a circle: {' -> '.join(reversed(error.args[1]))}"
-        )
+        pytest.fail(f"modules import each other in a cycle: {' -> '.join(reversed(error.args[1]))}")
 
 
-# The folders and modules of each package from the lowest floor to the highest. What stands on one
-# floor may import lower floors only: not its neighbours, and not from inside a function either.
+# The folders and modules of each package from the lowest floor to the highest. Each may import
+# lower floors only: none of its own floor, and not from inside a function either.
 FLOORS: dict[str, list[tuple[str, ...]]] = {
     "shards": [
         ("errors",),
@@ -142,7 +140,7 @@ def upward_imports(package: str) -> set[tuple[str, str]]:
             root, *inner = found.module.split(".")
             if root != package or not inner or inner[:1] == importer:
                 continue
-            # The package's own `__init__` holds no code, so it stands below all floors.
+            # The package's own `__init__` holds no code, so it is below all floors.
             if not importer or floor_of[inner[0]] >= floor_of[importer[0]]:
                 imported = found.module if is_module(found.module) else parent_of(found.module)
                 upward.add((relative(path), imported))
@@ -192,17 +190,15 @@ def test_no_folder_holds_more_than_15_modules(package: str) -> None:
     assert crowded == {}
 
 
-# teaches others' libraries our addresses and columns; used by their users alone
+# For other libraries: our addresses and columns. Only their users need it.
 INTEROP = "shards/interop.py"
 
 
-def test_webdataset_is_imported_only_by_the_writer_the_stream_and_interop_inside_functions() -> (
-    None
-):
+def test_webdataset_is_imported_only_inside_functions_of_three_modules() -> None:
     found = [
         (file, entry)
         for package in PACKAGES
-        for file, entry in places(package, "webdataset", "wids")
+        for file, entry in imports_into(package, "webdataset", "wids")
     ]
     assert {file for file, _ in found} == {
         "shards/format/writer.py",
@@ -213,34 +209,36 @@ def test_webdataset_is_imported_only_by_the_writer_the_stream_and_interop_inside
     assert [file for file, entry in found if entry.is_at_top] == []
 
 
-def test_hugging_face_datasets_is_imported_by_interop_alone_inside_a_function() -> None:
-    found = [(file, entry) for package in PACKAGES for file, entry in places(package, "datasets")]
+def test_hugging_face_datasets_is_imported_only_inside_a_function_of_interop() -> None:
+    found = [
+        (file, entry) for package in PACKAGES for file, entry in imports_into(package, "datasets")
+    ]
     assert {file for file, _ in found} == {INTEROP}
     assert [file for file, entry in found if entry.is_at_top] == []
 
 
-def test_torch_is_not_imported_by_a_file_of_shards_as_it_is_imported() -> None:
-    assert [file for file, entry in places("shards", "torch") if entry.is_at_top] == []
+def test_torch_is_imported_only_inside_functions_of_shards() -> None:
+    assert [file for file, entry in imports_into("shards", "torch") if entry.is_at_top] == []
 
 
 @pytest.mark.parametrize("library", ["simplejpeg", "turbojpeg", "PIL", "cv2", "imageio"])
 def test_only_one_file_names_a_jpeg_library(library: str) -> None:
-    named = {file for package in PACKAGES for file, _ in places(package, library)}
+    named = {file for package in PACKAGES for file, _ in imports_into(package, library)}
     assert named <= {"shards/format/jpeg.py", PEERS}
     assert PEERS not in named or library == "PIL"
     if library == "simplejpeg":
         assert named == {"shards/format/jpeg.py"}
 
 
-def test_torchvision_is_not_imported_at_the_top_of_any_file() -> None:
+def test_torchvision_is_imported_only_inside_functions() -> None:
     found = [
         (file, entry.line)
         for package in PACKAGES
-        for file, entry in places(package, "torchvision", "open_clip")
+        for file, entry in imports_into(package, "torchvision", "open_clip")
     ]
     tops = [
         (file, entry)
-        for file, entry in places("bmpt", "torchvision", "open_clip")
+        for file, entry in imports_into("bmpt", "torchvision", "open_clip")
         if entry.is_at_top
     ]
     assert found
@@ -248,7 +246,7 @@ def test_torchvision_is_not_imported_at_the_top_of_any_file() -> None:
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    """Return the top-level modules that a fresh interpreter has loaded after `code`."""
     done = subprocess.run(
         [
             sys.executable,
@@ -266,27 +264,27 @@ def modules_after(code: str) -> set[str]:
 HEAVY = {"torch", "webdataset", "torchvision", "open_clip"}
 
 
-def test_importing_every_module_of_shards_brings_neither_torch_nor_webdataset() -> None:
+def test_importing_all_of_shards_loads_neither_torch_nor_webdataset() -> None:
     modules = [module_name(path) for path in source_files("shards")]
     loaded = modules_after("; ".join(f"import {module}" for module in modules))
     assert {"shards", "numpy", "pyarrow"} <= loaded
     assert loaded & HEAVY == set()
 
 
-def test_importing_every_module_of_preprocess_brings_neither_torch_nor_webdataset() -> None:
+def test_importing_all_of_preprocess_loads_neither_torch_nor_webdataset() -> None:
     modules = [module_name(path) for path in source_files("preprocess")]
     loaded = modules_after("; ".join(f"import {module}" for module in modules))
     assert {"preprocess", "shards"} <= loaded
     assert loaded & HEAVY == set()
 
 
-def test_importing_the_packages_themselves_is_free() -> None:
+def test_importing_the_packages_loads_no_library() -> None:
     loaded = modules_after("import shards, preprocess, bmpt")
     assert loaded & (HEAVY | {"numpy", "pyarrow", "pydantic", "av"}) == set()
 
 
 def test_no_file_of_preprocess_is_named_like_a_standard_module() -> None:
-    """Run by path, `preprocess/` is first on sys.path."""
+    """A script that is run by its path has `preprocess/` first on sys.path."""
     names = {
         path.stem
         for path in (ROOT / "preprocess").iterdir()
@@ -308,7 +306,7 @@ def test_no_file_of_preprocess_is_named_like_a_library_it_uses() -> None:
 
 
 def public_definitions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    """Public functions and classes at the top of a file."""
+    """Return the public functions and classes at the top of a file."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [
         node
@@ -330,7 +328,7 @@ def test_every_public_function_and_class_has_a_docstring(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_module_says_what_it_does(package: str) -> None:
+def test_every_module_has_a_docstring(package: str) -> None:
     bare = [
         relative(path)
         for path in source_files(package)
@@ -340,7 +338,7 @@ def test_every_module_says_what_it_does(package: str) -> None:
 
 
 def test_nothing_but_the_sample_boundary_catches_every_exception() -> None:
-    """`except Exception` must re-raise, or stand where a sample's errors are counted (in
+    """`except Exception` must re-raise, or be where a sample's errors are counted (in
     preprocess's workers)."""
     wide = []
     for path in source_files(*PACKAGES):
