@@ -285,8 +285,10 @@ def _add(gradient: StepGradient, size: BenchmarkSize, batches: Sequence[ClipsAnd
     sentence_K = torch.zeros(
         size.classes, dtype=torch.int64, device=batches[0][0].frames_BVTCHW.device
     )
-    share = 1 / (size.clips * len(batches))
-    gradient.add(batches, num_batches=len(batches), sentence_K=sentence_K, share=share)
+    loss_scale = 1 / (size.clips * len(batches))
+    gradient.accumulate(
+        batches, num_batches=len(batches), sentence_K=sentence_K, loss_scale=loss_scale
+    )
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Training: processes, optimiser, checkpoints, the loop."""
+"""Training: optimiser, gradient, loop, log and state."""

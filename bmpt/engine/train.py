@@ -1,389 +1,369 @@
-"""The training loop: one optimiser step is `data.batch_size` clips, however they are spread over
-ranks."""
+"""The training loop. An optimiser step is `data.batch_size` clips, however they are spread."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import torch
 
 from bmpt.augment import augment
-from bmpt.checkpoints.checkpoint import CheckpointInfo, load_state, save_checkpoint, save_state
+from bmpt.checkpoints.checkpoint import CheckpointInfo, save_checkpoint
 from bmpt.clip.normalize import standardize, to_unit_range
 from bmpt.engine.global_batch import GlobalBatch, digest_of, share_batch
-from bmpt.engine.optim import build_optimizer, lr_share, set_lr
-from bmpt.engine.step import StepGradient, class_encoder, draw_sentences, seed_dropout
-from bmpt.engine.step_log import StepLog
+from bmpt.engine.optim import lr_fraction, set_lr
+from bmpt.engine.run_log import RunLog
+from bmpt.engine.step import (
+    ClipsAndTargets,
+    StepGradient,
+    class_encoder,
+    draw_sentences,
+    seed_dropout,
+)
+from bmpt.engine.step_log import StepClips, StepRow
+from bmpt.engine.train_state import TrainState
 from bmpt.methods.base import ClipInputs, Targets
 from bmpt.runtime import run_folder
-from bmpt.runtime.distributed import errors_of_main, from_main, saying_memory, sum_over_ranks
-from bmpt.runtime.failures import failure_limit, name_failures
+from bmpt.runtime.distributed import (
+    explain_out_of_memory,
+    raise_main_errors_everywhere,
+    sum_over_ranks,
+)
 from bmpt.sample_features import take_rows
 from bmpt.task import Task
-from shards.errors import ConfigError, FormatError, StorageError
+from shards.errors import ConfigError, StorageError
 from shards.loader import TrainLoader, build_train_loader
-from shards.progress import ProgressBars
-from shards.sampling.orders import make_order
+from shards.progress import NullProgress, Progress
 from shards.sampling.plan import RankSlice
 from shards.stream.batches import MicroBatch
-from shards.stream.failures import FailureRule
+from shards.stream.failures import failure_limit
 from shards.stream.pipeline import StreamState
 from shards.stream.settings import StreamSettings
 
 
 class Trainer:
-    """One run on one rank: the task, its optimiser and stream, and where they stand."""
+    """The loop of one run on one rank."""
+
+    state: TrainState
+    """The tensors and counts that change with a step."""
+
+    num_steps: int
+    """Optimiser steps of the whole run."""
 
     def __init__(self, task: Task, folder: Path) -> None:
-        """Take up state.pt where there is one. Raises: FormatError for a state of another
-        stream."""
-        if task.train is None:
+        """Prepare a run, and continue from state.pt if the folder has one.
+
+        Args:
+            task: A task that was opened for training.
+            folder: The run folder.
+
+        Raises:
+            FormatError: state.pt belongs to another run.
+        """
+        if task.train_split is None:
             raise ValueError("the task was opened without a training split")
-        self.task, self.folder = task, folder
-        self.config, self.world, self.method, self.split = (
-            task.config,
-            task.world,
-            task.method,
-            task.train,
+        self._task, self._folder = task, folder
+        self._config, self._world = task.config, task.world
+        self._method, self._split = task.method, task.train_split
+
+        self.state = TrainState(task, self._split)
+        stream = self.state.load(folder / run_folder.STATE)
+        self._loader = self._build_loader(stream)
+        steps_per_epoch = self._loader.num_steps
+        self.num_steps = steps_per_epoch * self._config.train.epochs
+        self._warmup_steps = round(steps_per_epoch * self._config.train.warmup_epochs)
+        self.state.failure_rule.limit = failure_limit(
+            self._config.data.max_failures, steps_per_epoch * self._config.data.batch_size
         )
-        self.optimizer = build_optimizer(self.method, self.config.train)
-        self.scaler = torch.amp.GradScaler(
-            self.world.device.type, enabled=self.config.train.precision == "fp16"
-        )
-        self.step = 0
-        self._log: StepLog | None = None  # of the main rank
-        self._write_error: StorageError | None = (
-            None  # of the main rank; all raise it before the next step
-        )
-        self.failure_rule = FailureRule(limit=None)
-        self.loader = self._build_loader(self._resume())
-        num_samples = self.loader.num_steps * self.config.data.batch_size
-        self.failure_rule.limit = failure_limit(self.config.data.max_failures, num_samples)
-        self.gradient = StepGradient(
-            self.method,
-            self.split.texts,
-            self.world,
-            classes=class_encoder(self.method, self.split.texts, self.world),
+        self._gradient = StepGradient(
+            self._method,
+            self._split.texts,
+            self._world,
+            classes=class_encoder(self._method, self._split.texts, self._world),
             autocast=task.autocast,
-            scaler=self.scaler,
+            scaler=self.state.scaler,
         )
-        self.num_steps = self.loader.num_steps * self.config.train.epochs
-        self.warmup_steps = round(self.loader.num_steps * self.config.train.warmup_epochs)
 
-    def run(self, bars: ProgressBars, *, wants_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train to the end; False if some rank wanted to stop, with the state saved.
+    # --- the loop --------------------------------------------------------------------------------
 
-        Raises: StorageError on all ranks at one step, when `data.max_failures` samples in a row
-            could not be read,
-        or when the main rank cannot write; ConfigError likewise, when the loss is not finite, or of
-        one rank, whose GPU has no memory."""
-        with errors_of_main(self.world):
-            self._log = self._open_log()
-        with closing(self._log) if self._log is not None else nullcontext():
+    def run(
+        self,
+        progress: Progress = NullProgress(),
+        *,
+        wants_stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the end.
+
+        Args:
+            progress: Shows the steps.
+            wants_stop: Asked in every step; if it is true on some rank, the run stops after it.
+
+        Returns:
+            Whether the run reached its end; if not, the state is saved.
+
+        Raises:
+            StorageError: On all ranks at the same step: `data.max_failures` samples in a row could
+                not be read, or the main rank cannot write.
+            ConfigError: On all ranks at the same step: the loss is not finite. On one rank: its GPU
+                has too little memory.
+        """
+        with raise_main_errors_everywhere(self._world):
+            self._log = RunLog(
+                self._folder,
+                self._split.manifest,
+                self._world,
+                step=self.state.step,
+                tensorboard=self._config.run.tensorboard,
+            )
+        with closing(self._log):
             stops = False
-            while self.step < self.num_steps and not stops:
-                for batches, wait_seconds in steps_of(self.loader, self.config.train.accumulation):
-                    row, stops = self._train_step(batches, wait_seconds, wants_stop)
-                    self._check_loss(row)
-                    self._keep(row, self.loader.state(batches[0].step + 1), stops=stops)
-                    bars.update("train", self.step, self.num_steps, _note(row))
-                    if stops:
-                        break
-            with errors_of_main(self.world):
-                if self._write_error is not None:
-                    raise self._write_error
-                if self._log is not None:
-                    self._log.close()
+            while self.state.step < self.num_steps and not stops:
+                stops = self._train_epoch(progress, wants_stop)
+            with raise_main_errors_everywhere(self._world):
+                self._log.finish()
             if not stops:
-                self._name_failures()
+                self._log.name_failures()
         return not stops
 
-    def save_checkpoint(self) -> CheckpointInfo | None:
-        """Write the trained tensors; the main rank alone, which alone knows the file's hash."""
-        if not self.world.is_main:
+    def _train_epoch(self, progress: Progress, wants_stop: Callable[[], bool]) -> bool:
+        """Train to the end of the epoch; return whether some rank wants to stop before it."""
+        for batches, wait_seconds in steps_of(self._loader, self._config.train.accumulation):
+            row, stops = self._train_step(batches, wait_seconds, wants_stop)
+            self._check_loss(row)
+            stream = self._loader.state(batches[0].step + 1)
+            self._log.keep(row, self._save_if_due(stream, stops=stops))
+            progress.update("train", self.state.step, self.num_steps, row.note())
+            if stops:
+                return True
+        return False
+
+    def _save_if_due(self, stream: StreamState, *, stops: bool) -> Callable[[], None] | None:
+        """Return a function that saves the state, or None for a step that saves none."""
+        every = self._config.run.save_every_steps
+        is_epoch_end = stream.position == 0
+        is_due = every is not None and self.state.step % every == 0
+        if not (is_epoch_end or is_due or stops):
             return None
-        info = self.split.manifest.info
-        provenance = {
-            "classes": info.classes,
-            "pool_id": info.pool_id,
-            "manifest": info.path,
-            "fingerprint": info.fingerprint,
-            "text_files": dict(self.task.text_files),
-        }
-        path = self.folder / run_folder.CHECKPOINT
+        return partial(self.state.save, self._folder / run_folder.STATE, stream)
+
+    def save_checkpoint(self) -> CheckpointInfo | None:
+        """Write the trained tensors on the main rank; None on the other ranks.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        if not self._world.is_main:
+            return None
+        info = self._split.manifest.info
         return save_checkpoint(
-            path,
-            self.method,
-            self.task.backbone,
-            self.config,
-            step=self.step,
-            provenance=provenance,
+            self._folder / run_folder.CHECKPOINT,
+            self._method,
+            self._task.backbone,
+            self._config,
+            step=self.state.step,
+            provenance={
+                "classes": info.classes,
+                "pool_id": info.pool_id,
+                "manifest": info.path,
+                "fingerprint": info.fingerprint,
+                "text_files": dict(self._task.text_files),
+            },
         )
+
+    # --- a step ----------------------------------------------------------------------------------
 
     def _train_step(
         self, batches: list[MicroBatch], wait_seconds: float, wants_stop: Callable[[], bool]
-    ) -> tuple[dict[str, Any], bool]:
-        """One optimiser step. The loss is a sum over the valid clips of the global batch divided by
-        their number, times the number of ranks for DDP's mean: it does not depend on how the clips
-        are spread."""
+    ) -> tuple[StepRow, bool]:
+        """Do one optimiser step; return its row of the log, and whether some rank wants to stop.
+
+        The loss is a sum over the valid clips of the global batch divided by their number: it does
+        not depend on how the clips are spread.
+        """
         started = time.perf_counter()
+        epoch = batches[0].epoch
+
+        whole = self._share_batch(batches, wait_seconds)
+        clips = self._count_failures(whole, epoch)
+        fraction = self._set_rate()
+        loss_here = self._accumulate(batches, whole.num_valid)
+        self._apply(batches, whole.num_valid)
+
+        loss, stops = sum_over_ranks(
+            [loss_here / self._world.size, float(wants_stop())], self._world
+        )
+        seconds = time.perf_counter() - started
+        scaler = self.state.scaler
+        row = StepRow(
+            step=self.state.step,
+            epoch=epoch,
+            loss=loss,
+            lr=self._config.train.lr * fraction,
+            loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
+            clips=clips,
+            seconds=seconds,
+            reading=whole.reading_row(wait_seconds + seconds),
+        )
+        return row, stops > 0
+
+    def _share_batch(self, batches: list[MicroBatch], wait_seconds: float) -> GlobalBatch:
+        """Join the clips of all ranks; raise a write error of an earlier step on all of them."""
         whole = share_batch(
             batches,
             wait_seconds,
-            batch_size=self.config.data.batch_size,
-            world=self.world,
-            write_failed=self._write_error is not None,
+            batch_size=self._config.data.batch_size,
+            world=self._world,
+            write_failed=self._log.has_failed,
         )
         if whole.write_failed:
-            raise from_main(self._write_error, self.world)
-        self._count_failures(whole, epoch=batches[0].epoch)
-        rate_share = lr_share(self.step, num_steps=self.num_steps, warmup_steps=self.warmup_steps)
-        set_lr(self.optimizer, rate_share)
-        self.method.train()
-        sentence_K = draw_sentences(self.split.texts, seed=self.config.seed, step=self.step).to(
-            self.world.device
-        )
-        num_clips = max(len(batch.clips.labels_B) for batch in batches)
-        with saying_memory(num_clips, self._memory_cure(num_clips)):
-            loss_here = self.gradient.add(
-                (self._inputs(batch) for batch in batches),
-                num_batches=len(batches),
-                sentence_K=sentence_K,
-                share=self.world.size / max(1, whole.num_valid),
-            )
-        if whole.num_valid > 0:
-            with saying_memory(
-                num_clips, "AdamW keeps two values a weight: tune less (method.tune)"
-            ):
-                self.scaler.step(self.optimizer)
-            self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        loss, stops = sum_over_ranks([loss_here / self.world.size, float(wants_stop())], self.world)
-        seconds = time.perf_counter() - started
-        row = {
-            "step": self.step,
-            "epoch": batches[0].epoch,
-            "loss": loss,
-            "lr": self.config.train.lr * rate_share,
-            **({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}),
-            **self._clips_of(whole),
-            "seconds": round(seconds, 4),
-            **whole.reading(wait_seconds + seconds),
-        }
-        return row, stops > 0
+            self._log.raise_on_all_ranks()
+        return whole
 
-    def _memory_cure(self, num_clips: int) -> str:
-        """How a step takes less memory than with so many clips at once."""
-        if num_clips == 1:
-            return "lower data.frames"
-        if self.method.settings.traits.compares_clips:
-            return f"{self.config.method.name} compares them: lower data.batch_size or start more ranks"
-        return f"raise train.accumulation, it is {self.config.train.accumulation}"
+    def _count_failures(self, whole: GlobalBatch, epoch: int) -> StepClips:
+        """Return the clips of the step; raise StorageError at the limit of failures in a row.
 
-    def _check_loss(self, row: dict[str, Any]) -> None:
-        """Raises: ConfigError on all ranks for a loss that is not finite; the log then has the
-        step, no state has.
-
-        A gradient alone may be: under fp16 the scaler leaves such a step out."""
-        if math.isfinite(row["loss"]):
-            return
-        if self._log is not None:
-            self._log.write(row)
-        train = self.config.train
-        rates = [
-            f"train.{key}={value:g}"
-            for key, value in train
-            if key.startswith("lr") and value is not None
-        ]
-        raise ConfigError(
-            f"training diverged: the loss of step {row['step']} is {row['loss']}, "
-            f"at train.precision={train.precision}; lower {', '.join(rates)}"
-            f"{', or set train.precision=bf16,' if train.precision == 'fp16' else ''} and start over with --fresh"
-        )
-
-    def _count_failures(self, whole: GlobalBatch, *, epoch: int) -> None:
-        """Raises: StorageError at the limit; the log then has the step's clips, though it is not
-        done."""
-        try:
-            self.failure_rule.count(whole.failures)
-        except StorageError:
-            if self._log is not None:
-                self._log.write({"step": self.step + 1, "epoch": epoch, **self._clips_of(whole)})
-            self._name_failures()
-            raise
-
-    def _name_failures(self) -> None:
-        if self._log is not None:
-            manifest, reasons = self.split.manifest, self.folder / run_folder.METRICS
-            name_failures(
-                manifest.info.path,
-                self._log.failed,
-                num_samples=len(manifest),
-                reasons=reasons,
-                repeats=True,
-            )
-
-    def _clips_of(self, whole: GlobalBatch) -> dict[str, Any]:
-        """Which clips a step saw: their number and order, and why some could not be read."""
-        keys = self.split.manifest.table["key"].take(pa.array(whole.rows_B)).to_pylist()
+        The log then has the clips, though the step is not done.
+        """
+        keys = self._split.manifest.table["key"].take(pa.array(whole.rows_B)).to_pylist()
         failed = {
             key: why for key, why in zip(keys, whole.failures, strict=True) if why is not None
         }
-        return {
-            "valid_clips": whole.num_valid,
-            "batch": digest_of(keys),
-            **({"failed": failed} if failed else {}),
-        }
+        clips = StepClips(whole.num_valid, digest_of(keys), failed)
+        try:
+            self.state.failure_rule.count(whole.failures)
+        except StorageError:
+            self._log.write_clips(self.state.step + 1, epoch, clips)
+            self._log.name_failures()
+            raise
+        return clips
 
-    def _inputs(self, batch: MicroBatch) -> tuple[ClipInputs, Targets]:
-        """Normalised frames and targets of a micro-batch, on the device."""
-        device, clips, backbone, split = (
-            self.world.device,
-            batch.clips,
-            self.task.backbone,
-            self.split,
+    def _set_rate(self) -> float:
+        """Set the rates of the step and return them as a fraction of the base rates."""
+        fraction = lr_fraction(
+            self.state.step, num_steps=self.num_steps, warmup_steps=self._warmup_steps
         )
-        seed_dropout(seed=self.config.seed, step=self.step, rank=self.world.rank, micro=batch.micro)
+        set_lr(self.state.optimizer, fraction)
+        return fraction
+
+    def _accumulate(self, batches: list[MicroBatch], num_valid: int) -> float:
+        """Compute the gradient of the step and return the loss of this rank."""
+        self._method.train()
+        sentence_K = draw_sentences(
+            self._split.texts, seed=self._config.seed, step=self.state.step
+        ).to(self._world.device)
+        num_clips = _largest(batches)
+        with explain_out_of_memory(num_clips, self._memory_hint(num_clips)):
+            return self._gradient.accumulate(
+                (self._inputs(batch) for batch in batches),
+                num_batches=len(batches),
+                sentence_K=sentence_K,
+                loss_scale=self._world.size / max(1, num_valid),
+            )
+
+    def _apply(self, batches: list[MicroBatch], num_valid: int) -> None:
+        """Step the optimiser, unless no clip of the step could be read."""
+        if num_valid > 0:
+            hint = "AdamW keeps two values per weight: tune less (method.tune)"
+            with explain_out_of_memory(_largest(batches), hint):
+                self.state.scaler.step(self.state.optimizer)
+            self.state.scaler.update()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+
+    def _inputs(self, batch: MicroBatch) -> ClipsAndTargets:
+        """Return the clips and targets of a micro-batch on the device."""
+        device, clips, backbone = self._world.device, batch.clips, self._task.backbone
+        seed_dropout(
+            seed=self._config.seed,
+            step=self.state.step,
+            rank=self._world.rank,
+            micro=batch.micro,
+        )
         frames = augment(
             to_unit_range(clips.frames_BVTCHW.to(device)),
-            self.config.data.augment,
-            seed=self.config.seed,
+            self._config.data.augment,
+            seed=self._config.seed,
             epoch=batch.epoch,
             keys=clips.keys,
         )
         frames = standardize(frames, backbone.image_mean, backbone.image_std)
+
         weights_B = clips.weights_B.to(device)
-        features = take_rows(split.sample_features, clips.positions_B, device)
+        features = take_rows(self._split.sample_features, clips.positions_B, device)
         targets = Targets(
-            clips.labels_B.to(device),
-            weights_B,
-            self.config.train.label_smoothing,
-            features,
+            clips.labels_B.to(device), weights_B, self._config.train.label_smoothing, features
         )
         return ClipInputs(frames, weights_B, features), targets
 
+    # --- errors ----------------------------------------------------------------------------------
+
+    def _memory_hint(self, num_clips: int) -> str:
+        """Return how a step takes less memory than with so many clips at once."""
+        if num_clips == 1:
+            return "lower data.frames"
+        if self._method.traits.compares_clips:
+            name = self._config.method.name
+            return f"{name} compares them: lower data.batch_size or start more ranks"
+        return f"raise train.accumulation, it is {self._config.train.accumulation}"
+
+    def _check_loss(self, row: StepRow) -> None:
+        """Raise ConfigError on all ranks for a loss that is not finite.
+
+        The log then has the step, but no state has it. A gradient that is not finite is no error:
+        under fp16 the scaler skips such a step.
+        """
+        if math.isfinite(row.loss):
+            return
+        self._log.write(row)
+        train = self._config.train
+        rates = []
+        for key, value in train:
+            if key.startswith("lr") and value is not None:
+                rates.append(f"train.{key}={value:g}")
+        or_bf16 = ", or set train.precision=bf16," if train.precision == "fp16" else ""
+        raise ConfigError(
+            f"training diverged: the loss of step {row.step} is {row.loss}, at "
+            f"train.precision={train.precision}; lower {', '.join(rates)}{or_bf16} and start over "
+            "with --fresh"
+        )
+
+    # --- the stream ------------------------------------------------------------------------------
+
     def _build_loader(self, state: StreamState | None) -> TrainLoader:
-        data = self.config.data
+        data = self._config.data
         settings = StreamSettings(
             batch_size=data.batch_size,
-            accumulation=self.config.train.accumulation,
+            accumulation=self._config.train.accumulation,
             order=data.order,
             group_shards=data.group_shards,
-            seed=self.config.seed,
-            epochs=self.config.train.epochs,
+            seed=self._config.seed,
+            epochs=self._config.train.epochs,
             num_workers=data.num_workers,
             max_failures=None,  # counted over all ranks, see `_count_failures`
             reading=data.reading,
         )
         return build_train_loader(
-            self.task.pool,
-            self.split.manifest,
-            self.task.clip,
+            self._task.pool,
+            self._split.manifest,
+            self._task.clip_settings,
             settings,
-            RankSlice(self.world.rank, self.world.size),
+            RankSlice(self._world.rank, self._world.size),
             state,
         )
-
-    def _open_log(self) -> StepLog | None:
-        if not self.world.is_main:
-            return None
-        return StepLog(self.folder, step=self.step, tensorboard=self.config.run.tensorboard)
-
-    def _keep(self, row: dict[str, Any], state: StreamState, *, stops: bool) -> None:
-        """Log a step and save the state where one is due; the main rank alone, which notes what
-        fails."""
-        if self._log is None:
-            return
-        every = self.config.run.save_every_steps
-        try:
-            self._log.write(
-                row
-            )  # before the state: what a kill leaves too much is dropped, see `StepLog`
-            if state.position == 0 or stops or (every is not None and self.step % every == 0):
-                self._log.flush()
-                self._save_state(state)
-        except StorageError as error:
-            self._write_error = error
-
-    def _save_state(self, state: StreamState) -> None:
-        save_state(
-            self.folder / run_folder.STATE,
-            {
-                "step": self.step,
-                "stream": state.model_dump(),
-                "failures_in_a_row": self.failure_rule.in_a_row,
-                "inputs": self._inputs_of_run(),
-                "trained": self.method.trained_state(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            },
-        )
-
-    def _inputs_of_run(self) -> dict[str, str]:
-        """Hashes of what a run reads beside its pool, and what a config names by its place
-        alone."""
-        found = {"model.pretrained": self.task.backbone.weights_sha256}
-        found |= {f"text.{key}": value for key, value in self.task.text_files.items()}
-        if self.config.method.traits.depends_on_batch:
-            found["number of ranks"] = str(self.world.size)
-        return found
-
-    def _resume(self) -> StreamState | None:
-        """Take up state.pt where there is one."""
-        path = self.folder / run_folder.STATE
-        if not path.exists():
-            return None
-        saved = load_state(path)
-        try:
-            changed = [
-                key
-                for key, value in self._inputs_of_run().items()
-                if saved["inputs"].get(key) != value
-            ]
-            if changed:
-                raise FormatError(
-                    f"{path}: was written with another {', '.join(changed)}; put back what was there, or start over "
-                    "with --fresh"
-                )
-            stream = StreamState.model_validate(saved["stream"])
-            with torch.no_grad():
-                for name, value in saved["trained"].items():
-                    self.method.get_parameter(name).copy_(value)
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
-            self.step, self.failure_rule.in_a_row = (
-                int(saved["step"]),
-                int(saved["failures_in_a_row"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            what = " ".join(str(error).split())[:120]
-            raise FormatError(
-                f"{path}: is not a state of this run ({what}); start over with --fresh"
-            ) from None
-        manifest, data = self.split.manifest, self.config.data
-        order = make_order(
-            manifest.table["shard"],
-            data.order,
-            seed=self.config.seed,
-            group_shards=data.group_shards,
-        )
-        stream.check(manifest, order)
-        return stream
 
 
 def steps_of(
     epoch: Iterable[MicroBatch], accumulation: int
 ) -> Iterator[tuple[list[MicroBatch], float]]:
-    """(micro-batches of a step, seconds that they were waited for); never asks for more before they
-    are used."""
+    """Yield the micro-batches of each step, and the seconds that they were waited for.
+
+    Batches are asked for only when the ones before have been used.
+    """
     stream = iter(epoch)
     while True:
         started = time.perf_counter()
@@ -393,7 +373,6 @@ def steps_of(
         yield batches, time.perf_counter() - started
 
 
-def _note(row: dict[str, Any]) -> str:
-    """What a progress line says of a step."""
-    speed = f", {row['mb_per_second']:.0f} MB/s" if "mb_per_second" in row else ""
-    return f"loss {row['loss']:.4f}, waited {row['wait_seconds']:.2f} s{speed}"
+def _largest(batches: list[MicroBatch]) -> int:
+    """Return the number of clips of the largest micro-batch."""
+    return max(len(batch.clips.labels_B) for batch in batches)

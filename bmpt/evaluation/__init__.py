@@ -1,1 +1,1 @@
-"""Exact evaluation: every sample once, whatever the number of ranks."""
+"""Exact evaluation: every sample is scored once, whatever the number of ranks."""

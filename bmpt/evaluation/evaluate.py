@@ -1,166 +1,196 @@
-"""Score manifests with a method and write predictions and results.json."""
+"""Scoring of manifests with a method; writes predictions and results.json."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bmpt.checkpoints.checkpoint import CheckpointInfo, config_sha256, write_file
+from bmpt.checkpoints.checkpoint import CheckpointInfo, config_sha256
 from bmpt.checkpoints.wise_ft import apply_wise_ft
 from bmpt.clip.normalize import normalize
-from bmpt.evaluation.predictions import Block, join_blocks, to_parquet
-from bmpt.methods.base import ClipInputs
+from bmpt.evaluation.predictions import PredictionBatch, join_batches, to_parquet
+from bmpt.methods.base import ClipInputs, Features
 from bmpt.runtime import run_folder
-from bmpt.runtime.distributed import errors_of_main, gather_to_main, saying_memory
-from bmpt.runtime.failures import failure_limit, name_failures, share_failures
+from bmpt.runtime.distributed import (
+    explain_out_of_memory,
+    gather_to_main,
+    raise_main_errors_everywhere,
+)
+from bmpt.runtime.failures import name_failures, share_failures
 from bmpt.runtime.metrics import TOP, count_correct, harmonic_mean, percent, top_classes
 from bmpt.sample_features import take_rows
 from bmpt.task import Split, Task
+from shards.cli import warn
 from shards.errors import ConfigError
-from shards.loader import build_eval_loader
+from shards.files import write_file
+from shards.loader import EvalLoader, build_eval_loader
+from shards.progress import NullProgress, Progress
 from shards.sampling.plan import RankSlice
-from shards.stream.failures import FailureRule
+from shards.stream.batches import ClipBatch
+from shards.stream.failures import FailureRule, failure_limit
 from shards.stream.settings import BlockSettings
 
 RESULTS_FORMAT = 1
 HM_PARTS = ("base_to_novel/val_base", "base_to_novel/val_novel")
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
-    task: Task, *, folder: Path, checkpoint: CheckpointInfo | None, progress: Progress
+    task: Task,
+    *,
+    folder: Path,
+    checkpoint: CheckpointInfo | None,
+    progress: Progress = NullProgress(),
 ) -> dict[str, Any] | None:
-    """Score all manifests; the main rank writes predictions and results.json and returns the
-    results.
+    """Score all manifests of a task.
 
-    Raises: on all ranks StorageError for files and samples, ConfigError for scores that are not
-        finite; ConfigError of
-    one rank whose GPU has no memory."""
+    The main rank writes predictions and results.json.
+
+    Args:
+        task: The task, whose method has the trained tensors.
+        folder: The run folder.
+        checkpoint: Where the trained tensors come from, for results.json.
+        progress: Shows the scored blocks of each manifest.
+
+    Returns:
+        The content of results.json on the main rank, None on the others.
+
+    Raises:
+        StorageError: On all ranks: a file cannot be written, or `data.max_failures` samples in a
+            row could not be read.
+        ConfigError: On all ranks: scores are not finite. On one rank: its GPU has too little
+            memory.
+    """
     wise_ft = task.config.eval.wise_ft
     if task.base is not None and wise_ft is not None:
         apply_wise_ft(task.method, task.base, wise_ft)
+
     entries = []
-    for name, split in task.scored.items():
-        note = task.method.scoring_warning(split.texts)
-        if note is not None and task.world.is_main:
-            print(f"warning: {name}: {note}", file=sys.stderr)
-        block = _score(task, split, lambda *at, name=name: progress(name, *at))
-        with errors_of_main(task.world):
-            if block is not None:
-                entries.append(_write_predictions(name, task, split, block, folder))
-        if block is not None:
-            failed = [
-                key for key, why in zip(block.keys, block.failures, strict=True) if why is not None
-            ]
+    for name, split in task.eval_splits.items():
+        warning = task.method.scoring_warning(split.texts)
+        if warning is not None and task.world.is_main:
+            warn(f"{name}: {warning}")
+        predictions = _score(task, name, split, progress)
+        with raise_main_errors_everywhere(task.world):
+            if predictions is not None:
+                entries.append(_write_predictions(name, task, split, predictions, folder))
+        if predictions is not None:
             name_failures(
                 name,
-                failed,
-                num_samples=len(block.keys),
+                predictions.failed_keys(),
+                num_samples=len(predictions.keys),
                 reasons=folder / entries[-1]["predictions"],
             )
-    with errors_of_main(task.world):
+
+    with raise_main_errors_everywhere(task.world):
         if not task.world.is_main:
             return None
         results = _results(task, entries, checkpoint)
-        write_file(
-            folder / run_folder.RESULTS,
-            (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode(),
-        )
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        write_file(folder / run_folder.RESULTS, text.encode())
     return results
 
 
 @torch.no_grad()
-def _score(task: Task, split: Split, progress: Callable[[int, int], None]) -> Block | None:
-    """Predictions of a whole manifest on the main rank; blocks go whole to ranks, class texts are
-    encoded once.
+def _score(task: Task, name: str, split: Split, progress: Progress) -> PredictionBatch | None:
+    """Return the predictions of a manifest on the main rank, None on the others.
 
-    Raises: StorageError on all ranks, when `data.max_failures` samples in a row of the manifest
-        could not be read."""
-    world, backbone, num_samples = task.world, task.backbone, len(split.manifest)
+    A block of rows is computed by one rank; the class texts are encoded once.
+
+    Raises:
+        StorageError: On all ranks: `data.max_failures` samples in a row could not be read.
+    """
+    world, num_samples = task.world, len(split.manifest)
     rule = FailureRule(failure_limit(task.config.data.max_failures, num_samples))
+    num_blocks = ceil(num_samples / task.config.eval.batch_size)
+    blocks = iter(_build_loader(task, split))
+
+    method = task.method.eval()
+    batches = []
+    with task.autocast():
+        classes = None
+        if not method.traits.couples_towers:
+            classes = method.class_features(split.texts)
+        # in each round every rank has the next block, until there are no more
+        for first in range(0, num_blocks, world.size):
+            clips = next(blocks, None)
+            rule.count(share_failures([] if clips is None else clips.failures, world))
+            if clips is not None:
+                batches.append(_predict(task, split, clips, classes))
+                progress.update(name, min(first + world.size, num_blocks), num_blocks)
+
+    gathered = gather_to_main(batches, world)
+    if gathered is None:
+        return None
+    return join_batches([batch for of_rank in gathered for batch in of_rank])
+
+
+def _build_loader(task: Task, split: Split) -> EvalLoader:
     settings = BlockSettings(
         block_size=task.config.eval.batch_size,
         num_workers=task.config.data.num_workers,
-        max_failures=None,  # counted over all ranks, below
+        max_failures=None,  # counted over all ranks, in `_score`
         reading=task.config.data.reading,
     )
-    loader = build_eval_loader(
-        task.pool, split.manifest, task.clip, settings, RankSlice(world.rank, world.size)
-    )
-    num_blocks = -(-num_samples // task.config.eval.batch_size)
-    method = task.method.eval()
-    with task.autocast():
-        classes = (
-            None if method.settings.traits.couples_towers else method.class_features(split.texts)
-        )
-        blocks, of_this_rank = [], iter(loader)
-        for first in range(
-            0, num_blocks, world.size
-        ):  # in each round every rank has the next block, as far as they go
-            clips = next(of_this_rank, None)
-            rule.count(share_failures([] if clips is None else clips.failures, world))
-            if clips is None:
-                continue
-            with saying_memory(len(clips.keys), "lower eval.batch_size"):
-                frames = normalize(
-                    clips.frames_BVTCHW.to(world.device), backbone.image_mean, backbone.image_std
-                )
-                features = take_rows(split.sample_features, clips.positions_B, world.device)
-                inputs = ClipInputs(frames, clips.weights_B.to(world.device), features)
-                scores_BK = method.predict(inputs, split.texts, classes=classes)
-                scores_BK = scores_BK.float().cpu()
-            blocks.append(
-                Block(
-                    clips.positions_B.numpy(),
-                    clips.keys,
-                    clips.labels_B.numpy(),
-                    scores_BK.numpy(),
-                    clips.failures,
-                )
-            )
-            progress(min(first + world.size, num_blocks), num_blocks)
-    gathered = gather_to_main(blocks, world)
-    return (
-        None
-        if gathered is None
-        else join_blocks([block for of_rank in gathered for block in of_rank])
+    rank_slice = RankSlice(task.world.rank, task.world.size)
+    return build_eval_loader(task.pool, split.manifest, task.clip_settings, settings, rank_slice)
+
+
+def _predict(
+    task: Task, split: Split, clips: ClipBatch, classes: Features | None
+) -> PredictionBatch:
+    """Return the predictions of a block."""
+    device, backbone = task.world.device, task.backbone
+    with explain_out_of_memory(len(clips.keys), "lower eval.batch_size"):
+        frames = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
+        features = take_rows(split.sample_features, clips.positions_B, device)
+        inputs = ClipInputs(frames, clips.weights_B.to(device), features)
+        scores_BK = task.method.predict(inputs, split.texts, classes=classes).float().cpu()
+    return PredictionBatch(
+        positions_N=clips.positions_B.numpy(),
+        keys=clips.keys,
+        labels_N=clips.labels_B.numpy(),
+        scores_NK=scores_BK.numpy(),
+        failures=clips.failures,
     )
 
 
 def _write_predictions(
-    name: str, task: Task, split: Split, block: Block, folder: Path
+    name: str, task: Task, split: Split, predictions: PredictionBatch, folder: Path
 ) -> dict[str, Any]:
-    """Write the predictions of one manifest and return its entry of results.json.
+    """Write the predictions of a manifest and return its entry of results.json.
 
-    Raises: ConfigError for scores by which no class can be ranked; StorageError."""
-    info = split.manifest.info
-    file = f"{run_folder.PREDICTIONS}/{info.protocol}.{info.name}.parquet"
-    is_scored_N = np.array([failure is None for failure in block.failures], dtype=bool)
-    wrong_N = np.flatnonzero(is_scored_N & ~np.isfinite(block.scores_NK).all(axis=1))
+    Raises:
+        ConfigError: Scores are not finite, so that they cannot rank classes.
+        StorageError: The file cannot be written.
+    """
+    info, num_samples = split.manifest.info, len(predictions.keys)
+    is_scored_N = np.array([failure is None for failure in predictions.failures], dtype=bool)
+    is_finite_N = np.isfinite(predictions.scores_NK).all(axis=1)
+    wrong_N = np.flatnonzero(is_scored_N & ~is_finite_N)
     if len(wrong_N):
+        is_fp16 = task.config.train.precision == "fp16"
+        or_bf16 = ", or set train.precision=bf16" if is_fp16 else ""
         raise ConfigError(
-            f"{name}: the scores of {block.keys[wrong_N[0]]} are not finite ({len(wrong_N)} of {len(block.keys)} "
-            "samples), as of weights that diverged in training: score those of a run with a lower train.lr"
-            f"{', or set train.precision=bf16' if task.config.train.precision == 'fp16' else ''}"
+            f"{name}: the scores of {predictions.keys[wrong_N[0]]} are not finite ({len(wrong_N)} "
+            f"of {num_samples} samples), as of weights that diverged in training: score those of a "
+            f"run with a lower train.lr{or_bf16}"
         )
-    top_NP = top_classes(block.scores_NK)
-    write_file(folder / file, to_parquet(block, top_NP))
+
+    file = f"{run_folder.PREDICTIONS}/{info.protocol}.{info.name}.parquet"
+    top_NP = top_classes(predictions.scores_NK)
+    write_file(folder / file, to_parquet(predictions, top_NP))
+
     scored = int(is_scored_N.sum())
-    correct = [
-        count_correct(top_NP[is_scored_N], block.labels_N[is_scored_N], count) for count in (1, TOP)
-    ]
-    verdicts = [
-        v
-        for v, scored_ in zip(split.manifest.table["verdict"].to_pylist(), is_scored_N, strict=True)
-        if scored_
-    ]
+    scored_top_NP, scored_labels_N = top_NP[is_scored_N], predictions.labels_N[is_scored_N]
+    correct_top1 = count_correct(scored_top_NP, scored_labels_N, 1)
+    correct_top5 = count_correct(scored_top_NP, scored_labels_N, TOP)
+    verdicts = np.array(split.manifest.table["verdict"].to_pylist())[is_scored_N].tolist()
     return {
         "manifest": name,
         "fingerprint": info.fingerprint,
@@ -170,12 +200,12 @@ def _write_predictions(
         "frames": task.config.data.frames,
         "expected": info.expected,
         "scored": scored,
-        "failed": len(block.keys) - scored,
+        "failed": num_samples - scored,
         "missing": info.missing,
         "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
-        "top1": percent(correct[0], scored),
-        "top5": percent(correct[1], scored),
-        "correct_top1": correct[0],
+        "top1": percent(correct_top1, scored),
+        "top5": percent(correct_top5, scored),
+        "correct_top1": correct_top1,
         "predictions": file,
     }
 
@@ -183,10 +213,11 @@ def _write_predictions(
 def _results(
     task: Task, entries: list[dict[str, Any]], checkpoint: CheckpointInfo | None
 ) -> dict[str, Any]:
-    """results.json: no time stamp, so that the same run gives the same bytes."""
+    """Return the content of results.json, without a time stamp: equal runs give equal bytes."""
     top1 = {entry["manifest"]: entry["top1"] for entry in entries}
     has_parts = all(name in top1 for name in HM_PARTS)
     commit, dirty = git_state(Path(__file__).parent)
+    wise_ft = task.config.eval.wise_ft
     return {
         "format_version": RESULTS_FORMAT,
         "method": task.config.method.name,
@@ -199,7 +230,7 @@ def _results(
         "model": {"name": task.backbone.name, "weights_sha256": task.backbone.weights_sha256},
         **({"text_files": dict(task.text_files)} if task.text_files else {}),
         "checkpoint": None if checkpoint is None else vars(checkpoint),
-        **({} if task.config.eval.wise_ft is None else {"wise_ft": task.config.eval.wise_ft}),
+        **({} if wise_ft is None else {"wise_ft": wise_ft}),
         "evaluations": entries,
         "hm": harmonic_mean([top1[name] for name in HM_PARTS]) if has_parts else None,
         "hm_of": list(HM_PARTS) if has_parts else None,
@@ -207,18 +238,20 @@ def _results(
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
-    """(short commit, whether tracked files differ from it) of the checkout around `folder`; (None,
-    None) outside."""
-    answers = []
-    for command in (
-        ["rev-parse", "--short", "HEAD"],
-        ["status", "--porcelain", "--untracked-files=no"],
-    ):
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None, None
-        answers.append(answer.stdout.strip())
-    return answers[0], bool(answers[1])
+    """Return (short commit, whether tracked files differ from it) of the checkout of a folder.
+
+    It is (None, None) outside a checkout.
+    """
+    try:
+        commit = _git(folder, "rev-parse", "--short", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit, bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""One Parquet of per-sample predictions a manifest, in manifest order."""
+"""Predictions per sample: one Parquet file per manifest, in manifest order."""
 
 from __future__ import annotations
 
@@ -22,44 +22,56 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Block:
-    """Predictions of some rows of a manifest.
-
-    positions_N: row in the manifest
-    scores_NK: what classes are ranked by, see `Method.class_scores`: logits, of bdc_clip and bike
-        probabilities
-    failures: why a row could not be read, else None"""
+class PredictionBatch:
+    """Predictions of some rows of a manifest."""
 
     positions_N: npt.NDArray[np.int64]
+    """Rows in the manifest."""
+
     keys: list[str]
+
     labels_N: npt.NDArray[np.int64]
+
     scores_NK: npt.NDArray[np.float32]
+    """Class scores, see `Method.class_scores`: logits; for bdc_clip and bike probabilities."""
+
     failures: list[str | None]
+    """Why a row could not be read, else None."""
+
+    def failed_keys(self) -> list[str]:
+        """Return the keys of the rows that could not be read."""
+        pairs = zip(self.keys, self.failures, strict=True)
+        return [key for key, failure in pairs if failure is not None]
 
 
-def join_blocks(blocks: list[Block]) -> Block:
-    """All blocks of all ranks as one, in manifest order."""
-    positions_N = np.concatenate([block.positions_N for block in blocks])
+def join_batches(batches: list[PredictionBatch]) -> PredictionBatch:
+    """Join the batches of all ranks, in manifest order."""
+    positions_N = np.concatenate([batch.positions_N for batch in batches])
     order_N = np.argsort(positions_N, kind="stable")
-    keys = [key for block in blocks for key in block.keys]
-    failures = [failure for block in blocks for failure in block.failures]
-    return Block(
+    keys = [key for batch in batches for key in batch.keys]
+    failures = [failure for batch in batches for failure in batch.failures]
+    return PredictionBatch(
         positions_N=positions_N[order_N],
         keys=[keys[index] for index in order_N],
-        labels_N=np.concatenate([block.labels_N for block in blocks])[order_N],
-        scores_NK=np.concatenate([block.scores_NK for block in blocks])[order_N],
+        labels_N=np.concatenate([batch.labels_N for batch in batches])[order_N],
+        scores_NK=np.concatenate([batch.scores_NK for batch in batches])[order_N],
         failures=[failures[index] for index in order_N],
     )
 
 
-def to_parquet(block: Block, top_NP: npt.NDArray[np.int32]) -> bytes:
-    """Parquet bytes (zstd); equal predictions give equal bytes."""
+def to_parquet(predictions: PredictionBatch, top_NP: npt.NDArray[np.int32]) -> bytes:
+    """Return the bytes of a Parquet file (zstd); equal predictions give equal bytes.
+
+    Args:
+        predictions: The predictions of a manifest.
+        top_NP: The best classes of each row, best first.
+    """
     columns = {
-        "key": block.keys,
-        "label": block.labels_N.astype(np.int32),
+        "key": predictions.keys,
+        "label": predictions.labels_N.astype(np.int32),
         "top5": list(top_NP),
-        "scores": list(block.scores_NK),
-        "failed": block.failures,
+        "scores": list(predictions.scores_NK),
+        "failed": predictions.failures,
     }
     # Without checksums, as in earlier versions: equal predictions keep equal bytes.
     return parquet.to_parquet(pa.table(columns, schema=PREDICTIONS_SCHEMA), page_checksums=False)

@@ -1,4 +1,4 @@
-"""Results as a table for people."""
+"""Results as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import Any
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """One line a manifest with its counts, then HM where base and novel are there."""
+    """Return one line per manifest with its counts, then the HM of base and novel if both are there.
+
+    Args:
+        results: The content of results.json.
+    """
     rows = [("manifest", "top-1", "top-5", "correct/scored", "failed", "missing", "classes")]
     for entry in results["evaluations"]:
         rows.append(
@@ -21,15 +25,15 @@ def results_table(results: dict[str, Any]) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
     if results["hm"] is not None:
         lines.append(f"HM of {' and '.join(results['hm_of'])}: {results['hm']:.2f}")
     return "\n".join(lines)
 
 
 def show_percent(value: float | None) -> str:
-    """Two decimals, or a dash where nothing was scored."""
+    """Return a percentage with two decimals, or a dash where nothing was scored."""
     return "-" if value is None else f"{value:.2f}"

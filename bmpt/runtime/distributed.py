@@ -1,4 +1,4 @@
-"""Ranks: one process alone, or as many as torchrun starts (gloo on CPU, nccl on GPU)."""
+"""Ranks: one process, or as many as torchrun starts (gloo on the CPU, nccl on GPUs)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from shards.errors import BmptError, ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among `size` ranks, and the device it computes on."""
+    """The ranks of a run, seen from this process."""
 
     rank: int
+    """Number of this process."""
+
     size: int
+    """Number of processes."""
+
     device: torch.device
+    """Device that this process computes on."""
 
     @property
     def is_main(self) -> bool:
@@ -30,11 +35,15 @@ class World:
 
 
 def start_world(*, threads: int) -> World:
-    """Join the ranks that torchrun announces by its environment, or stand alone.
+    """Join the ranks that torchrun announces in the environment, or be the only rank.
 
-    threads: CPU threads of this process, the same for every topology, so that sums are taken in one
-        order.
-    Raises: ConfigError for more ranks on a node than GPUs."""
+    Args:
+        threads: CPU threads of this process. Every topology must use the same number, so that sums
+            are taken in one order.
+
+    Raises:
+        ConfigError: A node has more ranks than GPUs.
+    """
     torch.set_num_threads(threads)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -45,16 +54,19 @@ def start_world(*, threads: int) -> World:
 
 
 def choose_device(local_rank: int = 0) -> torch.device:
-    """Take the GPU of a rank of this node, the CPU where there is none; float32 is then float32 on
-    either.
+    """Take the GPU of a rank of this node, or the CPU on a node without GPUs.
 
-    Raises: ConfigError for a rank without a GPU beside ranks that have one."""
+    float32 is then float32 on either.
+
+    Raises:
+        ConfigError: The node has GPUs, but none for this rank.
+    """
     # cuDNN computes convolutions, here the patch embedding, in TF32 unless told otherwise, and an
-    # environment variable
-    # may ask for it in products: with the first, cosine logits move by 3e-4 to 1e-3 of the largest
-    # (emulated on a CPU)
+    # environment variable may ask for it in matrix products. With the first, cosine logits move by
+    # 3e-4 to 1e-3 of the largest (emulated on a CPU).
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_gpus == 0:
         return torch.device("cpu")
@@ -65,30 +77,42 @@ def choose_device(local_rank: int = 0) -> torch.device:
 
 
 def check_has_gpu(local_rank: int, num_gpus: int) -> None:
-    """Raises: ConfigError for more ranks on a node than it has GPUs."""
+    """Check that a rank of this node has a GPU.
+
+    Raises:
+        ConfigError: The node has more ranks than GPUs.
+    """
     if local_rank >= num_gpus:
         raise ConfigError(
-            f"this node has {num_gpus} GPUs, none for its rank {local_rank}; set --nproc-per-node {num_gpus}"
+            f"this node has {num_gpus} GPUs, none for its rank {local_rank}; set --nproc-per-node "
+            f"{num_gpus}"
         )
 
 
 @contextmanager
-def saying_memory(num_clips: int, cure: str) -> Iterator[None]:
-    """Raises: ConfigError where so many clips, computed at once, do not fit into the memory of the
-    GPU."""
+def explain_out_of_memory(num_clips: int, hint: str) -> Iterator[None]:
+    """Turn an error of GPU memory into one line that says how many clips did not fit.
+
+    Args:
+        num_clips: Clips that are computed at once.
+        hint: How the user can solve it, the end of the message.
+
+    Raises:
+        ConfigError: The memory of the GPU is too small.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ConfigError(f"the GPU has no memory for {num_clips} clips at once; {cure}") from None
+        raise ConfigError(f"the GPU has no memory for {num_clips} clips at once; {hint}") from None
 
 
 def leave_world(exit_code: int) -> None:
     """Leave the process group; under gloo the process ends here.
 
     Processes that stepped an optimiser under gloo sometimes abort while the interpreter shuts down
-    (`terminate called without an active exception`), so shutting down is left out. After a failure
-    the other
-    ranks may never come to a barrier: torchrun ends them."""
+    (`terminate called without an active exception`), so the shutdown is skipped. After a failure
+    the other ranks may never reach a barrier: torchrun ends them.
+    """
     if not dist.is_initialized():
         return
     is_gloo = dist.get_backend() == "gloo"
@@ -102,7 +126,7 @@ def leave_world(exit_code: int) -> None:
 
 
 def sum_over_ranks(values: list[float], world: World) -> list[float]:
-    """Add up a few numbers over all ranks."""
+    """Return the sums of some numbers over all ranks, on every rank."""
     if world.size == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=world.device)
@@ -110,8 +134,8 @@ def sum_over_ranks(values: list[float], world: World) -> list[float]:
     return tensor.tolist()
 
 
-def gather_to_all(value: Any, world: World) -> list[Any]:
-    """All ranks' values in rank order, on every rank."""
+def all_gather(value: Any, world: World) -> list[Any]:
+    """Return the values of all ranks in rank order, on every rank."""
     if world.size == 1:
         return [value]
     gathered: list[Any] = [None] * world.size
@@ -120,7 +144,7 @@ def gather_to_all(value: Any, world: World) -> list[Any]:
 
 
 def gather_to_main(value: Any, world: World) -> list[Any] | None:
-    """All ranks' values in rank order, on the main rank; None elsewhere."""
+    """Return the values of all ranks in rank order on the main rank, None on the others."""
     if world.size == 1:
         return [value]
     gathered: list[Any] | None = [None] * world.size if world.is_main else None
@@ -128,8 +152,8 @@ def gather_to_main(value: Any, world: World) -> list[Any] | None:
     return gathered
 
 
-def from_main(value: Any, world: World) -> Any:
-    """The main rank's value, on every rank."""
+def broadcast_from_main(value: Any, world: World) -> Any:
+    """Return the value of the main rank, on every rank."""
     if world.size == 1:
         return value
     box = [value]
@@ -138,12 +162,14 @@ def from_main(value: Any, world: World) -> Any:
 
 
 @contextmanager
-def errors_of_main(world: World) -> Iterator[None]:
-    """Raise on all ranks what the main rank raises within: the others would wait for it without
-    end.
+def raise_main_errors_everywhere(world: World) -> Iterator[None]:
+    """Re-raise the main rank's error on every rank; otherwise the other ranks would deadlock.
 
-    For what the main rank does alone, as writing files; costs an exchange.
-    Raises: BmptError of the main rank; another rank's own error as it is."""
+    It is for work that only the main rank does, such as writing files, and costs one broadcast.
+
+    Raises:
+        BmptError: The error of the main rank. Another rank raises its own error as it is.
+    """
     error: BmptError | None = None
     try:
         yield
@@ -151,6 +177,6 @@ def errors_of_main(world: World) -> Iterator[None]:
         if not world.is_main:
             raise
         error = caught
-    error = from_main(error, world)
+    error = broadcast_from_main(error, world)
     if error is not None:
         raise error

@@ -1,4 +1,4 @@
-"""Accuracies as exact counts; percentages are made from them once, at the end."""
+"""Accuracies as exact counts; percentages are computed from them once, at the end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ TOP = 5
 
 
 def top_classes(scores_NK: npt.NDArray[np.float32], count: int = TOP) -> npt.NDArray[np.int32]:
-    """The `min(count, K)` best classes of each row, best first; of equal scores the lower class id
-    wins."""
+    """Return the `min(count, K)` best classes of each row, best first.
+
+    Of equal scores the lower class id wins.
+    """
     order_NK = np.argsort(-scores_NK, axis=1, kind="stable")
     return order_NK[:, :count].astype(np.int32)
 
@@ -20,17 +22,20 @@ def top_classes(scores_NK: npt.NDArray[np.float32], count: int = TOP) -> npt.NDA
 def count_correct(
     top_NP: npt.NDArray[np.int32], labels_N: npt.NDArray[np.int64], count: int
 ) -> int:
-    """How many rows have their label among the first `count` classes."""
+    """Return the number of rows whose label is among the first `count` classes."""
     return int((top_NP[:, :count] == labels_N[:, None]).any(axis=1).sum())
 
 
 def percent(correct: int, scored: int) -> float | None:
-    """Correct of scored in percent, rounded to 6 decimals; None if nothing was scored."""
+    """Return `correct` in percent of `scored`, to 6 decimals; None if nothing was scored."""
     return round(100.0 * correct / scored, 6) if scored else None
 
 
 def harmonic_mean(values: Sequence[float | None]) -> float | None:
-    """HM of percentages, rounded to 6 decimals: 2bn / (b + n) for two; None if one is missing."""
+    """Return the harmonic mean of percentages, to 6 decimals: 2bn / (b + n) for two.
+
+    It is None if a percentage is missing.
+    """
     present = [value for value in values if value is not None]
     if len(present) < len(values) or not present:
         return None

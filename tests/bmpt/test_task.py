@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from bmpt.task import notes_on_training
+from bmpt.task_checks import training_warnings
 from shards.reader import open_pool
 from tests.bmpt.conftest import MakeConfig
 
@@ -14,7 +14,7 @@ from tests.bmpt.conftest import MakeConfig
 def test_a_training_list_that_is_whole_needs_no_word(config: MakeConfig) -> None:
     settings = config(train={"epochs": 2, "warmup_epochs": 1})
     manifest = open_pool(settings.data.pool).manifest("few_shot/train_k2")
-    assert notes_on_training(settings, manifest) == []
+    assert training_warnings(settings, manifest) == []
 
 
 def test_clips_and_classes_that_are_not_in_the_pool_are_counted(config: MakeConfig) -> None:
@@ -24,7 +24,7 @@ def test_clips_and_classes_that_are_not_in_the_pool_are_counted(config: MakeConf
     short = replace(
         manifest, table=table, info=manifest.info.model_copy(update={"missing": missing})
     )
-    (note,) = notes_on_training(config(), short)
+    (note,) = training_warnings(config(), short)
     assert note == (
         f"data.train=few_shot/train_k2: {missing} of its {len(manifest)} clips are not in the pool, and 3 of 4 classes "
         "have none"
@@ -34,6 +34,6 @@ def test_clips_and_classes_that_are_not_in_the_pool_are_counted(config: MakeConf
 def test_a_warm_up_that_does_not_end_is_named(config: MakeConfig) -> None:
     settings = config(train={"epochs": 2, "warmup_epochs": 5})
     manifest = open_pool(settings.data.pool).manifest("few_shot/train_k2")
-    assert notes_on_training(settings, manifest) == [
+    assert training_warnings(settings, manifest) == [
         "train.warmup_epochs=5: is all of train.epochs=2; the rate only rises"
     ]

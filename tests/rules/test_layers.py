@@ -117,6 +117,7 @@ FLOORS: dict[str, list[tuple[str, ...]]] = {
         ("runtime", "config_keys", "experiments", "info", "data_plan"),
         ("checkpoints", "offline", "resolved_config"),
         ("sample_features",),
+        ("task_checks",),
         ("task",),
         ("engine", "evaluation"),
         ("run", "bench"),

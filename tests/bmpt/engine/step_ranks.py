@@ -75,15 +75,18 @@ def step(
         weights_B = torch.tensor(WEIGHTS).double()[start:stop]
         targets = Targets(torch.tensor(LABELS)[start:stop], weights_B, 0.1, features)
         inputs.append((ClipInputs(frames_BVTCHW[start:stop], weights_B, features), targets))
-    share = world.size / sum(WEIGHTS)
+    loss_scale = world.size / sum(WEIGHTS)
     texts_encoded = torch.tensor(0)
 
     def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
         texts_encoded.add_(len(output))
 
     method.clip.transformer.resblocks[0].ln_1.register_forward_hook(count)
-    loss = gradient.add(
-        inputs, num_batches=len(inputs), sentence_K=torch.tensor(SENTENCE) % each, share=share
+    loss = gradient.accumulate(
+        inputs,
+        num_batches=len(inputs),
+        sentence_K=torch.tensor(SENTENCE) % each,
+        loss_scale=loss_scale,
     )
     found = {
         name: value.grad for name, value in method.named_parameters() if value.grad is not None

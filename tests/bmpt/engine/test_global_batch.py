@@ -45,7 +45,7 @@ def test_a_digest_is_that_of_keys_in_their_order() -> None:
 def test_reading_is_a_small_dict_with_requests_only_where_there_are_any() -> None:
     reads = ReadStats(hits=2, misses=1)
     reads.count_request(3_000_000, seconds=0.01)
-    assert batch_of(reads).reading(seconds=1.5) == {
+    assert batch_of(reads).reading_row(seconds=1.5) == {
         "wait_seconds": 0.25,
         "requests": 1,
         "bytes": 3_000_000,
@@ -54,5 +54,5 @@ def test_reading_is_a_small_dict_with_requests_only_where_there_are_any() -> Non
         "cache_misses": 1,
         "request_ms_p99": 12.8,
     }
-    assert batch_of(ReadStats()).reading(seconds=1.5) == {"wait_seconds": 0.25}
+    assert batch_of(ReadStats()).reading_row(seconds=1.5) == {"wait_seconds": 0.25}
     assert batch_of(ReadStats()).num_valid == 2

@@ -17,7 +17,6 @@ from bmpt.engine.train import Trainer
 from bmpt.evaluation.evaluate import evaluate
 from bmpt.methods.base import Method
 from bmpt.task import open_task
-from shards.progress import ProgressBars
 from tests.bmpt.conftest import MakeConfig
 from tests.bmpt.runs import VAL, folder_of
 from tests.bmpt.tiny import ALONE
@@ -58,15 +57,11 @@ def encode(settings: RunConfig) -> Encoded:
     task = open_task(settings, ALONE, trains=True)
     folder_of(settings).mkdir()
     trainer = Trainer(task, folder_of(settings))
-    with ProgressBars(enabled=False) as bars:
-        with noting(task.method) as training:
-            assert trainer.run(bars)
-        with noting(task.method) as scoring:
-            assert (
-                evaluate(task, folder=folder_of(settings), checkpoint=None, progress=bars.update)
-                is not None
-            )
-    assert trainer.step == STEPS
+    with noting(task.method) as training:
+        assert trainer.run()
+    with noting(task.method) as scoring:
+        assert evaluate(task, folder=folder_of(settings), checkpoint=None) is not None
+    assert trainer.state.step == STEPS
     return Encoded(training, scoring)
 
 

@@ -9,40 +9,40 @@ from typing import Any
 import pytest
 import torch
 
-from bmpt.engine.optim import LOWEST_SHARE, build_optimizer, lr_share, set_lr
+from bmpt.engine.optim import LOWEST_FRACTION, build_optimizer, lr_fraction, set_lr
 from bmpt.settings import TrainSettings
 from tests.bmpt.tiny import method_on
 
 
 def test_warm_up_rises_linearly_and_reaches_the_base_rate_at_its_last_step() -> None:
-    shares = [lr_share(step, num_steps=20, warmup_steps=4) for step in range(5)]
+    shares = [lr_fraction(step, num_steps=20, warmup_steps=4) for step in range(5)]
     assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
 def test_without_warm_up_the_first_step_has_the_base_rate() -> None:
-    assert lr_share(0, num_steps=10, warmup_steps=0) == 1.0
+    assert lr_fraction(0, num_steps=10, warmup_steps=0) == 1.0
 
 
 def test_the_cosine_ends_at_the_lowest_share_and_stays_there() -> None:
-    assert lr_share(20, num_steps=20, warmup_steps=4) == pytest.approx(LOWEST_SHARE)
-    assert lr_share(99, num_steps=20, warmup_steps=4) == pytest.approx(LOWEST_SHARE)
+    assert lr_fraction(20, num_steps=20, warmup_steps=4) == pytest.approx(LOWEST_FRACTION)
+    assert lr_fraction(99, num_steps=20, warmup_steps=4) == pytest.approx(LOWEST_FRACTION)
 
 
 def test_half_way_after_warm_up_the_share_is_half_way_between_1_and_the_lowest() -> None:
-    assert lr_share(12, num_steps=20, warmup_steps=4) == pytest.approx((1 + LOWEST_SHARE) / 2)
-    quarter = LOWEST_SHARE + (1 - LOWEST_SHARE) * 0.5 * (1 + math.cos(math.pi / 4))
-    assert lr_share(8, num_steps=20, warmup_steps=4) == pytest.approx(quarter)
+    assert lr_fraction(12, num_steps=20, warmup_steps=4) == pytest.approx((1 + LOWEST_FRACTION) / 2)
+    quarter = LOWEST_FRACTION + (1 - LOWEST_FRACTION) * 0.5 * (1 + math.cos(math.pi / 4))
+    assert lr_fraction(8, num_steps=20, warmup_steps=4) == pytest.approx(quarter)
 
 
 def test_the_rate_never_rises_after_warm_up_and_never_reaches_0() -> None:
-    shares = [lr_share(step, num_steps=50, warmup_steps=5) for step in range(50)]
+    shares = [lr_fraction(step, num_steps=50, warmup_steps=5) for step in range(50)]
     assert shares[5:] == sorted(shares[5:], reverse=True)
     assert min(shares) > 0
 
 
 @pytest.mark.parametrize("warmup", [10, 30])
 def test_a_warm_up_as_long_as_the_run_or_longer_is_only_a_warm_up(warmup: int) -> None:
-    shares = [lr_share(step, num_steps=10, warmup_steps=warmup) for step in range(10)]
+    shares = [lr_fraction(step, num_steps=10, warmup_steps=warmup) for step in range(10)]
     assert shares == pytest.approx([(step + 1) / warmup for step in range(10)])
 
 

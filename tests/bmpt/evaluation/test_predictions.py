@@ -8,16 +8,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bmpt.evaluation.predictions import PREDICTIONS_SCHEMA, Block, join_blocks, to_parquet
+from bmpt.evaluation.predictions import (
+    PREDICTIONS_SCHEMA,
+    PredictionBatch,
+    join_batches,
+    to_parquet,
+)
 from bmpt.runtime.metrics import top_classes
 
 CLASSES = 6
 
 
-def block(*positions: int, failed: tuple[int, ...] = ()) -> Block:
+def block(*positions: int, failed: tuple[int, ...] = ()) -> PredictionBatch:
     """Rows whose every field can be told from its position."""
     rng = {position: np.random.default_rng(position) for position in positions}
-    return Block(
+    return PredictionBatch(
         positions_N=np.array(positions, dtype=np.int64),
         keys=[f"key{position}" for position in positions],
         labels_N=np.array([position % CLASSES for position in positions], dtype=np.int64),
@@ -28,12 +33,12 @@ def block(*positions: int, failed: tuple[int, ...] = ()) -> Block:
     )
 
 
-def parquet_of(joined: Block) -> bytes:
+def parquet_of(joined: PredictionBatch) -> bytes:
     return to_parquet(joined, top_classes(joined.scores_NK))
 
 
 def test_blocks_of_all_ranks_come_back_in_manifest_order() -> None:
-    joined = join_blocks([block(4, 5), block(0, 1), block(6), block(2, 3, failed=(3,))])
+    joined = join_batches([block(4, 5), block(0, 1), block(6), block(2, 3, failed=(3,))])
     whole = block(*range(7), failed=(3,))
     assert joined.keys == whole.keys
     assert joined.failures == whole.failures
@@ -43,9 +48,9 @@ def test_blocks_of_all_ranks_come_back_in_manifest_order() -> None:
 
 
 def test_any_cut_into_blocks_gives_the_same_bytes() -> None:
-    whole = parquet_of(join_blocks([block(*range(7))]))
-    assert parquet_of(join_blocks([block(3, 4, 5), block(6), block(0, 1, 2)])) == whole
-    assert parquet_of(join_blocks([block(0, 2, 4, 6), block(1, 3, 5)])) == whole
+    whole = parquet_of(join_batches([block(*range(7))]))
+    assert parquet_of(join_batches([block(3, 4, 5), block(6), block(0, 1, 2)])) == whole
+    assert parquet_of(join_batches([block(0, 2, 4, 6), block(1, 3, 5)])) == whole
 
 
 def test_other_scores_give_other_bytes() -> None:

@@ -11,14 +11,13 @@ from bmpt.engine.train import Trainer
 from bmpt.run import run_evaluation, run_training
 from bmpt.runtime.distributed import World, leave_world, start_world
 from bmpt.task import open_task
-from shards.progress import ProgressBars
 
 
 def stop_after_a_step(config: RunConfig, world: World) -> None:
     """What SIGTERM in the first step leaves."""
     trainer = Trainer(open_task(config, world, trains=True), Path(str(config.run.dir)))
-    assert not trainer.run(ProgressBars(enabled=False), wants_stop=lambda: True)
-    assert trainer.step == 1
+    assert not trainer.run(wants_stop=lambda: True)
+    assert trainer.state.step == 1
 
 
 def main(jobs: Path) -> None:

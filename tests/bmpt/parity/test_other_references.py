@@ -17,7 +17,11 @@ import pytest
 from tests.bmpt.parity.reference_files import NAMES, Sizes, write_reference
 from tests.rules.sources import ROOT
 
-FILES = [f"tests/bmpt/{name}.py" for name in ("test_parity", "test_seam", "test_checkpoint_import")]
+FILES = [
+    "tests/bmpt/parity/test_parity.py",
+    "tests/bmpt/methods/test_seam.py",
+    "tests/bmpt/checkpoints/test_published_import.py",
+]
 ONE_FRAME = Sizes(
     seed=11,
     vision_width=128,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bmpt.runtime.distributed import check_has_gpu, choose_device, saying_memory
+from bmpt.runtime.distributed import check_has_gpu, choose_device, explain_out_of_memory
 from shards.errors import ConfigError
 
 
@@ -38,8 +38,8 @@ def test_float32_is_not_rounded_to_tf32_on_the_device_that_is_chosen(
 def test_only_a_lack_of_memory_is_said_as_such() -> None:
     with (
         pytest.raises(ConfigError, match=r"^the GPU has no memory for 3 clips at once; take 2$"),
-        saying_memory(3, "take 2"),
+        explain_out_of_memory(3, "take 2"),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(RuntimeError, match="shapes"), saying_memory(3, "take 2"):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(3, "take 2"):
         raise RuntimeError("shapes do not fit")

@@ -15,7 +15,7 @@ import pytest
 from bmpt.checkpoints.checkpoint import load_state, save_state
 from bmpt.config import RunConfig
 from bmpt.run import run_evaluation
-from bmpt.runtime.run_folder import hold
+from bmpt.runtime.run_folder import lock_run_folder
 from shards.errors import BmptError, ConfigError, FormatError
 from shards.reader import open_pool
 from tests.bmpt.conftest import MakeConfig
@@ -311,7 +311,10 @@ def test_classes_whose_texts_are_one_are_refused(config: MakeConfig) -> None:
 
 def test_two_runs_at_once_in_one_folder_are_refused(config: MakeConfig) -> None:
     settings = config()
-    with hold(settings), pytest.raises(ConfigError, match=r"another run is writing there"):
+    with (
+        lock_run_folder(settings),
+        pytest.raises(ConfigError, match=r"another run is writing there"),
+    ):
         run(settings)
 
 
