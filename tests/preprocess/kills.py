@@ -1,5 +1,4 @@
-"""Kill a build at random instants until it ends by itself, and compare what it leaves with an
-undisturbed build."""
+"""Kill a build at random instants until it ends by itself, and compare the pools."""
 
 from __future__ import annotations
 
@@ -20,19 +19,20 @@ _LONGEST_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Kill:
-    """One run that was killed.
-
-    after_seconds: of its own life
-    num_before, num_after: videos whose work was safe when it began and when it was killed; -1 for a
-        closed pool"""
+    """One run that was killed."""
 
     after_seconds: float
+    """Age of the run."""
+
     num_before: int
+    """Videos whose work was safe when the run began; -1 for a closed pool."""
+
     num_after: int
+    """Videos whose work was safe after the kill; -1 for a closed pool."""
 
 
 def undisturbed(videos: Path, out: Path) -> float:
-    """Build once; returns the seconds that it took."""
+    """Build once and return the seconds that it took."""
     started = time.monotonic()
     _run(videos, out).wait(timeout=_LONGEST_SECONDS)
     return time.monotonic() - started
@@ -45,42 +45,52 @@ def kill_again_and_again(
     kills: int,
     build_seconds: float,
     seed: int,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> list[Kill]:
-    """Start a build `kills` times, SIGKILL its coordinator at a random instant of a build's time,
-    then let one end.
+    """Start a build `kills` times, SIGKILL its coordinator at a random instant, and let one end.
 
-    A pool that got whole is taken away between two kills, so that the next one hits a build
-    again."""
+    A pool that is complete is removed between two kills, so that the next one hits a build again.
+
+    Args:
+        videos: the source videos.
+        out: the pool.
+        kills: number of kills.
+        build_seconds: time of an undisturbed build; kills come within it.
+        seed: of the instants.
+        report: called with a line per kill.
+    """
     rng = random.Random(seed)
     done: list[Kill] = []
     for number in range(kills):
         if (out / "pool.json").exists():
             _remove_some(out, rng)
-        before = num_journalled(out)
-        after = rng.uniform(0, build_seconds)
+
+        num_before = num_journalled(out)
+        after_seconds = rng.uniform(0, build_seconds)
         process = _run(videos, out)
-        time.sleep(after)
+        time.sleep(after_seconds)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(timeout=_LONGEST_SECONDS)
-        done.append(Kill(after, before, num_journalled(out)))
-        tell(
-            f"kill {number + 1}/{kills} after {after:.2f} s: {before} videos before, {done[-1].num_after} after"
+
+        num_after = num_journalled(out)
+        done.append(Kill(after_seconds, num_before, num_after))
+        report(
+            f"kill {number + 1}/{kills} after {after_seconds:.2f} s: {num_before} videos before, "
+            f"{num_after} after"
         )
     assert _run(videos, out).wait(timeout=_LONGEST_SECONDS) == 0
     return done
 
 
 def check_equal(reference: Path, out: Path) -> None:
-    """Assert the same files with the same sha256, hidden ones counted: no lock, part or journal is
-    left."""
+    """Assert that both folders have the same files, hidden ones included, with the same sha256."""
     wanted, found = digests(reference), digests(out)
     assert sorted(found) == sorted(wanted), sorted(set(found) ^ set(wanted))
     assert found == wanted, [name for name in wanted if found[name] != wanted[name]]
 
 
 def num_journalled(out: Path) -> int:
-    """Videos whose work is safe: the whole lines of all journals; -1 once the pool is closed."""
+    """Return the complete lines of all journals; -1 once the pool is closed."""
     if (out / "pool.json").exists():
         return -1
     journals = (out / "shards").glob(".*.jsonl") if (out / "shards").is_dir() else []
@@ -94,7 +104,7 @@ def _run(videos: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def _remove_some(out: Path, rng: random.Random) -> None:
-    """Take a tar away, as a disk might, or the whole pool, so that there is something to build."""
+    """Remove a tar, as a disk might, or the whole pool, so that there is something to build."""
     tars = sorted((out / "shards").glob("*.tar"))
     if rng.random() < 0.5:
         rng.choice(tars).unlink()

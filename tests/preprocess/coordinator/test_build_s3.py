@@ -52,7 +52,7 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() or path.name.startswith("folder-")]
 
 
-def test_objects_are_the_files_of_a_local_pool_and_a_second_run_does_nothing(
+def test_objects_of_a_pool_in_s3_are_the_files_of_a_local_pool(
     videos: Path, reference: Path, s3: ObjectServer, out: str, tmp_path: Path
 ) -> None:
     scratch = tmp_path / "scratch"
@@ -70,7 +70,7 @@ def test_objects_are_the_files_of_a_local_pool_and_a_second_run_does_nothing(
     "at", [5, 10, *(pytest.param(at, marks=pytest.mark.long) for at in (1, 2, 3, 4, 6, 7, 8, 9))]
 )
 @pytest.mark.parametrize("keeps_scratch", [True, False])
-def test_an_interrupted_build_goes_on_also_on_another_machine(
+def test_an_interrupted_s3_build_continues_even_on_another_machine(
     videos: Path,
     reference: Path,
     s3: ObjectServer,
@@ -89,7 +89,7 @@ def test_an_interrupted_build_goes_on_also_on_another_machine(
     assert report.num_decoded == 10 - (at if keeps_scratch else min(10, 4 * num_received))
 
 
-def test_a_build_killed_while_a_shard_goes_up_leaves_no_part_of_it(
+def test_an_s3_build_killed_during_an_upload_leaves_no_partial_object(
     videos: Path, reference: Path, s3: ObjectServer, out: str, tmp_path: Path
 ) -> None:
     args = [*arguments(videos, Path("x")), "--scratch", str(tmp_path / "scratch")]
@@ -113,7 +113,7 @@ def test_parts_of_two_machines_are_merged_on_a_third(
     assert files_below(tmp_path) == []
 
 
-def test_new_videos_and_recovered_ones_are_written_as_in_a_local_pool(
+def test_new_and_recovered_videos_are_written_as_in_a_local_pool(
     videos: Path, tree: Path, s3: ObjectServer, out: str, tmp_path: Path
 ) -> None:
     local = tmp_path / "local"
@@ -131,7 +131,7 @@ def test_new_videos_and_recovered_ones_are_written_as_in_a_local_pool(
     assert remote_digests(s3, out) == digests(local)
 
 
-def test_verify_repair_diff_and_report_take_the_address(
+def test_verify_repair_diff_and_report_accept_the_address_of_a_pool(
     videos: Path,
     reference: Path,
     s3: ObjectServer,
@@ -212,7 +212,7 @@ def test_two_builds_of_one_address_are_refused_whatever_their_scratch(
         pass
 
 
-def test_what_an_older_build_left_in_scratch_does_not_touch_a_closed_pool(
+def test_old_files_in_scratch_do_not_change_a_closed_pool(
     tree: Path, s3: ObjectServer, out: str, tmp_path: Path
 ) -> None:
     build_interrupted(tree, out, at=6, scratch=tmp_path / "old")
@@ -225,7 +225,7 @@ def test_what_an_older_build_left_in_scratch_does_not_touch_a_closed_pool(
     assert files_below(tmp_path / "old") == []
 
 
-def test_a_key_that_may_not_write_ends_the_build_before_a_video_is_decoded(
+def test_credentials_that_may_not_write_end_the_build_before_decoding(
     videos: Path, s3: ObjectServer, out: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in s3.environment(READER).items():
@@ -235,7 +235,7 @@ def test_a_key_that_may_not_write_ends_the_build_before_a_video_is_decoded(
     assert list(tmp_path.rglob("*.part")) == []
 
 
-def test_the_secret_is_in_no_file_and_no_line(
+def test_a_wrong_secret_is_neither_printed_nor_written(
     videos: Path,
     out: str,
     tmp_path: Path,
@@ -263,7 +263,7 @@ def wait_for_objects(server: ObjectServer, name: str) -> None:
 
 
 @pytest.mark.long
-def test_a_server_that_dies_is_named_and_the_next_run_goes_on(
+def test_a_server_that_dies_is_named_and_the_next_run_continues(
     videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "objects").mkdir()

@@ -1,4 +1,4 @@
-"""The estimate of `--dry-run`: exact if all videos are probed, near if some are; nothing is left."""
+"""The estimate of `--dry-run`: exact if all videos are probed, near if only some are."""
 
 from __future__ import annotations
 

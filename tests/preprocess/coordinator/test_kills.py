@@ -12,7 +12,7 @@ from tests.preprocess.kills import check_equal, kill_again_and_again, undisturbe
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
-def test_a_build_killed_at_random_instants_gives_the_same_bytes_and_leaves_nothing(
+def test_a_build_killed_at_random_instants_gives_the_same_bytes_and_leaves_no_other_file(
     tmp_path: Path, kills: int
 ) -> None:
     videos = make_tree(tmp_path / "videos")

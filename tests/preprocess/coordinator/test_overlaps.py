@@ -58,7 +58,7 @@ def test_videos_with_the_same_bytes_are_duplicates_and_empty_or_unread_files_are
         st.text("abcdef", min_size=1, max_size=3), st.sampled_from("123456"), max_size=12
     )
 )
-def test_every_video_with_a_twin_is_in_exactly_one_group(digests: dict[str, str]) -> None:
+def test_every_duplicate_video_is_in_exactly_one_group(digests: dict[str, str]) -> None:
     groups = find_duplicates(samples([(key, digest, 1) for key, digest in digests.items()]))
     found = [key for group in groups for key in group.keys]
     twins = [key for key, digest in digests.items() if list(digests.values()).count(digest) > 1]
@@ -79,14 +79,14 @@ def test_every_video_with_a_twin_is_in_exactly_one_group(digests: dict[str, str]
         ("cross_dataset/train", "zero_shot/split2", False),
     ],
 )
-def test_a_train_manifest_is_compared_with_the_tests_that_follow_it(
+def test_a_train_manifest_is_compared_with_the_test_manifests_of_its_split(
     train: str, val: str, is_pair: bool
 ) -> None:
     plans = [manifest(val, "val", ["x", "y", "z"]), manifest(train, "train", ["z", "q", "x"])]
     assert find_overlaps(plans) == ([Overlap(train, val, ["x", "z"])] if is_pair else [])
 
 
-def test_a_copy_under_another_key_overlaps_too() -> None:
+def test_a_copy_of_a_trained_video_under_another_key_is_an_overlap() -> None:
     plans = [
         manifest("few_shot/train_k2", "train", ["a"]),
         manifest("few_shot/val", "val", ["b", "c"]),
@@ -97,7 +97,7 @@ def test_a_copy_under_another_key_overlaps_too() -> None:
     ]
 
 
-def test_the_warnings_name_the_first_of_each() -> None:
+def test_overlap_warnings_name_the_first_of_each_group() -> None:
     overlaps = [
         Overlap("few_shot/train_k2", "few_shot/val", ["c", "d"]),
         Overlap("few_shot/x", "few_shot/val", ["c"]),
@@ -107,8 +107,8 @@ def test_the_warnings_name_the_first_of_each() -> None:
     assert "2 videos are in the pool under two or more keys" in lines[0]
     assert "the first: a = c" in lines[0]
     assert (
-        "2 videos of few_shot/val are in few_shot/train_k2 and 1 other train manifests too (the first: c)"
-        in lines[1]
+        "2 videos of few_shot/val are in few_shot/train_k2 and 1 other train manifests too "
+        "(the first: c)" in lines[1]
     )
 
 

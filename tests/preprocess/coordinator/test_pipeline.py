@@ -6,24 +6,15 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from preprocess.coordinator.workspace import open_workspace
-from preprocess.settings import make_build_settings
-from preprocess.sources import SourceVideo
-from preprocess.workers.child import DecodeOptions
-from preprocess.workers.in_order import InOrder
-from preprocess.workers.local import LocalWorkers
 from shards.errors import ConfigError, FormatError, StorageError
-from shards.format.schema import Encoding
 from shards.reader import open_pool, read_frames
 from tests.preprocess.builds import (
     PATIENCE_SECONDS,
-    ROOT,
     arguments,
     build,
     build_interrupted,
@@ -54,7 +45,7 @@ def test_every_video_has_a_row_and_every_stored_frame_is_the_right_one(
     assert rows["run fast/d"]["source_sha256"] is not None
 
 
-def test_no_path_of_this_machine_and_nothing_temporary_is_in_the_pool(
+def test_a_pool_has_no_path_of_this_machine_and_no_temporary_file(
     videos: Path, reference: Path
 ) -> None:
     assert not [
@@ -105,7 +96,7 @@ def test_parts_of_other_videos_are_not_merged(videos: Path, tmp_path: Path) -> N
     [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
     ids=["KILL", "INT", "TERM"],
 )
-def test_a_killed_build_goes_on_and_gives_the_same_bytes(
+def test_a_killed_build_continues_and_gives_the_same_bytes(
     videos: Path, reference: Path, tmp_path: Path, kill: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "pool"
@@ -124,7 +115,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
 
 @pytest.mark.long
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
+def test_a_build_that_is_killed_repeatedly_gives_the_same_bytes(
     videos: Path, reference: Path, tmp_path: Path, step: int
 ) -> None:
     out = tmp_path / "pool"
@@ -135,7 +126,7 @@ def test_a_build_that_is_killed_again_and_again_ends_with_the_same_bytes(
     assert digests(out) == digests(reference)
 
 
-def test_a_finished_pool_is_left_alone_by_a_run_without_webdataset_or_workers(
+def test_a_run_on_a_finished_pool_changes_nothing_and_starts_no_worker(
     videos: Path, pool: Path
 ) -> None:
     before = {
@@ -182,7 +173,7 @@ def test_a_new_video_in_an_unfinished_build_gives_the_bytes_of_a_fresh_one(
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
 
-def test_a_retry_rewrites_the_shards_of_recovered_videos_alone(
+def test_a_retry_rewrites_only_the_shards_of_recovered_videos(
     videos: Path, tree: Path, pool: Path, tmp_path: Path
 ) -> None:
     assert (
@@ -202,7 +193,9 @@ def test_a_retry_rewrites_the_shards_of_recovered_videos_alone(
     assert [digests(pool)[name] == before[name] for name in tars] == [True, True, False]
 
 
-def test_a_killed_retry_leaves_no_pool_and_goes_on(tree: Path, pool: Path, tmp_path: Path) -> None:
+def test_a_killed_retry_leaves_no_finished_pool_and_continues(
+    tree: Path, pool: Path, tmp_path: Path
+) -> None:
     make_video(tree / "run fast" / "d.mp4", frames=8, seed=3)
     build_interrupted(tree, pool, at=9, retry_failed=True)
     with pytest.raises(FormatError, match="not a finished pool"):
@@ -212,7 +205,7 @@ def test_a_killed_retry_leaves_no_pool_and_goes_on(tree: Path, pool: Path, tmp_p
     assert digests(pool) == digests(tmp_path / "fresh")
 
 
-def test_check_sources_notices_other_bytes_of_the_same_size(tree: Path, pool: Path) -> None:
+def test_check_sources_detects_other_bytes_of_the_same_size(tree: Path, pool: Path) -> None:
     path = tree / "jump" / "d.mp4"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert build(tree, pool).num_decoded == 0
@@ -251,7 +244,7 @@ def test_a_shard_that_is_missing_or_cut_is_built_again(
     assert digests(pool) == digests(reference)
 
 
-def test_other_settings_are_an_error_with_both_values(
+def test_other_settings_than_those_of_the_pool_are_an_error_with_both_values(
     videos: Path, pool: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -263,26 +256,7 @@ def test_other_settings_are_an_error_with_both_values(
         build(videos, tmp_path / "new", "frames_per_clip=7")
 
 
-def test_two_builds_of_one_folder_at_once_are_refused_and_no_lock_survives(
-    videos: Path, pool: Path
-) -> None:
-    whole = make_build_settings({"dataset": "folder", "videos": videos, "out": str(pool)})
-    part = make_build_settings(
-        {"dataset": "folder", "videos": videos, "out": str(pool), "part": "1/2"}
-    )
-    with (
-        open_workspace(whole).lock(whole),
-        pytest.raises(ConfigError, match="another build is writing there"),
-    ):
-        build(videos, pool)
-    with open_workspace(part).lock(part):
-        with pytest.raises(ConfigError, match="another build is writing there"):
-            build(videos, pool, part="1/2")
-        build(videos, pool, part="2/2")
-    build(videos, pool)
-
-
-def test_a_full_disk_is_a_storage_error_and_the_next_run_goes_on(
+def test_a_full_disk_is_a_storage_error_and_the_next_run_continues(
     videos: Path, reference: Path, tmp_path: Path
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -304,56 +278,6 @@ def test_a_shard_without_any_good_video_is_an_empty_tar(tmp_path: Path) -> None:
     assert build(tmp_path / "tree", tmp_path / "pool").num_decoded == 0
 
 
-def source_video(path: Path, *, num_bytes: int = 0) -> SourceVideo:
-    return SourceVideo(path.stem, path, path.name, num_bytes, None)
-
-
-def test_a_hanging_decoder_is_killed_and_only_its_video_is_lost(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "b.avi")  # opening it waits for a writer that never comes
-    files = [make_video(tmp_path / "a.avi"), tmp_path / "b.avi", make_video(tmp_path / "c.avi")]
-    # stated as 20 GB, the two others have 140 s, which is enough on a loaded machine
-    videos = [
-        source_video(path, num_bytes=0 if path.stem == "b" else 20_000_000_000) for path in files
-    ]
-    with LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=0.7)) as workers:
-        answers = list(InOrder(workers).decode(videos))
-    assert [answer.row["key"] for answer in answers] == ["a", "b", "c"]
-    assert [answer.row["verdict"] for answer in answers] == ["ok", "undecodable", "ok"]
-    assert answers[1].row["reason"] == "the decoder did not end within 0.7 s, tried twice"
-
-
-def test_a_decoder_that_dies_takes_only_its_video_along(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.avi")
-    files = [tmp_path / "a.avi", make_video(tmp_path / "b.avi")]
-    ended = threading.Event()
-    with LocalWorkers(1, DecodeOptions(Encoding(), timeout_seconds=60)) as workers:
-
-        def kill_what_reads_the_fifo() -> None:
-            while not ended.wait(0.05):
-                for worker in list(workers._workers):
-                    if worker.position == 0 and worker.is_ready:
-                        worker.process.send_signal(signal.SIGSEGV)
-
-        killer = threading.Thread(target=kill_what_reads_the_fifo)
-        killer.start()
-        answers = list(InOrder(workers).decode([source_video(path) for path in files]))
-        ended.set()
-        killer.join()
-    assert [answer.row["verdict"] for answer in answers] == ["undecodable", "ok"]
-    assert answers[0].row["reason"] == "the decoder process died (SIGSEGV), tried twice"
-
-
-def test_workers_that_cannot_start_end_the_build_instead_of_blaming_videos(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("preprocess.workers.local._SERVE", "raise SystemExit(3)")
-    with (
-        LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=60)) as workers,
-        pytest.raises(ConfigError, match=r"a decode worker did not start \(exit code 3\)"),
-    ):
-        list(InOrder(workers).decode([source_video(make_video(tmp_path / "a.avi"))]))
-
-
 def _orphans() -> list[str]:
     """Command lines of decode workers whose coordinator is gone."""
     found = []
@@ -368,20 +292,7 @@ def _orphans() -> list[str]:
     return found
 
 
-def test_a_decode_worker_imports_neither_torch_nor_webdataset(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; import preprocess.workers.child as d;"
-        "from preprocess.sources import SourceVideo;"
-        "from shards.format.schema import Encoding; p = Path(sys.argv[1]);"
-        "read = d.open_reader(d.DecodeOptions(Encoding(), timeout_seconds=60));"
-        "a = d.decode_video(SourceVideo('a', p, 'a', 1, None), read);"
-        "print(a.row['verdict'], [m for m in ('torch', 'webdataset', 'obstore') if m in sys.modules])"
-    )
-    done = run_python("-c", code, str(make_video(tmp_path / "a.avi")), cwd=ROOT)
-    assert done.stdout.strip() == "ok []", done.stderr
-
-
-def test_a_video_whose_class_is_another_now_is_an_error_with_both(tmp_path: Path) -> None:
+def test_a_video_with_another_class_than_in_the_pool_is_an_error_with_both(tmp_path: Path) -> None:
     source = tmp_path / "videos"
     (source / "run").mkdir(parents=True)
     video = make_video(source / "run" / "a.avi")
@@ -413,7 +324,7 @@ def test_missing_videos_are_one_warning_and_audited_lines_are_counted(
     assert counts["fully_supervised/train"] == (2, 1), "a repeated line counts once"
 
 
-def test_a_kill_while_a_closed_pool_is_tidied_up_harms_nothing(
+def test_a_kill_during_the_clean_up_of_a_closed_pool_is_harmless(
     tree: Path, reference: Path, tmp_path: Path
 ) -> None:
     pool = tmp_path / "pool"
@@ -428,7 +339,7 @@ def test_a_kill_while_a_closed_pool_is_tidied_up_harms_nothing(
     assert digests(pool / "shards") == digests(reference / "shards")
 
 
-def test_a_merge_killed_while_it_tidies_up_can_be_repeated(
+def test_a_merge_killed_during_its_clean_up_can_be_repeated(
     videos: Path, reference: Path, tmp_path: Path
 ) -> None:
     pool = tmp_path / "pool"
@@ -442,18 +353,7 @@ def test_a_merge_killed_while_it_tidies_up_can_be_repeated(
     assert digests(pool) == digests(reference)
 
 
-def test_parts_of_two_divisions_are_not_built_at_once(videos: Path, tmp_path: Path) -> None:
-    half = make_build_settings(
-        {"dataset": "folder", "videos": videos, "out": str(tmp_path / "p"), "part": "1/2"}
-    )
-    with (
-        open_workspace(half).lock(half),
-        pytest.raises(ConfigError, match=r"part 1/2 is being built there"),
-    ):
-        build(videos, tmp_path / "p", part="1/3")
-
-
-def test_check_sources_looks_at_finished_shards_of_a_build_that_has_not_ended(
+def test_check_sources_covers_finished_shards_of_an_unfinished_build(
     tree: Path, tmp_path: Path
 ) -> None:
     build_interrupted(tree, tmp_path / "pool", at=9)

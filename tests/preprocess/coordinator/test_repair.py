@@ -30,7 +30,7 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_damaged_and_missing_shards_come_back_as_the_same_bytes(
+def test_a_repair_restores_damaged_and_missing_shards_with_the_same_bytes(
     videos: Path, reference: Path, pool: Path
 ) -> None:
     untouched = (pool / SECOND).stat().st_mtime_ns
@@ -44,7 +44,7 @@ def test_damaged_and_missing_shards_come_back_as_the_same_bytes(
     assert repair(pool, videos).restored == []
 
 
-def test_classes_that_annotations_gave_are_not_needed_again(videos: Path, tmp_path: Path) -> None:
+def test_a_repair_needs_no_annotations_for_the_classes(videos: Path, tmp_path: Path) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "train.txt").write_text("other/d.mp4\njump/e.avi\n")
@@ -56,7 +56,7 @@ def test_classes_that_annotations_gave_are_not_needed_again(videos: Path, tmp_pa
     assert digests(out) == before
 
 
-def test_a_source_that_is_gone_or_another_one_is_named_and_nothing_is_changed(
+def test_a_repair_names_a_source_that_is_gone_or_changed_and_changes_nothing(
     tree: Path, pool: Path
 ) -> None:
     damage(pool / FIRST)
@@ -74,14 +74,16 @@ def test_a_source_that_is_gone_or_another_one_is_named_and_nothing_is_changed(
     assert digests(pool) == before
 
 
-def test_a_source_of_a_sound_shard_may_be_gone(tree: Path, pool: Path, reference: Path) -> None:
+def test_a_repair_does_not_need_the_sources_of_sound_shards(
+    tree: Path, pool: Path, reference: Path
+) -> None:
     (tree / "run fast" / "e.avi").unlink()
     damage(pool / FIRST)
     repair(pool, tree)
     assert digests(pool) == digests(reference)
 
 
-def test_a_shard_that_would_get_other_bytes_is_left_as_it_was(
+def test_a_repair_leaves_a_shard_that_would_get_other_bytes(
     videos: Path, pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage(pool / FIRST)
@@ -97,7 +99,7 @@ def test_a_shard_that_would_get_other_bytes_is_left_as_it_was(
     assert digests(pool) == before
 
 
-def test_a_repair_that_was_killed_goes_on(videos: Path, pool: Path, reference: Path) -> None:
+def test_a_killed_repair_continues(videos: Path, pool: Path, reference: Path) -> None:
     damage(pool / FIRST)
 
     class Killed(BaseException):
@@ -113,7 +115,7 @@ def test_a_repair_that_was_killed_goes_on(videos: Path, pool: Path, reference: P
     assert digests(pool) == digests(reference)
 
 
-def test_a_damaged_manifest_is_planned_again_if_the_lists_are_the_same(
+def test_a_repair_restores_a_damaged_manifest_if_the_lists_are_the_same(
     videos: Path, pool: Path, reference: Path, tmp_path: Path
 ) -> None:
     os.truncate(pool / MANIFEST, 300)
@@ -130,7 +132,7 @@ def test_a_damaged_manifest_is_planned_again_if_the_lists_are_the_same(
 
 
 @pytest.mark.parametrize("name", ["samples.parquet", "pool.json"])
-def test_tables_that_cannot_be_restored_ask_for_a_rebuild(
+def test_a_repair_of_a_damaged_table_asks_for_a_rebuild(
     videos: Path, pool: Path, name: str
 ) -> None:
     os.truncate(pool / name, 100)
@@ -140,7 +142,7 @@ def test_tables_that_cannot_be_restored_ask_for_a_rebuild(
         repair(pool, videos)
 
 
-def test_the_commands_say_what_they_found_and_did(
+def test_verify_and_repair_print_their_findings(
     videos: Path, pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(pool / FIRST)

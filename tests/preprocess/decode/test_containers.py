@@ -50,7 +50,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("suffix", "options"), VARIANTS)
-def test_a_whole_file_has_nothing_to_say_also_with_bytes_behind_it(
+def test_a_whole_container_has_no_error_even_with_bytes_after_its_end(
     whole: Whole, suffix: str, options: dict
 ) -> None:
     data = whole(suffix, **options)
@@ -61,7 +61,7 @@ def test_a_whole_file_has_nothing_to_say_also_with_bytes_behind_it(
 
 
 @pytest.mark.parametrize(("suffix", "options"), VARIANTS)
-def test_every_cut_is_a_missing_end_and_no_contradiction(
+def test_a_cut_container_has_a_missing_end_and_no_contradiction(
     whole: Whole, suffix: str, options: dict
 ) -> None:
     data = whole(suffix, **options)
@@ -155,7 +155,7 @@ def test_webm_elements_that_do_not_fit_are_a_contradiction(whole: Whole) -> None
     assert "where no cluster begins" in (check_bytes(wrong).inside or "")
 
 
-def test_what_is_no_container_has_nothing_to_say(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_has_no_error(tmp_path: Path) -> None:
     for name, data in (
         ("empty.avi", b""),
         ("text.mp4", b"some text " * 50),
@@ -176,7 +176,7 @@ def test_what_is_no_container_has_nothing_to_say(tmp_path: Path) -> None:
     ),
 )
 @example(suffix=".avi", end=0.9999999999999999, changes=[])
-def test_no_bytes_whatever_raise_an_error(
+def test_check_bytes_never_raises(
     whole: Whole, suffix: str, end: float, changes: list[tuple[float, bytes]]
 ) -> None:
     data = whole(suffix)
@@ -235,18 +235,26 @@ def sparse_matroska(path: Path) -> None:
         file.truncate(file.tell())
 
 
+_MEASURE = """
+import resource, sys
+from pathlib import Path
+from preprocess.decode.containers import check_container
+from shards.files import hash_file
+hash_file(Path(sys.argv[1]))  # as a worker does: the file is cached
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = check_container(Path(sys.argv[1]))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(found.inside, (after - before) // 1024)
+"""
+
+
 @pytest.mark.parametrize("write", [sparse_avi, sparse_matroska])
-def test_a_file_is_never_mapped_as_a_whole(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_a_container_is_never_in_memory_as_a_whole(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
     write(tmp_path / "large")
-    code = (
-        "import resource, sys; from pathlib import Path; from preprocess.decode.containers import check_container;"
-        # as a worker does: all of it is cached
-        "from shards.files import hash_file; hash_file(Path(sys.argv[1]));"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; found = check_container(Path(sys.argv[1]));"
-        "print(found.inside, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "large")], capture_output=True, text=True
+        [sys.executable, "-c", _MEASURE, str(tmp_path / "large")], capture_output=True, text=True
     )
     inside, megabytes = done.stdout.split()[-2:]
     assert inside == "None", done

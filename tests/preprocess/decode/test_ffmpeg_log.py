@@ -11,13 +11,14 @@ def feed(log: DecodeLog, *lines: str) -> DecodeLog:
     return log
 
 
-FRAME = "decoder -> pts:{} pts_time:0 pkt_dts:0 pkt_dts_time:0 duration:1 keyframe:1 frame_type:1 time_base:1/10"
+FRAME = (
+    "decoder -> pts:{} pts_time:0 pkt_dts:0 pkt_dts_time:0 duration:1 keyframe:1 frame_type:1 "
+    "time_base:1/10"
+)
 AROUND = "[vist#0:0/h264 @ 0x1] [dec:h264 @ 0x2]"
 
 
-def test_a_complaint_belongs_to_the_packet_that_was_decoded_and_a_parser_is_not_heard_twice() -> (
-    None
-):
+def test_log_errors_have_the_packet_that_was_decoded_and_those_of_the_parser_are_left_out() -> None:
     log = feed(
         DecodeLog(0),
         "[h264 @ 0x7] [error] what probing finds comes again",
@@ -30,7 +31,8 @@ def test_a_complaint_belongs_to_the_packet_that_was_decoded_and_a_parser_is_not_
         f"{AROUND} [info] {FRAME.format(2)}",
         f"{AROUND} [verbose] Decoder thread received EOF packet",
         f"{AROUND} [info] {FRAME.format(3)}",
-        "[in#0/avi @ 0x3] [verbose]   Input stream #0:0 (video): 5 packets read (9 bytes); 4 frames decoded; 1 decode",
+        "[in#0/avi @ 0x3] [verbose]   Input stream #0:0 (video): 5 packets read (9 bytes); "
+        "4 frames decoded; 1 decode",
     )
     found = [(finding.packet, finding.text) for finding in log.findings({"missing picture"})]
     assert found == [(3, "error while decoding MB 1 2"), (3, "the frame is marked corrupt")]
@@ -39,7 +41,7 @@ def test_a_complaint_belongs_to_the_packet_that_was_decoded_and_a_parser_is_not_
     assert log.num_counted == 4
 
 
-def test_a_decoder_that_only_refuses_is_quoted() -> None:
+def test_the_log_of_a_decoder_that_only_refuses_packets_gives_one_finding() -> None:
     started = f"{AROUND} [verbose] Starting thread..."
     refused = f"{AROUND} [error] Error submitting packet to decoder: Invalid data found"
     log = feed(DecodeLog(0), started, refused)

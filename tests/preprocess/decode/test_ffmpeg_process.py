@@ -27,7 +27,7 @@ from tests.preprocess.tiny_videos import make_video
 FFMPEG = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
 
 
-def test_hardware_that_is_not_known_or_not_there_ends_a_build_before_it_begins(
+def test_an_unknown_or_absent_hardware_decoder_ends_a_build_before_it_begins(
     videos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"--hwaccel magic: .* knows .*cuda.*; give one of these"):
@@ -45,7 +45,7 @@ def test_hardware_that_is_not_known_or_not_there_ends_a_build_before_it_begins(
         ("echo old >&2; exit 1", "is too old or broken: old; unset IMAGEIO_FFMPEG_EXE"),
     ],
 )
-def test_a_binary_that_does_not_run_ends_a_build_before_it_begins(
+def test_an_ffmpeg_that_does_not_run_ends_a_build_before_it_begins(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str
 ) -> None:
     binary = tmp_path / "ffmpeg"
@@ -57,7 +57,7 @@ def test_a_binary_that_does_not_run_ends_a_build_before_it_begins(
         build(videos, tmp_path / "pool", decoder="ffmpeg")
 
 
-def test_hardware_without_the_decoder_that_takes_it_is_an_error() -> None:
+def test_hwaccel_without_the_ffmpeg_decoder_is_an_error() -> None:
     with pytest.raises(ConfigError, match="hwaccel needs decoder ffmpeg"):
         make_build_settings({"dataset": "folder", "out": "pool", "hwaccel": "cuda"})
 
@@ -126,7 +126,8 @@ def test_no_ffmpeg_outlives_a_build_that_was_killed(
 def test_no_ffmpeg_outlives_its_worker(endless: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from preprocess.workers.child import *;"
-        "open_reader(DecodeOptions(Encoding(decoder='ffmpeg'), timeout_seconds=60))(Path(sys.argv[1]))"
+        "options = DecodeOptions(Encoding(decoder='ffmpeg'), timeout_seconds=60);"
+        "open_reader(options)(Path(sys.argv[1]))"
     )
     worker = subprocess.Popen([sys.executable, "-c", code, str(endless)], cwd=ROOT)
     try:

@@ -59,7 +59,7 @@ def check_equal(found: ReadVideo, wanted: ReadVideo) -> None:
 
 
 @pytest.mark.parametrize("name", sample_clips())
-def test_every_sample_clip_gives_what_pyav_gives(name: str) -> None:
+def test_every_sample_clip_is_read_as_by_pyav(name: str) -> None:
     path = shared_data() / "clips" / name
     found = read(path, frames_per_clip=12)
     check_equal(found, read_in_process(path, frames_per_clip=12))
@@ -117,7 +117,7 @@ def make_odd(folder: Path) -> dict[str, Path]:
     return files
 
 
-def test_unusual_whole_files_give_what_pyav_gives(tmp_path: Path) -> None:
+def test_unusual_whole_files_are_read_as_by_pyav(tmp_path: Path) -> None:
     for kind, path in make_odd(tmp_path).items():
         found = read(path)
         assert found.verdict.name == "ok", (kind, found.verdict)
@@ -140,7 +140,7 @@ def test_a_rotated_video_is_stored_upright(tmp_path: Path, suffix: str, degrees:
     check_equal(video, read_in_process(rotated))
 
 
-def test_a_size_that_changes_on_the_way_loses_no_frame(tmp_path: Path) -> None:
+def test_a_video_that_changes_its_size_loses_no_frame(tmp_path: Path) -> None:
     joined = tmp_path / "joined.mpg"
     for number, size in enumerate(((64, 48), (96, 64))):
         path = make_video(tmp_path / f"{number}.mp4", frames=5, size=size)
@@ -162,7 +162,7 @@ def test_a_size_that_changes_on_the_way_loses_no_frame(tmp_path: Path) -> None:
     check_equal(video, read_in_process(joined))
 
 
-def test_what_is_no_video_is_undecodable_with_the_same_reason(tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_has_the_same_reason_as_with_pyav(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video\n" * 50)
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n")
@@ -199,7 +199,7 @@ def test_damaged_files_keep_the_frames_and_the_verdict_that_pyav_gives_them(
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SMALL_CLIPS)
-def test_damaged_sample_clips_are_seen_as_by_pyav_and_twice_alike(
+def test_damaged_sample_clips_have_the_verdicts_of_pyav_every_time(
     name: str, tmp_path: Path
 ) -> None:
     whole = shared_data() / "clips" / name
@@ -214,7 +214,7 @@ def test_damaged_sample_clips_are_seen_as_by_pyav_and_twice_alike(
         assert read(path, frames_per_clip=4) == found
 
 
-def test_a_video_is_decoded_through_the_same_door(tmp_path: Path) -> None:
+def test_open_reader_returns_the_ffmpeg_reader(tmp_path: Path) -> None:
     path = make_video(tmp_path / "a.mp4")
     read_file = open_reader(DecodeOptions(Encoding(decoder="ffmpeg"), timeout_seconds=60))
     decoded = decode_video(SourceVideo("a", path, "a.mp4", 1, None), read_file)
@@ -222,7 +222,7 @@ def test_a_video_is_decoded_through_the_same_door(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("indices", [[], [0], [0, 1, 2], [j * 3000 // 999 for j in range(999)]])
-def test_the_selection_of_frames_is_exact_and_as_long_as_it_must_be(indices: list[int]) -> None:
+def test_the_select_expression_selects_exactly_the_given_frames(indices: list[int]) -> None:
     number = 3000
     pattern = _select(indices).replace(",", "\\,")
     source = f"color=size=16x16:rate=1000:duration={number / 1000}"
@@ -243,14 +243,14 @@ def built(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_second_build_gives_the_same_bytes_with_any_workers(
+def test_ffmpeg_builds_give_the_same_bytes_with_any_number_of_workers(
     videos: Path, built: Path, tmp_path: Path, workers: int
 ) -> None:
     build(videos, tmp_path / "pool", decoder="ffmpeg", workers=workers)
     assert digests(tmp_path / "pool") == digests(built)
 
 
-def test_a_pool_says_which_ffmpeg_made_it_and_has_the_samples_of_pyav(
+def test_an_ffmpeg_pool_states_its_ffmpeg_and_has_the_samples_of_pyav(
     built: Path, reference: Path
 ) -> None:
     ours, theirs = open_pool(built), open_pool(reference)
@@ -270,6 +270,6 @@ def test_a_pool_says_which_ffmpeg_made_it_and_has_the_samples_of_pyav(
     assert ours.samples().select(columns).equals(theirs.samples().select(columns))
 
 
-def test_a_pool_of_another_decoder_is_not_mixed(built: Path, videos: Path) -> None:
+def test_a_pool_is_not_continued_with_another_decoder(built: Path, videos: Path) -> None:
     with pytest.raises(ConfigError, match=r"decoder was 'ffmpeg' and is now 'pyav'"):
         build(videos, built)

@@ -74,7 +74,7 @@ def watch_workers() -> Iterator[list[int]]:
         thread.join()
 
 
-def test_uss_counts_what_a_process_has_for_itself() -> None:
+def test_uss_counts_the_private_memory_of_a_process() -> None:
     before = uss_bytes(os.getpid())
     held = bytearray(os.urandom(64_000_000))
     assert 60_000_000 < uss_bytes(os.getpid()) - before < 70_000_000, len(held)

@@ -81,7 +81,7 @@ def test_a_video_of_three_frames_or_one_is_ok(tmp_path: Path, suffix: str, frame
 
 @pytest.mark.parametrize("options", [{}, {"live": "1"}])
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_webm_states_no_frame_count_and_live_ones_no_length(
+def test_webm_without_a_frame_count_or_a_length_is_ok_and_a_cut_one_short(
     tmp_path: Path, codec: str, options: dict
 ) -> None:
     path = make_video(tmp_path / "a.webm", frames=20, codec=codec, options=options)

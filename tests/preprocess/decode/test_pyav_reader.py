@@ -56,9 +56,7 @@ def test_a_long_video_keeps_the_lattice_of_its_decoded_frames(tmp_path: Path, su
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mp4", ".webm"])
-def test_one_pass_suffices_since_the_expected_count_is_the_decoded_one(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_the_expected_number_of_frames_is_the_decoded_one(tmp_path: Path, suffix: str) -> None:
     assert expect_frames(make_video(tmp_path / f"a{suffix}", frames=17)) == 17
 
 
@@ -95,7 +93,7 @@ def test_a_rotated_video_is_stored_upright_as_ffmpeg_shows_it(tmp_path: Path) ->
     )  # limited against full range, not another turn
 
 
-def test_sizes_are_never_scaled_up_and_odd_ones_stay() -> None:
+def test_stored_sizes_are_never_scaled_up_and_odd_sizes_stay_odd() -> None:
     assert stored_size(427, 240, short_side_px=256) == (427, 240)
     assert stored_size(1280, 720, short_side_px=256) == (455, 256)
     assert stored_size(1080, 1920, short_side_px=256) == (256, 455)
@@ -115,7 +113,7 @@ def test_a_scaled_video_equals_the_libav_conversion_to_rgb(tmp_path: Path) -> No
     assert difference_from_rgb(path, read(path, short_side_px=101)) < 3
 
 
-def test_a_name_that_is_not_utf8_can_be_read(tmp_path: Path) -> None:
+def test_a_video_with_a_name_that_is_not_utf8_can_be_read(tmp_path: Path) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 -[1].avi"))
     make_video(tmp_path / "a.avi").rename(path)
     assert read(path).verdict.name == "ok"

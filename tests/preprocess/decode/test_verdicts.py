@@ -112,7 +112,9 @@ def test_evidence_leads_to_a_verdict_with_a_reason(
         ).map(tuple),
     )
 )
-def test_only_ok_has_no_reason_and_only_undecodable_has_no_frames(evidence: Evidence) -> None:
+def test_only_the_verdict_ok_has_no_reason_and_only_undecodable_has_no_frames(
+    evidence: Evidence,
+) -> None:
     verdict = judge(evidence)
     assert verdict.name in VERDICTS
     assert (verdict.reason is None) == (verdict.name == "ok")
@@ -140,7 +142,7 @@ def test_a_truncated_file_is_never_ok(tmp_path: Path, suffix: str, percent: int)
     assert "cut short: the file has" in (verdict.reason or "")
 
 
-def test_bytes_behind_the_end_are_no_cut(tmp_path: Path) -> None:
+def test_bytes_after_the_end_of_a_container_are_no_cut(tmp_path: Path) -> None:
     for suffix in (".avi", ".mp4", ".webm"):
         whole = make_video(tmp_path / f"a{suffix}")
         whole.write_bytes(whole.read_bytes() + bytes(300))
@@ -186,7 +188,7 @@ def test_overwritten_bytes_in_the_middle_are_damage_and_bad_frames_are_left_out(
     assert read(path) == video  # the same file gives the same verdict and frames
 
 
-def test_one_broken_file_does_not_blame_the_next(tmp_path: Path) -> None:
+def test_a_broken_file_does_not_change_the_verdict_of_the_next(tmp_path: Path) -> None:
     good = make_video(tmp_path / "a.avi", frames=30)
     cut = tmp_path / "b.avi"
     cut.write_bytes(good.read_bytes()[:-3000])

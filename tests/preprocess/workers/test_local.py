@@ -1,4 +1,4 @@
-"""Local decode workers: the time limit of a video, and workers that die while they start."""
+"""Local decode workers: time limits, decoders that hang or die, and workers that cannot start."""
 
 from __future__ import annotations
 
@@ -99,3 +99,47 @@ def test_four_workers_in_a_row_that_are_killed_while_they_start_end_the_build(
     ):
         list(InOrder(workers).decode([video_with_bytes(1, path)]))
     killer.join()
+
+
+def test_a_decoder_that_hangs_is_killed_and_only_its_video_is_lost(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "b.avi")  # opening it waits for a writer that never comes
+    files = [make_video(tmp_path / "a.avi"), tmp_path / "b.avi", make_video(tmp_path / "c.avi")]
+    # stated as 20 GB, the two others have 140 s, which is enough on a loaded machine
+    videos = [video_with_bytes(0 if path.stem == "b" else 20_000_000_000, path) for path in files]
+    with LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=0.7)) as workers:
+        answers = list(InOrder(workers).decode(videos))
+    assert [answer.row["key"] for answer in answers] == ["a", "b", "c"]
+    assert [answer.row["verdict"] for answer in answers] == ["ok", "undecodable", "ok"]
+    assert answers[1].row["reason"] == "the decoder did not end within 0.7 s, tried twice"
+
+
+def test_a_decoder_that_dies_loses_only_its_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.avi")
+    files = [tmp_path / "a.avi", make_video(tmp_path / "b.avi")]
+    ended = threading.Event()
+    with LocalWorkers(1, DecodeOptions(Encoding(), timeout_seconds=60)) as workers:
+
+        def kill_what_reads_the_fifo() -> None:
+            while not ended.wait(0.05):
+                for worker in list(workers._workers):
+                    if worker.position == 0 and worker.is_ready:
+                        worker.process.send_signal(signal.SIGSEGV)
+
+        killer = threading.Thread(target=kill_what_reads_the_fifo)
+        killer.start()
+        answers = list(InOrder(workers).decode([video_with_bytes(0, path) for path in files]))
+        ended.set()
+        killer.join()
+    assert [answer.row["verdict"] for answer in answers] == ["undecodable", "ok"]
+    assert answers[0].row["reason"] == "the decoder process died (SIGSEGV), tried twice"
+
+
+def test_workers_that_cannot_start_end_the_build_instead_of_blaming_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.workers.local._SERVE", "raise SystemExit(3)")
+    with (
+        LocalWorkers(2, DecodeOptions(Encoding(), timeout_seconds=60)) as workers,
+        pytest.raises(ConfigError, match=r"a decode worker did not start \(exit code 3\)"),
+    ):
+        list(InOrder(workers).decode([video_with_bytes(0, make_video(tmp_path / "a.avi"))]))

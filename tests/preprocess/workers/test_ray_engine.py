@@ -104,7 +104,7 @@ def source_video(path: Path, *, num_bytes: int = 0) -> SourceVideo:
     return SourceVideo(path.stem, path, path.name, num_bytes, None)
 
 
-def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
+def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_build(
     cluster: Any, videos: Path, reference: Path, tmp_path: Path
 ) -> None:
     with Trap(cluster.list_all_nodes()) as trap:
@@ -113,7 +113,7 @@ def test_a_build_on_two_nodes_gives_the_bytes_of_a_local_one(
     assert digests(tmp_path / "pool") == digests(reference)
 
 
-def test_tasks_whose_process_or_node_is_lost_are_done_again(
+def test_ray_tasks_whose_process_or_node_is_lost_run_again(
     cluster: Any, videos: Path, reference: Path, tmp_path: Path
 ) -> None:
     ended = threading.Event()
@@ -179,7 +179,7 @@ def test_a_video_that_no_node_has_the_memory_for_is_undecodable(tmp_path: Path) 
     )
 
 
-def test_a_build_that_is_terminated_while_it_waits_leaves_no_decoder_and_goes_on_with_the_local_engine(
+def test_a_terminated_ray_build_leaves_no_decoder_and_continues_with_the_local_engine(
     cluster: Any, videos: Path, reference: Path, tmp_path: Path
 ) -> None:
     more = ["--engine", "ray", "--ray-address", cluster.address]
@@ -200,7 +200,7 @@ def test_a_build_that_is_terminated_while_it_waits_leaves_no_decoder_and_goes_on
     assert digests(tmp_path / "pool") == digests(reference)
 
 
-def test_a_killed_build_takes_its_own_cluster_along_and_goes_on_with_the_local_engine(
+def test_a_killed_ray_build_ends_its_own_cluster_and_continues_with_the_local_engine(
     videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = str(uuid.uuid4())
@@ -259,8 +259,13 @@ def test_a_node_with_other_libraries_ends_the_build(
         build_on(other, videos, tmp_path / "pool")
 
 
-def test_without_ray_the_cure_is_one_line(videos: Path, tmp_path: Path) -> None:
-    code = "import sys; sys.modules['ray'] = None; from preprocess.build_shards import main; sys.exit(main(sys.argv[1:]))"
+def test_engine_ray_without_ray_is_one_line_that_names_the_cure(
+    videos: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None;"
+        "from preprocess.build_shards import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = run_python("-c", code, *arguments(videos, tmp_path / "pool", "--engine", "ray"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
@@ -269,7 +274,7 @@ def test_without_ray_the_cure_is_one_line(videos: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listens", [False, True])
-def test_an_address_where_no_cluster_answers_is_one_line(
+def test_a_ray_address_where_no_cluster_answers_is_one_line(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens: bool
 ) -> None:
     monkeypatch.setattr("preprocess.workers.ray_cluster._CLUSTER_SECONDS", 2.0)
@@ -334,7 +339,7 @@ class Trap:
 
 
 @pytest.mark.long
-def test_a_cluster_with_a_token_is_joined_with_it_and_says_so_without(
+def test_a_cluster_with_a_token_is_joined_with_the_token_only(
     videos: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
@@ -382,7 +387,7 @@ def test_a_cluster_with_a_token_is_joined_with_it_and_says_so_without(
 
 
 @pytest.mark.parametrize("address", ["ray://host:10001", "host", "local"])
-def test_an_address_of_another_kind_is_refused(address: str) -> None:
+def test_a_ray_address_of_another_kind_is_refused(address: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"ray_address: expected auto or host:port, .* got '{address}'"
     ):
