@@ -1,5 +1,4 @@
-"""A tiny `folder` data set and ways to build it, to kill a build, and to compare pools byte for
-byte."""
+"""A tiny `folder` data set, and helpers to build it, kill a build and compare pools."""
 
 from __future__ import annotations
 
@@ -24,8 +23,10 @@ ENCODING = ("frames_per_clip=6", "videos_per_shard=4", "jpeg_quality=80")
 
 
 def make_tree(root: Path) -> Path:
-    """Ten videos of two classes; one is cut, one is a text file, so that three shards have an empty
-    place."""
+    """Make ten videos of two classes, of which one is cut and one is a text file.
+
+    With four videos per shard they need three shards, the last with an undecodable video.
+    """
     for label, class_name in enumerate(("jump", "run fast")):
         for number, name in enumerate(NAMES):
             suffix = (".avi", ".mp4")[number % 2]
@@ -61,8 +62,7 @@ class Interruption(BaseException):
 
 
 def build_interrupted(videos: Path, out: Path | str, *, at: int, **options: Any) -> None:
-    """Build in this process until `at` videos are written; the files stay as a kill would leave
-    them."""
+    """Build in this process until `at` videos are written, and leave the files as a kill would."""
 
     def stop(done: int, total: int) -> None:
         if done == at:
@@ -74,7 +74,7 @@ def build_interrupted(videos: Path, out: Path | str, *, at: int, **options: Any)
 
 
 def arguments(videos: Path, out: Path, *more: str) -> list[str]:
-    """The command line of the same build."""
+    """Return the command line of the same build."""
     sets = [word for override in ENCODING for word in ("--set", override)]
     return [
         "--dataset",
@@ -109,7 +109,7 @@ def run_killed(args: list[str], *, signal: int, at: int) -> subprocess.Completed
 
 
 def run_script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`python preprocess/build_shards.py` from any folder."""
+    """Run `python preprocess/build_shards.py` from any folder."""
     return run_python(str(ROOT / "preprocess" / "build_shards.py"), *args, cwd=cwd)
 
 
@@ -121,7 +121,7 @@ def run_python(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]
 
 
 def digests(root: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, hidden ones too, by relative path."""
+    """Return the sha256 of every file below a folder, hidden ones too, by relative path."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files

@@ -1,5 +1,4 @@
-"""A pool in object storage: the bytes of a local one, whatever happens on the way, and never whole
-on this disk."""
+"""A pool in object storage: the bytes of a local pool, which is never complete on this disk."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ BUCKET = "builds"
 
 @pytest.fixture
 def out(s3: ObjectServer, request: pytest.FixtureRequest) -> str:
-    """An address that no other test writes to."""
+    """Return an address that no other test writes to."""
     return f"s3://{s3.make_bucket(BUCKET)}/{request.node.name.partition('[')[0]}/a pool #1"
 
 
@@ -48,7 +47,7 @@ def remote_digests(s3: ObjectServer, out: str) -> dict[str, str]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All that a build left; a folder that was given as --scratch may stay, empty."""
+    """Return the files that a build left; an empty folder given as --scratch may stay."""
     return [path for path in folder.rglob("*") if path.is_file() or path.name.startswith("folder-")]
 
 
@@ -253,7 +252,7 @@ def test_a_wrong_secret_is_neither_printed_nor_written(
 
 
 def wait_for_objects(server: ObjectServer, name: str) -> None:
-    """A server that was killed finds its volumes again some seconds after it answers."""
+    """Wait for a restarted server, which finds its volumes some seconds after it answers."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(BaseError, OSError):

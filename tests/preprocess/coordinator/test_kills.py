@@ -1,5 +1,4 @@
-"""SIGKILL at any instant: the next run goes on, and the pool is that of an undisturbed build, file
-by file."""
+"""SIGKILL at any instant: the next run continues and gives the files of an undisturbed build."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The same file under two keys, and videos that a protocol trains on and tests on, are found and
-said."""
+"""Duplicates, and videos that a protocol trains on and tests on, are found and reported."""
 
 from __future__ import annotations
 

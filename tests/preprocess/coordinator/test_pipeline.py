@@ -1,5 +1,4 @@
-"""Whole builds: the same bytes whatever happened, resume, append, retry, and what ends a video but
-no build."""
+"""Whole builds: the same bytes after kills, resumes, appends and retries."""
 
 from __future__ import annotations
 
@@ -279,7 +278,7 @@ def test_a_shard_without_any_good_video_is_an_empty_tar(tmp_path: Path) -> None:
 
 
 def _orphans() -> list[str]:
-    """Command lines of decode workers whose coordinator is gone."""
+    """Return the command lines of decode workers whose coordinator is gone."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""What verify finds damaged is made again: the same bytes, from the same sources, or not at all."""
+"""Repairs restore damaged files with the same bytes, from the same sources, or not at all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What the structure of AVI, MP4 and Matroska files tells: what is cut off, what contradicts
-itself, what is legal."""
+"""Structural checks of AVI, MP4 and Matroska: cut files, contradictions, and legal oddities."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ Whole = Callable[..., bytes]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The bytes of a video with this suffix and these options of its container; each is made
-    once."""
+    """Return the bytes of a video by suffix and container options; each is made once."""
     folder = tmp_path_factory.mktemp("whole")
     made: dict[str, bytes] = {}
 
@@ -206,7 +204,7 @@ NUM_CHUNKS, CHUNK_BYTES = 8_000, 60_000
 
 
 def sparse_avi(path: Path) -> None:
-    """480 MB of frames, of which only the chunk headers are written."""
+    """Write 480 MB of frames, of which only the chunk headers take space."""
     size = 4 + NUM_CHUNKS * (8 + CHUNK_BYTES)
     with path.open("wb") as file:
         file.write(
@@ -219,7 +217,7 @@ def sparse_avi(path: Path) -> None:
 
 
 def sparse_matroska(path: Path) -> None:
-    """The same in clusters of 20 blocks."""
+    """Write the same in clusters of 20 blocks."""
 
     def element(name: bytes, num_bytes: int) -> bytes:
         return name + (1 << 56 | num_bytes).to_bytes(8, "big")

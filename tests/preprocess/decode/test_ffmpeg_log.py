@@ -1,4 +1,4 @@
-"""What is read out of FFmpeg's log, line by line."""
+"""Facts and errors in the lines of FFmpeg's log."""
 
 from __future__ import annotations
 

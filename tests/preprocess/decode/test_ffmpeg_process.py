@@ -1,5 +1,4 @@
-"""FFmpeg processes: none is left behind, and hardware that is not there ends a build before it
-begins."""
+"""FFmpeg processes: none is left behind, and absent hardware ends a build before it begins."""
 
 from __future__ import annotations
 
@@ -63,7 +62,7 @@ def test_hwaccel_without_the_ffmpeg_decoder_is_an_error() -> None:
 
 
 def ffmpeg_processes(path: Path) -> list[str]:
-    """Command lines of running FFmpeg processes that read a file."""
+    """Return the command lines of running FFmpeg processes that read a file."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -84,7 +83,7 @@ def wait_until(is_true: Callable[[], bool], what: str) -> None:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video that takes minutes to decode, in a folder of its own."""
+    """Return a video that takes minutes to decode, in a folder of its own."""
     folder = tmp_path_factory.mktemp("endless")
     make_video(folder / "short.mp4", frames=5, size=(1280, 720))
     path = folder / "videos" / "jump" / "a.mp4"

@@ -1,4 +1,4 @@
-"""One FFmpeg process a video: the same frames, pixels, facts and verdicts as PyAV."""
+"""One FFmpeg process per video: the same frames, pixels, facts and verdicts as PyAV."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def images(video: ReadVideo) -> list[np.ndarray]:
 
 
 def check_equal(found: ReadVideo, wanted: ReadVideo) -> None:
-    """The same frames at the same times, pixels within 3 levels, the same facts and verdict."""
+    """Assert equal frames, times, facts and verdicts, and pixels within 3 levels."""
     assert found.source_index == wanted.source_index
     assert found.num_frames_decoded == wanted.num_frames_decoded
     assert found.stored_size == wanted.stored_size
@@ -89,7 +89,7 @@ def test_a_header_that_states_too_many_frames_costs_a_second_process_and_changes
 
 
 def make_odd(folder: Path) -> dict[str, Path]:
-    """Whole files that are unusual, one of each kind."""
+    """Make whole files that are unusual, one of each kind."""
     files = {
         "odd size": make_video(folder / "odd.webm", frames=5, size=(67, 49)),
         "portrait": make_video(folder / "portrait.mp4", frames=3, size=(300, 400)),
@@ -236,7 +236,7 @@ def test_the_select_expression_selects_exactly_the_given_frames(indices: list[in
 
 @pytest.fixture(scope="module")
 def built(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pool of a build with FFmpeg and one worker."""
+    """Return the pool of a build with FFmpeg and one worker."""
     out = tmp_path_factory.mktemp("built") / "pool"
     build(videos, out, decoder="ffmpeg")
     return out

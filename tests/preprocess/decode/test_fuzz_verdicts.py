@@ -1,5 +1,4 @@
-"""Damaged copies of videos: clean is ok, cut is not, and what changes a pixel is seen as often as
-promised."""
+"""Verdicts of damaged copies: cuts are flagged, and changed pixels as often as promised."""
 
 from __future__ import annotations
 

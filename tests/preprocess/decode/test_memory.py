@@ -1,5 +1,4 @@
-"""What a worker holds while it reads a long file: private memory (USS) from the kernel, not what
-Python thinks."""
+"""The private memory (USS, from the kernel) of a worker that reads a long file."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ _CODECS = {
 
 
 def make_long_video(path: Path, *, segment_seconds: int, repeats: int) -> Path:
-    """Write a noisy 1080p video at 30/s with sound: one segment is encoded, and copied as often as
-    asked."""
+    """Write a noisy 1080p video at 30/s with sound: one encoded segment, copied `repeats` times."""
     path.parent.mkdir(parents=True, exist_ok=True)
     segment = path.with_name(f"segment{path.suffix}")
     names = path.with_name("segments.txt")
@@ -56,8 +54,7 @@ def _run(stream: ffmpeg.Stream) -> None:
 
 @contextlib.contextmanager
 def watch_workers() -> Iterator[list[int]]:
-    """Collect the USS of this process's children, each with all below it, in bytes, twenty times a
-    second."""
+    """Collect the USS of each child with its descendants in bytes, twenty times per second."""
     seen: list[int] = []
     ended = threading.Event()
 

@@ -1,5 +1,4 @@
-"""Files that are whole and unusual: none is flagged, each frame is stored once, upright and at its
-own time."""
+"""Whole but unusual files: none is flagged, and each frame is stored once, upright, at its time."""
 
 from __future__ import annotations
 

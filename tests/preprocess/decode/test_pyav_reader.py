@@ -1,4 +1,4 @@
-"""PyAV in process: which frames are kept, which pixels they have, what is said about the file."""
+"""The PyAV reader: the frames that it keeps, their pixels, and the facts of the file."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_video_with_a_name_that_is_not_utf8_can_be_read(tmp_path: Path) -> Non
 
 
 def difference_from_rgb(path: Path, video: ReadVideo) -> float:
-    """The largest mean difference from PyAV's rgb24 over the first and the middle stored frame."""
+    """Return the largest mean difference from rgb24 over the first and the middle stored frame."""
     assert video.stored_size is not None
     size = video.stored_size[::-1] if video.stream.rotation_degrees % 180 else video.stored_size
     checked = {video.source_index[position]: position for position in (0, len(video.frames) // 2)}

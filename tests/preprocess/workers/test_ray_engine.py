@@ -1,7 +1,8 @@
-"""`--engine ray` on a real cluster of two nodes on this machine: the same bytes whatever is lost on
-the way.
+"""`--engine ray` on a real cluster of two nodes on this machine: the same bytes after any loss.
 
-A node is a raylet process, its Ray processes are the raylet's children, and the decoders theirs."""
+A node is a raylet process. Its Ray processes are the raylet's children, and the decoders are the
+children of those.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ _PATIENCE_SECONDS = 180.0
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Two nodes of one CPU each."""
+    """Start a cluster of two nodes with one CPU each."""
     with cluster_of_one_node() as cluster:
         cluster.add_node(**_NODE)
         cluster.wait_for_nodes()
@@ -57,7 +58,7 @@ def cluster() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def cluster_of_one_node(**environment: str) -> Iterator[Any]:
-    """Its processes get other environment variables than ours."""
+    """Start a node whose processes have more environment variables than this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         for name, value in environment.items():
@@ -73,7 +74,7 @@ def cluster_of_one_node(**environment: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def third_node(cluster: Any) -> Iterator[Any]:
-    """One more node, for a test that breaks it."""
+    """Add a node for a test that breaks it."""
     node = cluster.add_node(**_NODE)
     cluster.wait_for_nodes()
     try:
@@ -298,11 +299,11 @@ def release(pids: list[int]) -> None:
 
 
 class Trap:
-    """Stops the first decoder of each node as it is born, before it has imported anything, until
-    all nodes have one.
+    """Stops the first decoder of each node before its imports, until all nodes have one.
 
-    So each node holds a video, however fast the others are; then calls `spring` with the processes
-    in the order of the nodes, by default to let them go."""
+    So each node holds a video, however fast the others are. Then it calls `spring` with the
+    processes in the order of the nodes; by default that lets them continue.
+    """
 
     def __init__(self, nodes: list[Any], spring: Callable[[list[int]], None] = release) -> None:
         self.nodes = nodes
@@ -395,13 +396,15 @@ def test_a_ray_address_of_another_kind_is_refused(address: str) -> None:
 
 
 def is_left(pid: int, mark: bytes) -> bool:
-    """Whether a process is of a marked build; Ray's two agents, which end about a minute later, are
-    not counted."""
+    """Return whether a process belongs to a marked build.
+
+    Ray's two agents, which end about a minute later, do not count.
+    """
     return mark in read(pid, "environ") and b"agent" not in read(pid, "cmdline").lower()
 
 
 def kill_reader(fifo: Path) -> None:
-    """SIGSEGV to the next process that opens a FIFO to read it."""
+    """Send SIGSEGV to the next process that opens a FIFO to read it."""
     writer: list[int] = []
 
     def has_reader() -> bool:
@@ -421,14 +424,14 @@ def kill_reader(fifo: Path) -> None:
 
 
 def decoders_of(node: Any) -> list[int]:
-    """The processes that decode on a node."""
+    """Return the processes that decode on a node."""
     (raylet,) = node.all_processes["raylet"]
     found = [pid for pid in pids() if b"preprocess.workers.child" in read(pid, "cmdline")]
     return [pid for pid in found if parent(parent(pid)) == raylet.process.pid]
 
 
 def parent(pid: int) -> int:
-    """0 if the process is gone."""
+    """Return the parent of a process, 0 if the process is gone."""
     fields = read(pid, "stat").rsplit(b")", 1)[-1].split()
     return int(fields[1]) if fields else 0
 
@@ -445,7 +448,7 @@ def open_files(pid: int) -> set[str]:
 
 
 def read(pid: int, name: str) -> bytes:
-    """A file of /proc, empty if the process is gone."""
+    """Return a file of /proc, empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
