@@ -1,5 +1,4 @@
-"""Run a command line with this project's exit codes and one-line errors, and what several commands
-share."""
+"""Parts that all command lines share: exit codes, one-line errors, common options."""
 
 from __future__ import annotations
 
@@ -19,12 +18,15 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 EXIT_FINDINGS, EXIT_MISTAKE, EXIT_SIGINT = 1, 2, 130
-# the shortest time that a rank other than 0 waits before it prints its error; tests set another
+
+# The time that rank 1 waits before it prints its error; tests set a shorter one.
 RANK_WAIT_VARIABLE = "BMPT_RANK_WAIT_SECONDS"
 _RANK_WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 3600.0
-_EXTRA_WAIT_PER_RANK = 0.2  # of that time, for each lower rank on the node
-# the class of wrong options; typer carries its own copy of click and does not name it
+# Fraction of that time by which each further rank of a node waits longer.
+_EXTRA_WAIT_PER_RANK = 0.2
+
+# The class of errors about wrong options. typer has its own copy of click and does not export it.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 PoolPath = Annotated[
@@ -40,47 +42,55 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def run_app(
     app: typer.Typer, argv: Sequence[str] | None = None, *, prog_name: str | None = None
 ) -> int:
-    """Run a typer app: 0, or what it exits with; 2 for a user's mistake, in one line on stderr; 130
-    for Ctrl-C.
+    """Run a typer app.
 
-    An unexpected error keeps its traceback."""
+    An unexpected error keeps its traceback.
+
+    Returns:
+        The exit code: 0, the code of the command, 2 for a user error that is printed as one line
+        on stderr, or 130 for Ctrl-C.
+    """
     try:
         args = list(argv) if argv is not None else None
         code = app(args=args, prog_name=prog_name, standalone_mode=False)
     except BmptError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return EXIT_MISTAKE
     except _UsageError as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
-        _complain(f"{text.rstrip('.')}; --help lists what there is")
+        _print_error(f"{text.rstrip('.')}; --help lists the options and arguments")
         return EXIT_MISTAKE
-    except typer.Abort:  # what Ctrl-C becomes before typer 0.14, which turns it into exit code 130
+    except typer.Abort:
+        # Ctrl-C before typer 0.14, which turns it into the exit code.
         code = EXIT_SIGINT
+
     if code == EXIT_SIGINT:
-        _complain("interrupted; run the same command again, it goes on where it stopped")
+        _print_error("interrupted; run the same command again, it resumes")
     return code if isinstance(code, int) else 0
 
 
 def print_report(report: DataclassInstance, text: str, *, as_json: bool) -> None:
     """Print a report on stdout, as one JSON object or as text.
 
-    A report that holds more than dataclasses has a method `as_json`."""
-    if as_json:
-        own_fields = getattr(report, "as_json", None)
-        fields = dataclasses.asdict(report) if own_fields is None else own_fields()
-        print(json.dumps(fields, ensure_ascii=False))
-    else:
+    A report whose JSON differs from its fields has a method `as_json`.
+    """
+    if not as_json:
         print(text)
+        return
+
+    own_json = getattr(report, "as_json", None)
+    values = own_json() if own_json is not None else dataclasses.asdict(report)
+    print(json.dumps(values, ensure_ascii=False))
 
 
 def warn(sentence: str | None) -> None:
-    """What a person should know of a command that goes on, on stderr; nothing for None."""
+    """Print a warning on stderr, or nothing for None."""
     if sentence is not None:
         print(f"warning: {sentence}", file=sys.stderr)
 
 
 def show_duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 38 s`, `2 h 5 min`."""
+    """Return `4.2 s`, `3 min 38 s` or `2 h 5 min`."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -88,15 +98,18 @@ def show_duration(seconds: float) -> str:
 
 
 def seconds_before_error(environment: Mapping[str, str]) -> float:
-    """Return the seconds that a rank waits before it prints its error: 0 for rank 0, more for each
-    higher local rank.
+    """Return the seconds that a rank waits before it prints its error.
 
-    Most user errors occur on every rank, and torchrun ends all ranks when the first one exits.
-    Higher ranks therefore wait, so that the error is printed once.
+    Most user errors occur on every rank, and torchrun kills all ranks when the first one exits.
+    Higher ranks therefore wait, so that rank 0 prints the error and only an error of one rank is
+    printed by that rank.
 
     Args:
-        environment: with RANK and LOCAL_RANK of torchrun, and RANK_WAIT_VARIABLE for another wait
-            than 5 s.
+        environment: with RANK and LOCAL_RANK of torchrun, and RANK_WAIT_VARIABLE if the wait is
+            not 5 s.
+
+    Returns:
+        0 for rank 0, and more for each higher rank of the node.
     """
     if environment.get("RANK", "0") == "0":
         return 0.0
@@ -105,18 +118,20 @@ def seconds_before_error(environment: Mapping[str, str]) -> float:
         wait = float(environment.get(RANK_WAIT_VARIABLE, ""))
     except ValueError:
         wait = _RANK_WAIT_SECONDS
-    # also for nan: an error about the variable would hide the one that is to be printed
+    # Also for nan. An error about the variable would hide the one that is to be printed.
     if not 0 <= wait <= _LONGEST_WAIT_SECONDS:
         wait = _RANK_WAIT_SECONDS
     return wait * (1 + _EXTRA_WAIT_PER_RANK * int(environment.get("LOCAL_RANK", "0")))
 
 
-def _complain(sentence: str) -> None:
-    """Print an error as one line on stderr, a rank other than 0 later and with its number.
+def _print_error(sentence: str) -> None:
+    """Print an error as one line on stderr, with the rank if it is not 0.
 
-    Not through rich, which wraps at 80 columns."""
+    rich is not used here, because it wraps lines at 80 columns.
+    """
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(seconds_before_error(os.environ))
         sentence = f"rank {rank}: {sentence}"
+
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -1,5 +1,4 @@
-"""Strict settings: pydantic models read from YAML with one `base:` parent and `--set a.b=c` on
-top."""
+"""Strict settings: pydantic models from YAML files, `base:` parents and `--set a.b=c`."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from shards.files import one_line
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and a key that is not declared is an error."""
+    """Base of all settings: frozen, and an undeclared key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -27,11 +26,17 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 def load_settings(
     model: type[SettingsT], path: Path | None, overrides: Sequence[str] = ()
 ) -> SettingsT:
-    """Read `path` (or nothing), merge its `base:` parents below it, apply `a.b=c` overrides,
-    validate.
+    """Read a file on top of its `base:` parents, apply overrides, and validate the result.
 
-    Raises: ConfigError naming the file, the key and the value; an unknown key names its nearest
-        neighbour."""
+    Args:
+        model: the settings model.
+        path: the YAML file; None for overrides only.
+        overrides: `a.b=c`, later ones win.
+
+    Raises:
+        ConfigError: naming the file, the key and the value; for an unknown key also the most
+            similar known one.
+    """
     values = read_yaml_with_base(path) if path is not None else {}
     for override in overrides:
         values = merge(values, parse_override(override))
@@ -39,13 +44,16 @@ def load_settings(
 
 
 def build_settings(model: type[SettingsT], values: Mapping[str, Any], *, where: str) -> SettingsT:
-    """Validate plain values as `model`; `where` is the file that an error names."""
+    """Validate plain values.
+
+    Raises:
+        ConfigError: naming `where`, the key and the value.
+    """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(
-            f"{where}: " + "; ".join(_explain(model, item) for item in error.errors())
-        ) from None
+        sentences = [_explain(model, item) for item in error.errors()]
+        raise ConfigError(f"{where}: {'; '.join(sentences)}") from None
 
 
 def read_yaml_with_base(path: Path) -> dict[str, Any]:
@@ -109,10 +117,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """Turn `a.b=c` into {"a": {"b": c}}; the value is read as YAML (`8`, `true`, `[3, 7]`, `null`,
-    text).
+    """Return {"a": {"b": c}} for `a.b=c`, with the value read as YAML.
 
-    `{}` stays text, the template of a bare name: no setting is an empty mapping."""
+    `{}` stays a text: it is the template of a bare class name, and no setting is an empty mapping.
+
+    Raises:
+        ConfigError: naming the override.
+    """
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
         raise ConfigError(f"--set {text}: expected key=value, for example --set data.batch_size=16")
@@ -120,15 +131,16 @@ def parse_override(text: str) -> dict[str, Any]:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {one_line(error)}") from None
-    nested = value.strip() if nested == {} else nested
+
+    if nested == {}:
+        nested = value.strip()
     for part in reversed(name.split(".")):
         nested = {part: nested}
     return nested
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with `above` on top; mappings merge key by key, everything else is
-    replaced."""
+    """Return `below` with `above` on top: mappings are merged by key, other values replaced."""
     merged = dict(below)
     for key, value in above.items():
         both_map = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -137,18 +149,20 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(settings: Settings) -> str:
-    """Write settings as YAML that `load_settings` reads back to an equal object."""
+    """Return settings as YAML; `load_settings` reads it back to an equal object."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
-    """One sentence for one pydantic finding."""
+    """Return one sentence for one error of pydantic."""
     path = [str(part) for part in item["loc"]]
     name = ".".join(path)
+
     if item["type"] != "extra_forbidden":
-        said = item["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(item["input"], Mapping) else f", got {item['input']!r}"
-        return f"{name}: {said}{got}" if name else said + got
+        sentence = item["msg"].removeprefix("Value error, ")
+        if not isinstance(item["input"], Mapping):
+            sentence += f", got {item['input']!r}"
+        return f"{name}: {sentence}" if name else sentence
     return f"unknown key {name}; {suggest_key(path[-1], _fields_at(model, path[:-1]))}"
 
 
@@ -159,7 +173,7 @@ def suggest_key(key: str, known: Sequence[str]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The field names of the model that `path` leads to."""
+    """Return the field names of the model at a path, or none if there is no model."""
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -1,4 +1,4 @@
-"""How two pools differ: contents first, then where the bytes lie."""
+"""The differences between two pools: first their content, then where the bytes are."""
 
 from __future__ import annotations
 
@@ -10,47 +10,52 @@ from typing import Any
 from shards.reader import Pool, open_pool
 
 _NUM_SHOWN = 5
-_WORDS = {
-    **{"only_in_a": "only in A", "only_in_b": "only in B", "other_bytes": "with other bytes"},
-    **{"other_verdict": "with another verdict", "other_fingerprint": "with another fingerprint"},
+_IN_WORDS = {
+    "only_in_a": "only in A",
+    "only_in_b": "only in B",
+    "other_bytes": "with other bytes",
+    "other_verdict": "with another verdict",
+    "other_fingerprint": "with another fingerprint",
 }
 
 
 @dataclass(frozen=True)
 class KeyDifference:
-    """Samples that differ in one way: how many, and the first keys."""
+    """Samples that differ in one way."""
 
     count: int
     first: list[str]
+    """The first keys."""
 
 
 @dataclass(frozen=True)
 class PoolDiff:
-    """What differs between pools A and B.
-
-    fields: of the card that differ (dataset, encoding.<name>, libraries.<name>): both values
-    keys: videos only_in_a, only_in_b, with other_bytes, with an other_verdict
-    classes: only_in_a, only_in_b, and whether the order differs
-    manifests: only_in_a, only_in_b, with an other_fingerprint
-    num_elsewhere: samples of equal bytes that lie in another shard or at another place: layout, not
-        content"""
+    """The differences between the pools A and B."""
 
     a: str
     b: str
     same_pool_id: bool
     fields: dict[str, list[Any]]
+    """Both values of each field of the card that differs: dataset, encoding.<name>,
+    libraries.<name>."""
     keys: dict[str, KeyDifference]
+    """Videos only_in_a, only_in_b, with other_bytes, with an other_verdict."""
     classes: dict[str, list[str]]
+    """Classes only_in_a and only_in_b."""
     same_class_order: bool
     manifests: dict[str, list[str]]
+    """Manifests only_in_a, only_in_b, with an other_fingerprint."""
     num_elsewhere: int
+    """Samples of equal bytes in another shard or at another offset: layout, not content."""
 
     @property
     def is_equal(self) -> bool:
-        """Whether samples, verdicts, classes and manifests are the same; layout and versions may
-        differ."""
+        """Return whether samples, verdicts, classes and manifests are the same.
+
+        Layout and library versions may differ.
+        """
         differences = [
-            *(found.count for found in self.keys.values()),
+            *(difference.count for difference in self.keys.values()),
             *self.classes.values(),
             *self.manifests.values(),
         ]
@@ -58,19 +63,23 @@ class PoolDiff:
 
 
 def diff_pools(uri_a: str | Path, uri_b: str | Path) -> PoolDiff:
-    """Compare two pools by their tables; no shard is read. Raises: FormatError if one is not a
-    finished pool."""
+    """Compare two pools by their tables; no shard is read.
+
+    Raises:
+        FormatError: if one of them is not a finished pool.
+    """
     a, b = open_pool(uri_a), open_pool(uri_b)
     keys, num_elsewhere = diff_samples(_rows(a), _rows(b))
+
     return PoolDiff(
         a=str(uri_a),
         b=str(uri_b),
         same_pool_id=a.card.pool_id == b.card.pool_id,
-        fields=_other_fields(a, b),
-        keys={name: _shown(found) for name, found in keys.items()},
+        fields=_differing_fields(a, b),
+        keys={name: _first_of(differing) for name, differing in keys.items()},
         classes=_only(dict.fromkeys(a.card.classes), dict.fromkeys(b.card.classes)),
         same_class_order=a.card.classes == b.card.classes,
-        manifests=_manifests(a, b),
+        manifests=_differing_manifests(a, b),
         num_elsewhere=num_elsewhere,
     )
 
@@ -82,7 +91,7 @@ def diff_samples(
 
     Args:
         rows_a: rows of pool A by key, with `verdict`, `sha256`, `shard` and `offset`.
-        rows_b: rows of pool B, likewise.
+        rows_b: the same of pool B.
 
     Returns:
         The differing keys as `PoolDiff.keys` groups them, and `PoolDiff.num_elsewhere`.
@@ -106,28 +115,30 @@ def diff_samples(
     return keys, num_elsewhere
 
 
-def diff_text(found: PoolDiff) -> str:
-    """A few lines for people; one if there is no difference."""
-    lines = [f"{name}: {a!r} in A, {b!r} in B" for name, (a, b) in found.fields.items()]
-    for name, keys in found.keys.items():
+def diff_text(difference: PoolDiff) -> str:
+    """Return the differences in a few lines, or in one line if there are none."""
+    lines = [f"{name}: {a!r} in A, {b!r} in B" for name, (a, b) in difference.fields.items()]
+
+    for name, keys in difference.keys.items():
         if keys.count:
-            lines.append(f"samples {_WORDS[name]}: {_counted(keys)}")
-    for what, groups in (("classes", found.classes), ("manifests", found.manifests)):
-        lines += [
-            f"{what} {_WORDS[name]}: {_counted(_shown(names))}"
-            for name, names in groups.items()
-            if names
-        ]
-    if not found.same_class_order and not any(found.classes.values()):
+            lines.append(f"samples {_IN_WORDS[name]}: {_count_text(keys)}")
+
+    for kind, groups in (("classes", difference.classes), ("manifests", difference.manifests)):
+        for name, names in groups.items():
+            if names:
+                lines.append(f"{kind} {_IN_WORDS[name]}: {_count_text(_first_of(names))}")
+
+    if not difference.same_class_order and not any(difference.classes.values()):
         lines.append("classes: the same in another order")
-    if found.num_elsewhere:
+    if difference.num_elsewhere:
         lines.append(
-            f"layout: {found.num_elsewhere} samples of the same bytes lie at another place"
+            f"layout: {difference.num_elsewhere} samples with the same bytes are in another shard "
+            "or at another offset"
         )
-    identity = "the same pool_id" if found.same_pool_id else "another pool_id"
-    return "\n".join(
-        [*lines, f"{'equal' if found.is_equal else 'different'} in content, {identity}"]
-    )
+
+    content = "equal" if difference.is_equal else "different"
+    identity = "the same pool_id" if difference.same_pool_id else "another pool_id"
+    return "\n".join([*lines, f"{content} in content, {identity}"])
 
 
 def _rows(pool: Pool) -> dict[str, dict[str, Any]]:
@@ -135,34 +146,35 @@ def _rows(pool: Pool) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in table.to_pylist()}
 
 
-def _other_fields(a: Pool, b: Pool) -> dict[str, list[Any]]:
-    left, right = (
-        {
-            "dataset": pool.card.dataset,
-            **{
-                f"encoding.{name}": value for name, value in pool.card.encoding.model_dump().items()
-            },
-            **{f"libraries.{name}": value for name, value in pool.card.libraries.items()},
-        }
-        for pool in (a, b)
-    )
-    names = dict.fromkeys([*left, *right])
-    return {
-        name: [left.get(name), right.get(name)]
-        for name in names
-        if left.get(name) != right.get(name)
-    }
+def _differing_fields(a: Pool, b: Pool) -> dict[str, list[Any]]:
+    """Return both values of each field of the cards that differs."""
+    fields_a, fields_b = _card_fields(a), _card_fields(b)
+    differing = {}
+    for name in dict.fromkeys([*fields_a, *fields_b]):
+        values = [fields_a.get(name), fields_b.get(name)]
+        if values[0] != values[1]:
+            differing[name] = values
+    return differing
 
 
-def _manifests(a: Pool, b: Pool) -> dict[str, list[str]]:
-    left, right = (dict.fromkeys(pool.manifest_names()) for pool in (a, b))
-    both = [path for path in left if path in right]
-    other = [
-        path
-        for path in both
-        if a.manifest(path).info.fingerprint != b.manifest(path).info.fingerprint
-    ]
-    return {**_only(left, right), "other_fingerprint": other}
+def _card_fields(pool: Pool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"dataset": pool.card.dataset}
+    for name, value in pool.card.encoding.model_dump().items():
+        fields[f"encoding.{name}"] = value
+    for name, version in pool.card.libraries.items():
+        fields[f"libraries.{name}"] = version
+    return fields
+
+
+def _differing_manifests(a: Pool, b: Pool) -> dict[str, list[str]]:
+    paths_a, paths_b = (dict.fromkeys(pool.manifest_names()) for pool in (a, b))
+    other = []
+    for path in paths_a:
+        if path in paths_b:
+            fingerprints = [pool.manifest(path).info.fingerprint for pool in (a, b)]
+            if fingerprints[0] != fingerprints[1]:
+                other.append(path)
+    return {**_only(paths_a, paths_b), "other_fingerprint": other}
 
 
 def _only(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -172,10 +184,10 @@ def _only(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _counted(keys: KeyDifference) -> str:
+def _count_text(keys: KeyDifference) -> str:
     more = ", ..." if keys.count > len(keys.first) else ""
     return f"{keys.count} ({', '.join(keys.first)}{more})"
 
 
-def _shown(keys: list[str]) -> KeyDifference:
+def _first_of(keys: list[str]) -> KeyDifference:
     return KeyDifference(len(keys), keys[:_NUM_SHOWN])

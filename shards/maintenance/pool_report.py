@@ -1,5 +1,4 @@
-"""What a pool holds: each manifest with its counts and its list, the verdicts, and the videos that
-failed and why."""
+"""A summary of a pool: verdicts, manifests with their counts and lists, and failed videos."""
 
 from __future__ import annotations
 
@@ -21,13 +20,14 @@ _MAX_FAILED_LINES = 20
 
 @dataclass(frozen=True)
 class ClassHistogram:
-    """Samples a class of one manifest; `samples` has all classes in the order of their labels."""
+    """Samples per class of one manifest."""
 
     num_classes: int
     minimum: int
     median: float
     maximum: int
     samples: dict[str, int]
+    """Samples by class name, in the order of the labels."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ class FailedVideo:
 
 @dataclass(frozen=True)
 class PoolReport:
-    """A pool; `counts` as in pool.json."""
+    """The tables of a pool, summarised."""
 
     pool: str
     dataset: str
     pool_id: str
     num_shards: int
     counts: dict[str, int]
+    """As in pool.json."""
     manifests: list[ManifestReport]
     failed: list[FailedVideo]
 
@@ -88,9 +89,13 @@ class PoolReport:
 
 
 def report_pool(uri: str | Path) -> PoolReport:
-    """Read the tables of a pool; no shard is opened. Raises: FormatError if it is not a finished
-    pool."""
+    """Summarise the tables of a pool; no shard is opened.
+
+    Raises:
+        FormatError: if it is not a finished pool.
+    """
     pool = open_pool(uri)
+
     return PoolReport(
         pool=str(uri),
         dataset=pool.card.dataset,
@@ -110,21 +115,22 @@ def failed_videos(samples: pa.Table) -> list[FailedVideo]:
 
 
 def report_text(report: PoolReport) -> str:
-    """A table for people; the sha256 and fingerprints are cut to 12 digits, `--json` has them
-    whole."""
+    """Return the report as a table.
+
+    A sha256 or a fingerprint is shortened to 12 digits; `--json` has all digits.
+    """
     counts = ", ".join(f"{count:,} {name}" for name, count in report.counts.items())
     lines = [
         f"{report.pool}: {report.dataset}, {report.num_shards} shards, pool_id {report.pool_id}",
         f"  {counts}",
     ]
     lines += manifest_lines(report.manifests, with_source=True)
-    lines += [
-        f"  {row.verdict}: {row.key}: {row.reason}" for row in report.failed[:_MAX_FAILED_LINES]
-    ]
-    if len(report.failed) > _MAX_FAILED_LINES:
-        lines.append(
-            f"  ... and {len(report.failed) - _MAX_FAILED_LINES} more; --json has all reasons"
-        )
+
+    for video in report.failed[:_MAX_FAILED_LINES]:
+        lines.append(f"  {video.verdict}: {video.key}: {video.reason}")
+    num_more = len(report.failed) - _MAX_FAILED_LINES
+    if num_more > 0:
+        lines.append(f"  ... and {num_more} more; --json has all reasons")
     return "\n".join(lines)
 
 
@@ -134,9 +140,14 @@ def _read_manifest(pool: Pool, path: str) -> ManifestReport:
 
 
 def report_manifest(info: ManifestInfo, labels: Sequence[int]) -> ManifestReport:
-    """Count one manifest; `labels` are those of its samples, in any order."""
-    held = Counter(labels)
-    numbers = {name: held[label] for label, name in enumerate(info.classes)}
+    """Return the report of one manifest.
+
+    Args:
+        info: its metadata.
+        labels: of its samples, in any order.
+    """
+    num_samples = Counter(labels)
+    numbers = {name: num_samples[label] for label, name in enumerate(info.classes)}
     classes = ClassHistogram(
         num_classes=len(numbers),
         minimum=min(numbers.values(), default=0),
@@ -148,19 +159,27 @@ def report_manifest(info: ManifestInfo, labels: Sequence[int]) -> ManifestReport
 
 
 def manifest_lines(manifests: Sequence[ManifestReport], *, with_source: bool) -> list[str]:
-    """A line a manifest under a heading; `with_source` a second one with the list that it was made
-    from."""
+    """Return a heading and one line per manifest.
+
+    Args:
+        manifests: in the order of the lines.
+        with_source: whether a second line per manifest names its list.
+    """
     width = max((len(manifest.path) for manifest in manifests), default=8)
     names = ("expected", "found", "short", "damaged", "missing", "classes")
     heads = "".join(f" {name:>8}" for name in names)
-    lines = [f"  {'manifest':<{width}}{heads}  list's sha256  clips a class: min/median/max"]
+    lines = [f"  {'manifest':<{width}}{heads}  list's sha256  clips per class: min/median/max"]
+
     for manifest in manifests:
         info, of_class = manifest.info, manifest.classes
         numbers = (info.expected, info.found, info.short, info.damaged, info.missing)
         cells = "".join(f" {number:>8,}" for number in (*numbers, of_class.num_classes))
-        num_empty = sum(not number for number in of_class.samples.values())
-        without = f", {num_empty} classes without a clip" if num_empty else ""
-        spread = f"{of_class.minimum}/{of_class.median:g}/{of_class.maximum}{without}"
+
+        spread = f"{of_class.minimum}/{of_class.median:g}/{of_class.maximum}"
+        num_empty = list(of_class.samples.values()).count(0)
+        if num_empty:
+            spread += f", {num_empty} classes without a clip"
+
         lines.append(f"  {info.path:<{width}}{cells}  {info.source_sha256[:12]:<13}  {spread}")
         if with_source:
             source = f"{info.source}, labels {info.labels}, fingerprint {info.fingerprint[:12]}"

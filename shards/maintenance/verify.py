@@ -1,9 +1,12 @@
-"""Check a finished pool: `quick` what the tables say, `full` every byte by its hash, `deep` every
-frame decoded.
+"""Check a finished pool at one of three levels.
 
-A shard with the sha256 of `pool.json` holds the bytes that were written, and `pool_id` covers the
-samples' hashes; so `full` hashes each byte once (1.1 GB/s a core) and each sample by itself only
-where the shard's hash is wrong. `deep` also hashes each sample."""
+`quick` compares the tables and the tar headers, `full` also hashes every byte, `deep` also decodes
+every frame.
+
+A shard whose sha256 is that of `pool.json` has the bytes that were written, and `pool_id` covers
+the hashes of the samples. Therefore `full` hashes each byte once (1.1 GB per second and core), and
+the samples one by one only if the hash of their shard is wrong. `deep` also hashes each sample.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from shards.errors import ConfigError, FormatError
-from shards.format.schema import POOL_CARD, SAMPLES, ShardEntry
+from shards.format.schema import PLACEMENT_COLUMNS, POOL_CARD, SAMPLES, ShardEntry
 from shards.maintenance.verify_tables import (
-    PLACEMENT,
     Finding,
     check_card,
     check_manifest,
@@ -35,38 +37,46 @@ LEVELS: tuple[str, ...] = get_args(Level)
 
 @dataclass(frozen=True)
 class Verification:
-    """What was looked at and what was found.
-
-    pool_id: of the card; None if the card cannot be read
-    num_bytes: of the shards, as far as the level read them; 0 for quick"""
+    """The result of a check."""
 
     pool: str
     level: str
     pool_id: str | None
+    """Of the card; None if the card cannot be read."""
     num_shards: int
     num_samples: int
     num_bytes: int
+    """Bytes of the shards that were read; 0 for `quick`."""
     findings: list[Finding]
     seconds: float
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was found."""
+        """Return whether there is no finding."""
         return not self.findings
 
     def damaged_files(self) -> list[str]:
-        """The files that a finding names, sorted."""
+        """Return the files with a finding, sorted."""
         return sorted({finding.file for finding in self.findings})
 
 
 def verify_pool(
     uri: str | Path, *, level: str = "full", progress: Progress = NullProgress()
 ) -> Verification:
-    """Verify a pool. Damage is a finding, never an exception.
+    """Check a pool. Damage is a finding, never an exception.
 
-    Raises: ConfigError for an unknown level; FormatError if there is no finished pool at all."""
+    Args:
+        uri: folder or address of the pool.
+        level: one of `LEVELS`.
+        progress: shows the samples that were checked.
+
+    Raises:
+        ConfigError: for an unknown level.
+        FormatError: if there is no finished pool.
+    """
     if level not in LEVELS:
-        raise ConfigError(f"--level {level}: no such level; known: {', '.join(LEVELS)}")
+        raise ConfigError(f"--level {level}: unknown level; choose one of {', '.join(LEVELS)}")
+
     started = time.monotonic()
     store = open_store(uri)
     try:
@@ -74,8 +84,11 @@ def verify_pool(
     except FormatError as error:
         if not store.exists(POOL_CARD):
             raise
-        card = Finding(POOL_CARD, None, _without_place(error, store.uri(POOL_CARD)))
-        return Verification(str(uri), level, None, 0, 0, 0, [card], time.monotonic() - started)
+        # Without a readable card nothing else can be checked.
+        finding = Finding(POOL_CARD, None, _without_address(error, store.uri(POOL_CARD)))
+        seconds = time.monotonic() - started
+        return Verification(str(uri), level, None, 0, 0, 0, [finding], seconds)
+
     findings: list[Finding] = []
     samples = _samples(pool, findings)
     if samples is not None:
@@ -84,6 +97,7 @@ def verify_pool(
     for path in pool.manifest_names():
         findings += check_manifest(pool, path, samples)
     findings += _check_shards(pool, samples, level, progress)
+
     return Verification(
         pool=str(uri),
         level=level,
@@ -96,50 +110,58 @@ def verify_pool(
     )
 
 
-def verification_text(found: Verification) -> str:
-    """One line a finding (file, key, what), and a closing line."""
-    lines = [": ".join(filter(None, (item.file, item.key, item.what))) for item in found.findings]
-    looked_at = f"{found.num_shards} shards, {found.num_samples} samples"
-    if found.num_bytes:
-        looked_at += f", {found.num_bytes / 1e9:.2f} GB"
-    state = (
-        "sound"
-        if found.is_clean
-        else f"{len(lines)} findings in {len(found.damaged_files())} files"
-    )
-    lines.append(f"{found.pool}: {state} ({found.level}: {looked_at} in {found.seconds:.1f} s)")
+def verification_text(verification: Verification) -> str:
+    """Return one line per finding (file, key, problem), and a closing line."""
+    lines = []
+    for finding in verification.findings:
+        parts = (finding.file, finding.key, finding.what)
+        lines.append(": ".join(part for part in parts if part))
+
+    state = "sound"
+    if not verification.is_clean:
+        num_files = len(verification.damaged_files())
+        state = f"{len(verification.findings)} findings in {num_files} files"
+
+    checked = f"{verification.num_shards} shards, {verification.num_samples} samples"
+    if verification.num_bytes:
+        checked += f", {verification.num_bytes / 1e9:.2f} GB"
+    checked += f" in {verification.seconds:.1f} s"
+    lines.append(f"{verification.pool}: {state} ({verification.level}: {checked})")
     return "\n".join(lines)
 
 
 def _samples(pool: Pool, findings: list[Finding]) -> pa.Table | None:
-    """`samples.parquet`, or None and a finding."""
+    """Return the table of samples, or None and append a finding."""
     if not pool.store.exists(SAMPLES):
-        findings.append(Finding(SAMPLES, None, "is not there"))
+        findings.append(Finding(SAMPLES, None, "is missing"))
         return None
+
     try:
         return pool.samples()
     except FormatError as error:
-        findings.append(Finding(SAMPLES, None, _without_place(error, pool.store.uri(SAMPLES))))
+        problem = _without_address(error, pool.store.uri(SAMPLES))
+        findings.append(Finding(SAMPLES, None, problem))
         return None
 
 
 def _check_shards(
     pool: Pool, samples: pa.Table | None, level: str, progress: Progress
 ) -> list[Finding]:
-    """Check every tar of the card, one after the other."""
+    """Check every tar of the card in order."""
     findings: list[Finding] = []
     by_shard = _split(samples) if samples is not None else {}
-    total, done = sum(table.num_rows for table in by_shard.values()), 0
-    progress.update("samples", 0, total)
+    total = sum(table.num_rows for table in by_shard.values())
+    done = 0
+    progress.update("samples", done, total)
+
     for entry in pool.card.shards:
         table = by_shard.get(entry.name)
-        rows = (
-            [row for row in table.to_pylist() if wrong_in_place(row) is None]
-            if table is not None
-            else []
-        )
-        findings += _check_shard(pool, entry, rows, level)
-        done += table.num_rows if table is not None else 0
+        rows = table.to_pylist() if table is not None else []
+        # The placement of the others is wrong, which is a finding already.
+        placed = [row for row in rows if wrong_in_place(row) is None]
+        findings += _check_shard(pool, entry, placed, level)
+
+        done += len(rows)
         progress.update("samples", done, total)
     return findings
 
@@ -159,15 +181,16 @@ def _check_shard(
 
 
 def _split(samples: pa.Table) -> dict[str, pa.Table]:
-    """The stored rows of `samples.parquet` by shard, ascending in offset."""
-    table = samples.select(["key", *PLACEMENT, "stored_width", "stored_height"])
+    """Return the stored rows of `samples.parquet` by shard, in the order of their offsets."""
+    table = samples.select(["key", *PLACEMENT_COLUMNS, "stored_width", "stored_height"])
     members: dict[str, list[tuple[int, int]]] = {}
-    places = zip(table["shard"].to_pylist(), table["offset"].to_pylist(), strict=True)
-    for row, (shard, offset) in enumerate(places):
+    shards, offsets = table["shard"].to_pylist(), table["offset"].to_pylist()
+
+    for row, (shard, offset) in enumerate(zip(shards, offsets, strict=True)):
         if shard is not None and offset is not None:
             members.setdefault(shard, []).append((offset, row))
     return {shard: table.take([row for _, row in sorted(rows)]) for shard, rows in members.items()}
 
 
-def _without_place(error: Exception, place: str) -> str:
-    return str(error).removeprefix(f"{place}: ")
+def _without_address(error: Exception, address: str) -> str:
+    return str(error).removeprefix(f"{address}: ")

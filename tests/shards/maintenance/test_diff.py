@@ -31,7 +31,8 @@ def test_another_layout_is_said_and_is_no_difference_in_content(pool: Path, tmp_
     assert found.is_equal
     assert found.num_elsewhere > 0
     assert diff_text(found).startswith(
-        f"layout: {found.num_elsewhere} samples of the same bytes lie at another place\n"
+        f"layout: {found.num_elsewhere} samples with the same bytes are in another shard "
+        "or at another offset\n"
     )
 
 

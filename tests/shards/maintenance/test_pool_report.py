@@ -58,8 +58,8 @@ def test_a_contact_sheet_holds_every_frame_in_order(pool: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "out", "sentence"),
     [
-        ("Class01/Class01_00", None, "--key K and --out FILE belong together"),
-        ("nothing", Path("a.jpg"), "--key nothing: is no key of the pool"),
+        ("Class01/Class01_00", None, "give both --key KEY"),
+        ("nothing", Path("a.jpg"), "--key nothing: is not in the pool"),
         ("Class01/Class01_00", Path("a.png"), "the picture is a JPEG"),
     ],
 )
