@@ -51,13 +51,13 @@ ALLOWED = {
 # First words of docstrings of functions and methods. Add a verb that is missing here.
 _VERBS = """
 abort accept accumulate acquire add adjust advance align allocate allow answer append apply
-approximate ask assemble assert assign attach audit average avoid await begin bind block bound
-broadcast buffer build cache calculate call cancel cast center chain check choose classify clean
-clear clip clone close collect combine come commit compare compile complete compute configure
-connect construct consume continue convert coordinate copy correct count cover create crop
-crossfade cut deal decide declare decode decompress deduplicate defer define delete deliver demux
-derive describe detach detect determine disable discard dispatch display distribute divide do
-download draw drop dump duplicate echo embed emit empty enable encode end enqueue ensure enter
+approximate arrange ask assemble assert assign attach audit average avoid await begin bind block
+bound broadcast buffer build cache calculate call cancel cast center chain check choose classify
+clean clear clip clone close collect combine come commit compare compile complete compute
+configure connect construct consume continue convert coordinate copy correct count cover create
+crop crossfade cut deal decide declare decode decompress deduplicate defer define delete deliver
+demux derive describe detach detect determine disable discard dispatch display distribute divide
+do download draw drop dump duplicate echo embed emit empty enable encode end enqueue ensure enter
 enumerate erase escape estimate evaluate evict exchange exclude execute exit expand expect explain
 export expose extend extract fail fetch fill filter finalise find finish fit fix flag flatten
 flush fold follow force forget format forward freeze gather generate get give go group grow guess
