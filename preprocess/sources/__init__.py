@@ -1,4 +1,8 @@
-"""The table of data sets, and the step that finds the videos of one of them."""
+"""The table of data sets, and the step that finds the videos of one of them.
+
+A data set is a file with one record, and a line here. Data sets of other packages register as
+entry points of the group `bmpt.data_sets`: the name of the entry point is the name of the data
+set, and its value is `package.module:RECORD`, where RECORD is a `DataSet`."""
 
 from __future__ import annotations
 
@@ -10,12 +14,12 @@ from preprocess.sources.hmdb51 import HMDB51
 from preprocess.sources.kinetics import KINETICS400, KINETICS600
 from preprocess.sources.naming import first_clash, storable
 from preprocess.sources.records import Annotations, DataSet, OfficialList, Source, SourceVideo
-from preprocess.sources.registered import find_registered, registered_names
 from preprocess.sources.scanner import VideoFile, scan_videos
 from preprocess.sources.ssv2 import SSV2
 from preprocess.sources.ucf101 import UCF101
 from shards.errors import ConfigError
 from shards.format.names import fold_name
+from shards.plugins import find_plugins, load_plugin
 
 __all__ = [
     "DATASETS",
@@ -34,20 +38,41 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
+ENTRY_POINTS = "bmpt.data_sets"
+
+
 def find_dataset(name: str) -> DataSet:
-    """Return the record of a built-in data set, or of one that another package registers.
+    """Return the record of a data set, of this package or of an installed one.
 
     Raises:
-        ConfigError: no data set has this name, or its registration is unusable."""
-    registered = find_registered(name, DATASETS)
-    if registered is not None:
-        return registered
+        ConfigError: the name is unknown, two packages claim it, or its package is broken."""
+    plugins = find_plugins(ENTRY_POINTS)
+    registered = plugins.get(name, [])
     if name in DATASETS:
+        if registered:
+            raise ConfigError(
+                f"--dataset {name}: package {registered[0].package} registers a data set of this "
+                "name, which bmpt has already; rename its entry point or uninstall the package"
+            )
         return DATASETS[name]
-    known = [*DATASETS, *registered_names()]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"--dataset {name}: unknown data set; {hint}known: {', '.join(known)}")
+    if not registered:
+        known = [*DATASETS, *sorted(plugins)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"--dataset {name}: unknown data set; {hint}known: {', '.join(known)}")
+
+    found = load_plugin(f"--dataset {name}", registered)
+    origin = f"{registered[0].value} of package {registered[0].package}"
+    if not isinstance(found, DataSet):
+        raise ConfigError(
+            f"--dataset {name}: {origin} is not a preprocess.sources.DataSet; correct the package"
+        )
+    if found.name != name:
+        raise ConfigError(
+            f"--dataset {name}: {origin} has the name {found.name!r}; make it {name!r}, the name "
+            "of the entry point"
+        )
+    return found
 
 
 def open_source(name: str, videos: Path, annotations: Path | None) -> Source:
