@@ -18,6 +18,7 @@ from pathlib import Path
 from preprocess.protocols.checkouts import ListUse
 from preprocess.protocols.records import ClassFile, ClassNames, own_class_names
 from shards.errors import ConfigError
+from shards.files import name_some
 from shards.format.names import fold_name
 
 LABELS = ("csv", "official", "legacy")
@@ -144,11 +145,10 @@ def _check_agreement(files: Mapping[Path, ClassFile], spellings: Mapping[Path, S
     if not wrong:
         return
 
-    names = sorted(wrong.values())
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    names = name_some(sorted(wrong.values()), _MOST_NAMED)
     raise ConfigError(
-        f"{', '.join(map(str, wrong_files))}: the names of {len(names)} classes disagree with the "
-        f"data set: {', '.join(names[:_MOST_NAMED])}{more} ({example}); take the data set's names "
+        f"{', '.join(map(str, wrong_files))}: the names of {len(wrong)} classes disagree with the "
+        f"data set: {names} ({example}); take the data set's names "
         "with `--set labels=official`, or keep these to repeat published numbers with "
         "`--set labels=legacy`"
     )

@@ -83,10 +83,10 @@ def read_lists(dataset: DataSet, checkouts: Sequence[Checkout]) -> list[ListUse]
     files: dict[Path, ClassFile] = {}
     uses = []
     for rule in list_rules(dataset):
-        found = find_first(checkouts, (rule.list_file,))
-        if found is None:
+        listed = find_first(checkouts, (rule.list_file,))
+        if listed is None:
             continue
-        checkout, path = found
+        checkout, path = listed
         if (path, rule.num_columns) not in lists:
             lists[path, rule.num_columns] = read_split_list(path, num_columns=rule.num_columns)
 
@@ -122,5 +122,5 @@ def find_first(checkouts: Sequence[Checkout], names: Sequence[str]) -> tuple[Che
 
 def full_class_file(dataset: DataSet, checkouts: Sequence[Checkout]) -> ClassFile | None:
     """Read the file of all classes of a data set; None if no checkout has it."""
-    found = find_first(checkouts, (dataset.class_file,))
-    return read_class_file(found[1]) if found is not None else None
+    named = find_first(checkouts, (dataset.class_file,))
+    return read_class_file(named[1]) if named is not None else None

@@ -58,13 +58,13 @@ def read_split_list(path: Path, *, num_columns: int = 2) -> SplitList:
 
 def _no_line(file: TextFile, malformed: Sequence[int], num_columns: int) -> ConfigError:
     """Return the error of a list without a usable line."""
-    found = "the file is empty"
+    reason = "the file is empty"
     if malformed:
         line = file.lines()[malformed[0] - 1]
-        found = f"line {malformed[0]} is {line[:_SHOWN_CHARS]!r}"
+        reason = f"line {malformed[0]} is {line[:_SHOWN_CHARS]!r}"
     form = "path label" if num_columns == 2 else "path frames label"
     return ConfigError(
-        f"{file.path}: no line has the form `{form}` ({found}); get the list again or take it out "
+        f"{file.path}: no line has the form `{form}` ({reason}); get the list again or take it out "
         "of --splits"
     )
 

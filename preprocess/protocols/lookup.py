@@ -100,10 +100,10 @@ class ClassFinder:
                 return official
         if video is not None and video.class_name is not None and self._is_known(video.class_name):
             return video.class_name
-        found = self._in_name.findall(key) if self._in_name is not None else []
-        if not found or not self._is_known(found[-1]):
+        names = self._in_name.findall(key) if self._in_name is not None else []
+        if not names or not self._is_known(names[-1]):
             return None
-        return self._spelling.get(fold_name(found[-1]), found[-1])
+        return self._spelling.get(fold_name(names[-1]), names[-1])
 
     def _is_known(self, name: str) -> bool:
         return not self._known or fold_name(name) in self._known

@@ -217,9 +217,9 @@ def _missing_videos(index: VideoIndex, finder: ClassFinder) -> list[MissingVideo
     for key in keys:
         has_ids = index.source.dataset.has_youtube_ids
         unique.setdefault(key if has_ids else key.casefold(), key)
-    found = list(unique.values())
+    missing = list(unique.values())
     if index.source.dataset.has_youtube_ids:
-        with_times = {youtube_id(key) for key in found if key != youtube_id(key)}
-        found = [key for key in found if key not in with_times]
-    found.sort(key=str.encode)
-    return [MissingVideo(key, finder.class_of(key, None)) for key in found]
+        with_times = {youtube_id(key) for key in missing if key != youtube_id(key)}
+        missing = [key for key in missing if key not in with_times]
+    missing.sort(key=str.encode)
+    return [MissingVideo(key, finder.class_of(key, None)) for key in missing]

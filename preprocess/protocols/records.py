@@ -25,7 +25,7 @@ class ManifestSpec:
 
     @property
     def path(self) -> str:
-        """`<protocol>/<name>`."""
+        """Return `<protocol>/<name>`."""
         return f"{self.protocol}/{self.name}"
 
 
@@ -121,7 +121,7 @@ class ManifestPlan:
 
     @property
     def path(self) -> str:
-        """`<protocol>/<name>`."""
+        """Return `<protocol>/<name>`."""
         return self.spec.path
 
     @property

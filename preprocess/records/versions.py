@@ -52,7 +52,7 @@ def _own_version() -> str:
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.is_file():
         text = project.read_text(encoding="utf-8")
-        found = re.search(r'^version = "(.+)"$', text, flags=re.MULTILINE)
-        if found:
-            return found[1]
+        version = re.search(r'^version = "(.+)"$', text, flags=re.MULTILINE)
+        if version:
+            return version[1]
     return metadata.version("bmpt")

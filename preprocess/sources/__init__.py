@@ -61,18 +61,18 @@ def find_dataset(name: str) -> DataSet:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"--dataset {name}: unknown data set; {hint}known: {', '.join(known)}")
 
-    found = load_plugin(f"--dataset {name}", registered)
+    record = load_plugin(f"--dataset {name}", registered)
     origin = f"{registered[0].value} of package {registered[0].package}"
-    if not isinstance(found, DataSet):
+    if not isinstance(record, DataSet):
         raise ConfigError(
             f"--dataset {name}: {origin} is not a preprocess.sources.DataSet; correct the package"
         )
-    if found.name != name:
+    if record.name != name:
         raise ConfigError(
-            f"--dataset {name}: {origin} has the name {found.name!r}; make it {name!r}, the name "
+            f"--dataset {name}: {origin} has the name {record.name!r}; make it {name!r}, the name "
             "of the entry point"
         )
-    return found
+    return record
 
 
 def open_source(name: str, videos: Path, annotations: Path | None) -> Source:
@@ -89,24 +89,24 @@ def open_source(name: str, videos: Path, annotations: Path | None) -> Source:
     dataset = find_dataset(name)
     official = dataset.read_annotations(annotations) if annotations is not None else None
 
-    found: dict[str, SourceVideo] = {}
+    video_of: dict[str, SourceVideo] = {}
     for file in scan_videos(videos, name):
         video = _source_video(dataset, file, official)
-        if video.key in found:
+        if video.key in video_of:
             raise ConfigError(
-                f"{videos}: {found[video.key].relative_path} and {video.relative_path} have the "
+                f"{videos}: {video_of[video.key].relative_path} and {video.relative_path} have the "
                 f"same key, {video.key}; remove one of the files"
             )
-        found[video.key] = video
+        video_of[video.key] = video
 
-    names = (video.class_name for video in found.values() if video.class_name is not None)
+    names = (video.class_name for video in video_of.values() if video.class_name is not None)
     clash = first_clash(names)
     if clash is not None:
         raise ConfigError(
             f"{videos}: the classes {clash[0]!r} and {clash[1]!r} differ only in case, spaces, "
             "`_` or `-`, so lists cannot tell them apart; rename one of the folders"
         )
-    ordered = sorted(found.values(), key=lambda video: video.key.encode())
+    ordered = sorted(video_of.values(), key=lambda video: video.key.encode())
     return Source(dataset, videos.absolute(), ordered, official)
 
 

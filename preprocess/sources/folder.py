@@ -23,10 +23,10 @@ _LISTS = re.compile(r"(train|val)\.txt")
 
 def read_annotations(folder: Path) -> Annotations:
     """Read `train.txt` and `val.txt`. Raises ConfigError that names the file and the line."""
-    found = find_annotation_files(folder, _LISTS)
-    if "train.txt" not in found:
+    files = find_annotation_files(folder, _LISTS)
+    if "train.txt" not in files:
         raise nothing_found(folder, "train.txt and val.txt, with a path `class/video.mp4` per line")
-    lists = [_read_list(read_text_file(path)) for _, path in sorted(found.items())]
+    lists = [_read_list(read_text_file(path)) for _, path in sorted(files.items())]
     class_of = {
         video_key(name, keep_folders=True): class_name
         for split in lists

@@ -27,14 +27,14 @@ _CLASS_FILE = "labels/hmdb_51_labels.csv"
 
 def read_annotations(folder: Path) -> Annotations:
     """Read the official files. Raises ConfigError that names the file and the line."""
-    found = find_annotation_files(folder, _FILES)
-    if not found:
+    files = find_annotation_files(folder, _FILES)
+    if not files:
         raise nothing_found(folder, "brush_hair_test_split1.txt and such, three files per class")
 
     # Split number -> (class, file name, split) of each line, and a digest per file.
     rows_of: dict[int, list[tuple[str, str, str | None]]] = {}
     digests_of: dict[int, list[bytes]] = {}
-    for class_name, number, path in sorted(_parts(path) for path in found.values()):
+    for class_name, number, path in sorted(_parts(path) for path in files.values()):
         file = read_text_file(path)
         rows = rows_of.setdefault(number, [])
         rows.extend((class_name, name, split) for name, split in _read_flags(file))
@@ -47,7 +47,7 @@ def read_annotations(folder: Path) -> Annotations:
         lists.append(_official_list(rows, number, "1", sha256))
         lists.append(_official_list(rows, number, "2", sha256))
         class_of.update((video_key(name), class_name) for class_name, name, _ in rows)
-    return Annotations(sorted({_parts(path)[0] for path in found.values()}), class_of, lists)
+    return Annotations(sorted({_parts(path)[0] for path in files.values()}), class_of, lists)
 
 
 def _official_list(

@@ -71,10 +71,10 @@ class Annotations:
 
     def official_class(self, key: str) -> str | None:
         """Return the class of a video; None if the files do not name it."""
-        found = self.class_of.get(key)
-        if found is None and self.class_of_id:
+        class_name = self.class_of.get(key)
+        if class_name is None and self.class_of_id:
             return self.class_of_id.get(youtube_id(key) or "")
-        return found
+        return class_name
 
     @cached_property
     def official_spelling(self) -> dict[str, str]:

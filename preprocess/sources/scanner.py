@@ -9,6 +9,7 @@ from pathlib import Path
 
 from preprocess.sources.naming import VIDEO_EXTENSIONS, strip_extension
 from shards.errors import ConfigError, StorageError
+from shards.files import os_error_text
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
             entries = sorted(listing, key=lambda entry: entry.name)
     except OSError as error:
         raise StorageError(
-            f"{folder}: cannot be read: {error.strerror or error}; check the permissions"
+            f"{folder}: cannot be read: {os_error_text(error)}; check the permissions"
         ) from None
 
     for entry in entries:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import ConfigError
+from shards.files import os_error_text
 
 _LEVELS_BELOW = 2
 
@@ -34,7 +35,7 @@ def read_text_file(path: Path) -> TextFile:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: cannot be read: {os_error_text(error)}") from None
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     return TextFile(path, text, hashlib.sha256(data).hexdigest())
 
@@ -48,18 +49,18 @@ def find_annotation_files(folder: Path, pattern: re.Pattern[str]) -> dict[str, P
     Raises:
         ConfigError: the folder is missing, or one level holds a name twice."""
     for level in _levels(folder):
-        found: dict[str, Path] = {}
+        path_of: dict[str, Path] = {}
         for path in level:
             if not pattern.fullmatch(path.name):
                 continue
-            if path.name in found:
+            if path.name in path_of:
                 raise ConfigError(
-                    f"{folder}: holds both {found[path.name]} and {path}; give --annotations the "
+                    f"{folder}: holds both {path_of[path.name]} and {path}; give --annotations the "
                     "folder of one"
                 )
-            found[path.name] = path
-        if found:
-            return found
+            path_of[path.name] = path
+        if path_of:
+            return path_of
     return {}
 
 

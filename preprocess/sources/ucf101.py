@@ -47,11 +47,11 @@ _SHARED_CLASSES = {
 
 def read_annotations(folder: Path) -> Annotations:
     """Read the official files. Raises ConfigError that names the file and the line."""
-    found = find_annotation_files(folder, _FILES)
-    if "classInd.txt" not in found:
+    files = find_annotation_files(folder, _FILES)
+    if "classInd.txt" not in files:
         raise nothing_found(folder, "classInd.txt, trainlist01.txt, testlist01.txt")
-    classes = _read_classes(read_text_file(found.pop("classInd.txt")))
-    lists = [_read_list(read_text_file(path), classes) for _, path in sorted(found.items())]
+    classes = _read_classes(read_text_file(files.pop("classInd.txt")))
+    lists = [_read_list(read_text_file(path), classes) for _, path in sorted(files.items())]
     class_of = {
         video_key(name): class_name
         for official in lists
