@@ -1,9 +1,8 @@
-"""`bmpt bench build`: what preparing costs beside decoding alone and beside the usual FFmpeg
-scripts, in one run.
+"""`bmpt bench build`: compare the cost of a build with decoding alone and with FFmpeg scripts.
 
-All sides take the same videos in turn, so that a busy machine slows them alike. In-process sides
-and FFmpeg processes are measured in CPU seconds of one core (best of a few repeats a video), builds
-in clips a second."""
+All contenders process the same videos in turn, so that other load slows them alike. Code in this
+process and FFmpeg processes are measured in CPU seconds of one core, the best of a few repeats per
+video; whole builds are measured in clips per second."""
 
 from __future__ import annotations
 
@@ -26,38 +25,38 @@ from shards.errors import ConfigError
 from shards.format.schema import Encoding
 from shards.progress import NullProgress, Progress
 
-# short side at most 256, even sizes
+# FFmpeg's scale filter: short side at most 256, even sizes.
 _SHORT_SIDE = (
     "scale='if(gt(iw,ih),-2,min(256,trunc(iw/2)*2))':'if(gt(iw,ih),min(256,trunc(ih/2)*2),-2)'"
 )
-STORED_FRAMES = 32  # what the published figures of this kind of tool are stated for
+STORED_FRAMES = 32  # as in the published figures of comparable tools
+
+Contender = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
 class BuildBenchmark:
-    """CPU seconds of all videos together, the best of `repeats` for each, and wall seconds of whole
-    builds.
-
-    decode: PyAV, one thread, nothing kept; ours: the whole of `read_video` (structure, decoding, 32
-        frames to JPEG)
-    every_frame: one FFmpeg process a video, every frame to JPEG files; reencode: one FFmpeg process
-        a video to
-    H.264 at short side 256, as video2dataset does
-    rate_1, rate_2: clips/s of builds with one and two workers, from the first clip written to the
-        last"""
+    """The measurements: CPU seconds of all videos together, and rates of whole builds."""
 
     videos: int
     repeats: int
+    """Measurements per video and contender, of which the best counts."""
     cores: int
     decode: float
+    """PyAV with one thread, no frame kept."""
     ours: float
+    """All of `read_video`: container structure, decoding, 32 frames to JPEG."""
     every_frame: float
+    """One FFmpeg process per video that writes every frame as a JPEG file."""
     reencode: float
+    """One FFmpeg process per video that writes H.264 with short side 256, as video2dataset does."""
     rate_1: float
+    """Clips per second of a build with one worker, from the first clip written to the last."""
     rate_2: float
+    """The same with two workers."""
 
     def ratios(self) -> dict[str, float]:
-        """What is claimed: shares and multiples, not times."""
+        """Return the claimed figures: ratios, which do not depend on the machine's speed."""
         return {
             "ours_of_decode_only_rate": self.decode / self.ours,
             "ours_times_every_frame_script": self.every_frame / self.ours,
@@ -66,64 +65,76 @@ class BuildBenchmark:
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Measurements and ratios."""
+        """Return the measurements and the ratios."""
         return {**asdict(self), "ratios": self.ratios()}
 
 
 def bench_build(
-    videos: Path, *, repeats: int, progress: Progress = NullProgress(), build_seconds: float = 20.0
+    videos: Path,
+    *,
+    repeats: int,
+    progress: Progress = NullProgress(),
+    build_seconds: float = 20.0,
 ) -> BuildBenchmark:
-    """Measure all videos below a folder. Raises: ConfigError if there are none.
+    """Measure all videos below a folder.
 
-    build_seconds: builds take each video as often as keeps one worker busy for about so long"""
-    files = sorted(
-        path
-        for path in videos.rglob("*")
-        if path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()
-    )
+    Args:
+        repeats: measurements per video and contender
+        build_seconds: approximate duration of a build with one worker; the build gets several
+            copies of each video to take this long
+
+    Raises:
+        ConfigError: the folder holds no video."""
+    files = [path for path in sorted(videos.rglob("*")) if _is_video(path)]
     if not files:
         raise ConfigError(f"{videos}: holds no video file; give a folder of videos to measure")
     set_up_logging()
     encoding = Encoding(frames_per_clip=STORED_FRAMES)
     encoder = FrameEncoder(encoding)
-    with tempfile.TemporaryDirectory() as scratch:
-        sides: list[Callable[[Path], object]] = [
+
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        contenders: list[Contender] = [
             _decode_only,
             lambda path: read_video(path, encoder, encoding),
-            lambda path: _every_frame(path, Path(scratch)),
-            lambda path: _reencode(path, Path(scratch)),
+            lambda path: _every_frame(path, scratch),
+            lambda path: _reencode(path, scratch),
         ]
-        seconds = [0.0] * len(sides)
+        seconds = [0.0] * len(contenders)
         for done, path in enumerate(files, start=1):
-            for index, best in enumerate(_best_of(sides, path, repeats)):
+            for index, best in enumerate(_best_of(contenders, path, repeats)):
                 seconds[index] += best
             progress.update("measure", done, len(files))
-        tree = _repeat(
-            files, Path(scratch) / "tree", copies=max(2, math.ceil(build_seconds / seconds[1]))
-        )
-        rates = [_build_rate(tree, Path(scratch), workers) for workers in (1, 2)]
+
+        copies = max(2, math.ceil(build_seconds / seconds[1]))
+        tree = _link_copies(files, scratch / "tree", copies=copies)
+        rates = [_build_rate(tree, scratch, num_workers) for num_workers in (1, 2)]
     return BuildBenchmark(len(files), repeats, os.cpu_count() or 1, *seconds, *rates)
 
 
-def _best_of(sides: Sequence[Callable[[Path], object]], path: Path, repeats: int) -> list[float]:
-    """The least CPU seconds of each side on one video; the sides take turns."""
-    best = [float("inf")] * len(sides)
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file()
+
+
+def _best_of(contenders: Sequence[Contender], path: Path, repeats: int) -> list[float]:
+    """Return the least CPU seconds of each contender on one video; they take turns."""
+    best = [float("inf")] * len(contenders)
     for _ in range(repeats):
-        for index, side in enumerate(sides):
+        for index, contender in enumerate(contenders):
             before = _cpu_seconds()
-            side(path)
+            contender(path)
             best[index] = min(best[index], _cpu_seconds() - before)
     return best
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its ended children, user and system."""
+    """Return the CPU seconds of this process and its ended children, user and system."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _decode_only(path: Path) -> int:
-    """Decode every frame with one thread and look at none."""
+    """Decode every frame with one thread and keep none."""
     import av
 
     with av.open(str(path), metadata_errors="ignore") as container:
@@ -134,7 +145,7 @@ def _decode_only(path: Path) -> int:
 
 
 def _every_frame(path: Path, scratch: Path) -> None:
-    """The usual script: every frame to a JPEG file, with FFmpeg's defaults for threads."""
+    """Write every frame as a JPEG file, the usual script, with FFmpeg's default threads."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     _ffmpeg(path, f"{folder}/img_%05d.jpg", {"qscale:v": 2, "vf": _SHORT_SIDE})
     for file in folder.iterdir():
@@ -149,20 +160,18 @@ def _ffmpeg(path: Path, out: str, options: dict[str, Any]) -> None:
     import ffmpeg
     import imageio_ffmpeg
 
-    stream = (
-        ffmpeg.input(f"file:{path}")
-        .output(f"file:{out}", loglevel="quiet", **options)
-        .overwrite_output()
-    )
+    source = ffmpeg.input(f"file:{path}")
+    stream = source.output(f"file:{out}", loglevel="quiet", **options).overwrite_output()
     stream.run(cmd=imageio_ffmpeg.get_ffmpeg_exe(), capture_stderr=True)
 
 
-def _repeat(files: Sequence[Path], tree: Path, *, copies: int) -> Path:
-    """A folder in which every video is found `copies` times."""
+def _link_copies(files: Sequence[Path], tree: Path, *, copies: int) -> Path:
+    """Make a folder with `copies` links to every video."""
     for copy in range(copies):
-        (tree / f"copy{copy:04d}").mkdir(parents=True)
+        folder = tree / f"copy{copy:04d}"
+        folder.mkdir(parents=True)
         for number, path in enumerate(files):
-            (tree / f"copy{copy:04d}" / f"{number:04d}{path.suffix}").symlink_to(path.absolute())
+            (folder / f"{number:04d}{path.suffix}").symlink_to(path.absolute())
     return tree
 
 
@@ -178,17 +187,17 @@ class _Clock(NullProgress):
         self.times.append(time.perf_counter())
 
 
-def _build_rate(videos: Path, scratch: Path, workers: int) -> float:
-    """Clips a second of a build into a new folder; its start and its closing are not counted."""
-    clock = _Clock()
+def _build_rate(videos: Path, scratch: Path, num_workers: int) -> float:
+    """Return the clips per second of a build, without its start and its closing."""
     options = {
         "dataset": "folder",
         "videos": videos,
-        "out": str(scratch / f"pool-{workers}"),
-        "workers": workers,
+        "out": str(scratch / f"pool-{num_workers}"),
+        "workers": num_workers,
     }
     settings = make_build_settings(options, [f"frames_per_clip={STORED_FRAMES}"])
+    clock = _Clock()
     run_build(settings, progress=clock)
-    times = clock.times
-    first_clip, last_clip = times[1], times[-1]  # times[0]: nothing is written yet
-    return (len(times) - 2) / (last_clip - first_clip)
+    # The first update comes before any clip is written.
+    first_clip, last_clip = clock.times[1], clock.times[-1]
+    return (len(clock.times) - 2) / (last_clip - first_clip)

@@ -1,6 +1,6 @@
 """Build a pool: `python preprocess/build_shards.py --dataset ssv2`, the same as `bmpt build`.
 
-The one definition of the options. Runs from any folder and from a checkout that was never
+This file defines the options of both. It runs from any folder, and from a checkout that was never
 installed."""
 
 from __future__ import annotations
@@ -9,21 +9,25 @@ import sys
 from pathlib import Path
 
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
-    # run by path, Python puts preprocess/ first; the packages are beside it
+    # Python puts the folder of a script first, but the packages are one level above.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from preprocess.sources import DATASETS
-from shards.cli import run_app
+from shards.cli import EXIT_FINDINGS, run_app
 
-EXIT_FINDINGS, EXIT_SIGTERM = 1, 143
-_GO_ON = "run the same command again, it goes on where it stopped"
+if TYPE_CHECKING:  # imported in functions, so that `--help` is fast
+    from preprocess.coordinator.report import BuildReport
+    from preprocess.settings import BuildSettings
+
+EXIT_SIGTERM = 143
 
 
 def build(
@@ -40,28 +44,34 @@ def build(
     splits: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="A ViFi-CLIP, BDC-CLIP, BMPT or BIKE checkout; repeatable."
+            metavar="DIR", help="A ViFi-CLIP, BDC-CLIP, BMPT or BIKE checkout; may be repeated."
         ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="URI", help="The pool.  [default: ./data/<dataset>]")
+        str | None,
+        typer.Option(
+            metavar="URI", help="Folder or address of the pool.  [default: ./data/<dataset>]"
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Decoding processes.  [default: all cores]")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Write only the shards of part I of N.")
+        str | None, typer.Option(metavar="I/N", help="Build only the shards of part I of N.")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Make the pool of all parts.")] = False,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N keys.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make one pool of all parts.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Build only the first N keys.")
+    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
-            "--retry-failed", help="Decode failed and changed videos again, rewrite their shards."
+            "--retry-failed",
+            help="Decode failed and changed videos again and rewrite their shards.",
         ),
     ] = False,
     check_sources: Annotated[
-        bool, typer.Option("--check-sources", help="Also hash the files of finished videos.")
+        bool, typer.Option("--check-sources", help="Also compare the sha256 of finished videos.")
     ] = False,
     expect_sources: Annotated[
         Path | None,
@@ -84,7 +94,9 @@ def build(
     ] = None,
     decoder: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="pyav, or ffmpeg: one process a video.  [default: pyav]"),
+        typer.Option(
+            metavar="NAME", help="pyav, or ffmpeg: one process per video.  [default: pyav]"
+        ),
     ] = None,
     hwaccel: Annotated[
         str | None,
@@ -95,70 +107,75 @@ def build(
     scratch: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Open shards of an s3:// pool.  [default: ./scratch/<dataset>]"
+            metavar="DIR",
+            help="Folder for the open shards of an s3:// pool.  [default: ./scratch/<dataset>]",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print plan, sizes and time, write nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the plan, the sizes and the time; write nothing."),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="End with 1 if anything is missing or not ok.")
+        bool, typer.Option("--strict", help="Exit with 1 if any video is missing or not ok.")
     ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Any setting, e.g. labels=official, jpeg_quality=95."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change any setting, e.g. labels=official, jpeg_quality=95.",
         ),
     ] = None,
 ) -> None:
-    """Decode the videos of a data set once, into a pool of shards and the manifests of every
-    protocol.
+    """Decode the videos of a data set once, into a pool of shards and the manifests of all
+    protocols.
 
-    Interrupted, the same command goes on where it stopped; finished, it does nothing."""
+    An interrupted build continues when the same command is run again. If the pool is finished, the
+    command does nothing."""
     from preprocess.settings import make_build_settings
 
-    flags = {
-        "merge": merge,
-        "retry_failed": retry_failed,
-        "check_sources": check_sources,
-        "strict": strict,
-    }
+    # None stands for an option that was not given: only given options override a default.
     options: dict[str, Any] = {
-        **{
-            "dataset": dataset,
-            "videos": videos,
-            "annotations": annotations,
-            "splits": splits,
-            "out": out,
-        },
-        **{
-            "workers": workers,
-            "part": part,
-            "limit": limit,
-            "decoder": decoder,
-            "json": json_output or None,
-        },
-        **{"engine": engine, "ray_address": ray_address, "hwaccel": hwaccel, "scratch": scratch},
+        "dataset": dataset,
+        "videos": videos,
+        "annotations": annotations,
+        "splits": splits,
+        "out": out,
+        "workers": workers,
+        "part": part,
+        "merge": merge or None,
+        "limit": limit,
+        "retry_failed": retry_failed or None,
+        "check_sources": check_sources or None,
         "expect_sources": expect_sources,
-        **{name: value or None for name, value in flags.items()},
+        "engine": engine,
+        "ray_address": ray_address,
+        "decoder": decoder,
+        "hwaccel": hwaccel,
+        "scratch": scratch,
+        "strict": strict or None,
+        "json": json_output or None,
     }
     settings = make_build_settings(options, overrides or ())
-    with _sigterm_ends_cleanly():
+    with _end_on_sigterm():
         report = _run(settings, dry_run=dry_run)
     if settings.strict and report.has_findings:
         raise typer.Exit(EXIT_FINDINGS)
 
 
 def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
-    """Run the command line and return its exit code; a mistake is one line on stderr. The name is
-    for `--help`."""
+    """Run the command line and return its exit code; a user error is one line on stderr.
+
+    Args:
+        argv: arguments, by default those of this process
+        prog_name: name of the program in `--help`"""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(build)
     return run_app(app, argv, prog_name=prog_name)
 
 
-def _run(settings: Any, *, dry_run: bool) -> Any:
+def _run(settings: BuildSettings, *, dry_run: bool) -> BuildReport:
     """Build or plan, and print the report."""
     from preprocess import console
     from preprocess.coordinator import pipeline
@@ -169,10 +186,9 @@ def _run(settings: Any, *, dry_run: bool) -> Any:
     else:
         with Progress() as progress:
             report = pipeline.run_build(settings, progress=progress)
+
     console.print_warnings(report)
     if settings.json_output:
-        import json
-
         print(json.dumps(report.as_json(), ensure_ascii=False))
     else:
         console.print_report(report)
@@ -180,12 +196,11 @@ def _run(settings: Any, *, dry_run: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _sigterm_ends_cleanly() -> Iterator[None]:
-    """Turn SIGTERM into an exit that ends the workers and closes the files, and says how to go
-    on."""
+def _end_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exit that ends the workers, closes the files and names the next step."""
 
     def end(signum: int, frame: object) -> NoReturn:
-        print(f"terminated; {_GO_ON}", file=sys.stderr)
+        print("terminated; run the same command again, it resumes", file=sys.stderr)
         raise SystemExit(EXIT_SIGTERM)
 
     before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, end)

@@ -1,8 +1,7 @@
-"""Pure plans of a build: which shard a video goes to, which part writes a shard, which frames are
-kept.
+"""Pure plans of a build: the shard of a video, the part of a shard, the frames to keep.
 
-All of it is a function of the sorted keys alone, so that every machine and every rerun comes to the
-same plan."""
+All of them depend on the sorted keys alone, so that every machine and every run makes the same
+plan."""
 
 from __future__ import annotations
 
@@ -12,22 +11,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """The videos of one shard, in the order in which they are written.
-
-    index: counted from 0 over the whole pool"""
+    """The videos of one shard."""
 
     name: str
     index: int
+    """Number of the shard in the pool, counted from 0."""
     keys: tuple[str, ...]
+    """In the order in which the videos are written."""
 
 
 def sort_keys(keys: Iterable[str]) -> list[str]:
-    """Sort by UTF-8 bytes."""
+    """Sort keys by their UTF-8 bytes."""
     return sorted(keys, key=str.encode)
 
 
 def shard_name(dataset: str, index: int) -> str:
-    """`<dataset>-<000000>`."""
+    """Return `<dataset>-<000000>`."""
     return f"{dataset}-{index:06d}"
 
 
@@ -38,33 +37,37 @@ def plan_shards(
     videos_per_shard: int,
     existing: Sequence[ShardPlan] = (),
 ) -> list[ShardPlan]:
-    """Cut the sorted keys into shards; with `existing` shards only the keys that are in none, after
-    the last.
+    """Divide the sorted keys into shards.
 
-    Returns: the existing shards and the new ones, by index. Each key is in exactly one shard."""
-    placed = {key for shard in existing for key in shard.keys}
-    new = sort_keys(set(keys) - placed)
+    Keys that no existing shard has get new shards after the last one.
+
+    Returns:
+        The existing and the new shards, by index. Each key is in exactly one of them."""
+    assigned = {key for shard in existing for key in shard.keys}
+    new = sort_keys(set(keys) - assigned)
     first = max((shard.index for shard in existing), default=-1) + 1
-    chunks = [
-        tuple(new[start : start + videos_per_shard])
-        for start in range(0, len(new), videos_per_shard)
-    ]
-    added = [
-        ShardPlan(shard_name(dataset, index), index, chunk)
-        for index, chunk in enumerate(chunks, first)
-    ]
-    return [*sorted(existing, key=lambda shard: shard.index), *added]
+
+    shards = sorted(existing, key=lambda shard: shard.index)
+    for index, start in enumerate(range(0, len(new), videos_per_shard), first):
+        chunk = tuple(new[start : start + videos_per_shard])
+        shards.append(ShardPlan(shard_name(dataset, index), index, chunk))
+    return shards
 
 
 def part_of(shard_index: int, num_parts: int) -> int:
-    """The part that writes a shard, counted from 1."""
+    """Return the part that builds a shard, counted from 1."""
     return shard_index % num_parts + 1
 
 
 def stored_indices(num_frames: int, frames_per_clip: int) -> list[int]:
-    """Pick the decoded frames that are stored: all of n <= F, else j*n//F for j in 0..F-1.
+    """Choose the decoded frames to store: all n if n <= F, else j*n//F for j in 0..F-1.
 
-    Returns: ascending, distinct, each in [0, num_frames)."""
+    Args:
+        num_frames: n, the decoded frames of the video
+        frames_per_clip: F, the most frames to store
+
+    Returns:
+        Distinct indices in [0, num_frames), ascending."""
     if num_frames <= frames_per_clip:
         return list(range(num_frames))
     return [position * num_frames // frames_per_clip for position in range(frames_per_clip)]

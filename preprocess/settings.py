@@ -1,8 +1,7 @@
-"""BuildSettings: everything that decides what a build does, checked before anything is read."""
+"""The settings of a build, checked before anything is read."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,29 +10,36 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from shards.config import Settings, build_settings, merge, parse_override
+from shards.config import Settings, build_settings, merge, parse_override, suggest_key
 from shards.errors import ConfigError
 from shards.format.schema import Encoding
 
+# The fields of Encoding that this version can write with other values than the default.
 _ADJUSTABLE = ("frames_per_clip", "short_side_px", "jpeg_quality", "videos_per_shard", "decoder")
 
 
 def count_cores() -> int:
-    """The cores that this process may use; in a container or a batch job fewer than the machine
-    has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use.
+
+    In a container or a batch job it may use fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class BuildSettings(Settings):
-    """One build of one pool."""
+    """The settings of one build of one pool."""
 
     dataset: str
-    videos: Path  # default ./videos/<dataset>
+    videos: Path
+    """Default: ./videos/<dataset>."""
     annotations: Path | None = None
     splits: list[Path] = Field(default_factory=list)
-    out: str = Field(min_length=1)  # default ./data/<dataset>
+    out: str = Field(min_length=1)
+    """Folder or address of the pool. Default: ./data/<dataset>."""
     workers: int = Field(default_factory=count_cores, ge=1, le=1024)
-    part: str | None = None  # "I/N", counted from 1
+    part: str | None = None
+    """`I/N`: build the shards of part I of N, counted from 1."""
     merge: bool = False
     limit: int | None = Field(None, ge=1)
     retry_failed: bool = False
@@ -44,29 +50,29 @@ class BuildSettings(Settings):
     json_output: bool = Field(False, alias="json")
     seed: int = 0
     decoder: Literal["pyav", "ffmpeg"] = "pyav"
-    hwaccel: str | None = Field(
-        None, pattern=r"^[a-z0-9_]+$"
-    )  # of `decoder: ffmpeg`, for example cuda
+    hwaccel: str | None = Field(None, pattern=r"^[a-z0-9_]+$")
+    """FFmpeg's name of a hardware decoder, for example cuda; needs `decoder` ffmpeg."""
     engine: Literal["local", "ray"] = "local"
-    ray_address: str | None = None  # auto or host:port; default: a cluster of this machine alone
-    scratch: Path | None = (
-        None  # open shards of a pool in object storage; default ./scratch/<dataset>
-    )
-    timeout_seconds: float = Field(
-        120.0, gt=0
-    )  # for one video, in one of more than 100 MB for each 100 MB
+    ray_address: str | None = None
+    """auto or host:port of a running cluster. Default: a new cluster on this machine."""
+    scratch: Path | None = None
+    """Folder of the open shards of a pool in object storage. Default: ./scratch/<dataset>."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Time limit of one video; above 100 MB, per 100 MB of its file."""
     encoding: Encoding = Encoding()
 
     @model_validator(mode="before")
     @classmethod
     def _fill_defaults(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("dataset"), str):
-            name = values["dataset"]
-            values = {"videos": Path("videos") / name, "out": str(Path("data") / name), **values}
-            encoding = values.get("encoding", {})
-            if "decoder" in values and isinstance(encoding, Mapping):  # one setting under two names
-                values["encoding"] = {"decoder": values["decoder"], **encoding}
-        return values
+        if not isinstance(values, Mapping) or not isinstance(values.get("dataset"), str):
+            return values
+        name = values["dataset"]
+        filled = {"videos": Path("videos") / name, "out": str(Path("data") / name), **values}
+        # The decoder is part of the encoding, and an option of its own.
+        encoding = filled.get("encoding", {})
+        if "decoder" in filled and isinstance(encoding, Mapping):
+            filled["encoding"] = {"decoder": filled["decoder"], **encoding}
+        return filled
 
     @field_validator("part")
     @classmethod
@@ -79,7 +85,7 @@ class BuildSettings(Settings):
 
     @field_validator("ray_address")
     @classmethod
-    def _ray_address_is_one_of_a_node(cls, value: str | None) -> str | None:
+    def _ray_address_names_a_node(cls, value: str | None) -> str | None:
         if value is not None and re.fullmatch(r"auto|[^/\s]+:\d+", value) is None:
             raise ValueError(
                 "expected auto or host:port, for example auto on a node of the cluster"
@@ -88,14 +94,14 @@ class BuildSettings(Settings):
 
     @field_validator("encoding")
     @classmethod
-    def _only_what_this_version_writes(cls, value: Encoding) -> Encoding:
+    def _encoding_can_be_written(cls, value: Encoding) -> Encoding:
         for name, default in Encoding().model_dump().items():
             if name not in _ADJUSTABLE and getattr(value, name) != default:
                 raise ValueError(f"{name} can only be {default!r} in this version")
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> BuildSettings:
+    def _settings_agree(self) -> BuildSettings:
         if self.merge and self.part is not None:
             raise ValueError("part and merge exclude each other: build all parts, then merge once")
         if self.part is not None and self.retry_failed:
@@ -122,18 +128,23 @@ class BuildSettings(Settings):
 
 
 def make_build_settings(options: Mapping[str, Any], overrides: Sequence[str] = ()) -> BuildSettings:
-    """Put `--set key=value` on top of the options that were given (not None) and validate.
+    """Merge the options and `--set key=value`, and validate them.
 
-    A bare name of an encoding field is short for `encoding.<name>`. Raises: ConfigError."""
+    Args:
+        options: values by setting; None stands for an option that was not given
+        overrides: `key=value`; the name of an encoding field is short for `encoding.<name>`
+
+    Raises:
+        ConfigError: a key is unknown or a value is not valid."""
     values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     for override in overrides:
         parsed = parse_override(override)
         (name,) = parsed
-        short = name in Encoding.model_fields and name not in BuildSettings.model_fields
-        if not short and name not in BuildSettings.model_fields:
+        if name in BuildSettings.model_fields:
+            values = merge(values, parsed)
+        elif name in Encoding.model_fields:
+            values = merge(values, {"encoding": parsed})
+        else:
             known = [*BuildSettings.model_fields, *_ADJUSTABLE]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"--set {override}: unknown key {name}; {hint}")
-        values = merge(values, {"encoding": parsed} if short else parsed)
+            raise ConfigError(f"--set {override}: unknown key {name}; {suggest_key(name, known)}")
     return build_settings(BuildSettings, values, where="build")

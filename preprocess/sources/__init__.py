@@ -6,7 +6,6 @@ set, and its value is `package.module:RECORD`, where RECORD is a `DataSet`."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from preprocess.sources.folder import DEMO, FOLDER
@@ -56,10 +55,10 @@ def find_dataset(name: str) -> DataSet:
             )
         return DATASETS[name]
     if not registered:
+        from shards.config import suggest_key  # with pydantic, which `--help` need not import
+
         known = [*DATASETS, *sorted(plugins)]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"--dataset {name}: unknown data set; {hint}known: {', '.join(known)}")
+        raise ConfigError(f"--dataset {name}: unknown data set; {suggest_key(name, known)}")
 
     record = load_plugin(f"--dataset {name}", registered)
     origin = f"{registered[0].value} of package {registered[0].package}"

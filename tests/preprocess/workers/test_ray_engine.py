@@ -193,9 +193,7 @@ def test_a_terminated_ray_build_leaves_no_decoder_and_continues_with_the_local_e
     with Trap(cluster.list_all_nodes(), lambda held: process.send_signal(signal.SIGTERM)):
         stdout, stderr = process.communicate(timeout=_PATIENCE_SECONDS)
     assert (process.returncode, stdout) == (143, "")
-    assert stderr.splitlines()[1:] == [
-        "terminated; run the same command again, it goes on where it stopped"
-    ]
+    assert stderr.splitlines()[1:] == ["terminated; run the same command again, it resumes"]
     wait_until(lambda: not any(decoders_of(node) for node in cluster.list_all_nodes()))
     build(videos, tmp_path / "pool")
     assert digests(tmp_path / "pool") == digests(reference)
