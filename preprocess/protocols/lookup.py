@@ -33,7 +33,7 @@ class VideoIndex:
         return self.source.dataset.key_of(name)
 
     def has(self, key: str) -> bool:
-        """Whether there is a video for a key of an annotation file."""
+        """Return whether there is a video for a key of an annotation file."""
         if self._youtube_id(key) in self._by_id:
             return True
         return key in self._by_key or key.casefold() in self._by_folded_key

@@ -30,7 +30,7 @@ def zero_shot_rules(dataset: DataSet, folder: str) -> Iterator[ListRule]:
 def cut_in_halves(full: Selection) -> list[Selection]:
     """Return `half_0` to `half_9`: the lines of K//2 classes, drawn by seed 0 to 9.
 
-    The classes are the first K//2 of numpy's permutation. Labels are numbered anew by ascending
+    The classes are the first K//2 of numpy's permutation. Labels are renumbered by ascending
     class id, as in BIKE's test_zeroshot; lines keep their order."""
     halves = []
     for seed in range(_NUM_HALVES):

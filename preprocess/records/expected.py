@@ -92,7 +92,7 @@ def mark(row: SampleRow, expected: ExpectedSource | None) -> SampleRow:
 
 
 def is_settled(row: SampleRow, expected: ExpectedSource | None) -> bool:
-    """Whether a stored row already reflects the expected file.
+    """Return whether a stored row already reflects the expected file.
 
     It does if its file is the expected one, or if its verdict is not `ok`."""
     return row["verdict"] != "ok" or differs(row, expected) is None

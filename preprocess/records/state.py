@@ -45,7 +45,7 @@ class PoolState:
         }
 
     def is_closed(self, name: str) -> bool:
-        """Whether a shard belongs to a closed pool and is sound.
+        """Return whether a shard belongs to a closed pool and is sound.
 
         Such a shard is kept, whatever files an earlier build has left beside it."""
         return self.card is not None and name in self.whole

@@ -100,7 +100,7 @@ def _entries(file: TextFile) -> list[tuple[str, str]]:
 
 
 def _is_list(values: Any) -> bool:
-    """Whether parsed JSON is a list of videos with ids and templates."""
+    """Return whether parsed JSON is a list of videos with ids and templates."""
     if not isinstance(values, list) or not values:
         return False
     return all(isinstance(value, dict) and {"id", "template"} <= value.keys() for value in values)

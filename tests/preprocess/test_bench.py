@@ -1,4 +1,4 @@
-"""The build benchmark measures all its sides; what it finds is no assertion of a test."""
+"""Test that the build benchmark measures every contender; its figures are not tested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.preprocess.builds import CallOnUpdate
 from tests.preprocess.tiny_videos import make_video
 
 
-def test_every_side_is_measured_on_every_video(tmp_path: Path) -> None:
+def test_every_contender_is_measured_on_every_video(tmp_path: Path) -> None:
     for name in ("a/one.avi", "b/two.webm"):
         (tmp_path / name).parent.mkdir()
         make_video(tmp_path / name)

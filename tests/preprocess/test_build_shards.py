@@ -1,4 +1,4 @@
-"""The command: its options, its exit codes, one line for a mistake."""
+"""Test the build command: its options, exit codes and one-line errors."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def test_help_works_from_any_folder_and_shows_all_options(tmp_path: Path) -> Non
     done = run_script("--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     promised = (
-        "dataset videos annotations splits out workers part merge limit retry-failed check-sources expect-sources "
-        "engine ray-address decoder hwaccel scratch dry-run strict json set help"
+        "dataset videos annotations splits out workers part merge limit retry-failed "
+        "check-sources expect-sources engine "
+        "ray-address decoder hwaccel scratch dry-run strict json set help"
     )
     assert set(re.findall(r"--([a-z-]+)", done.stdout)) == set(promised.split())
 
@@ -64,7 +65,7 @@ def test_a_checkout_that_was_never_installed_builds_from_another_folder(
     assert card["libraries"]["bmpt"] == "0.0.7+copy"
 
 
-def test_json_is_one_object_and_strict_ends_with_one(
+def test_json_prints_one_object_and_strict_exits_with_1(
     videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     args = arguments(videos, tmp_path / "pool")
@@ -103,7 +104,7 @@ def test_a_dry_run_writes_nothing(
         ([], "--dataset"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_two(
+def test_a_user_error_is_one_line_and_exit_code_2(
     args: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build_shards.main(args) == 2
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_line_and_exit_code_two(
     assert words in error
 
 
-def test_set_reaches_every_setting_and_bare_encoding_names() -> None:
+def test_set_changes_every_setting_and_encoding_fields_by_bare_name() -> None:
     options = {"dataset": "ssv2", "workers": None}
     sets = [
         "frames_per_clip=32",
@@ -127,7 +128,7 @@ def test_set_reaches_every_setting_and_bare_encoding_names() -> None:
     assert (settings.labels, settings.timeout_seconds, settings.workers) == ("official", 5.0, 3)
 
 
-def test_defaults_are_folders_named_after_the_dataset() -> None:
+def test_default_folders_have_the_name_of_the_data_set() -> None:
     settings = BuildSettings(dataset="ssv2")
     assert (settings.videos, settings.out) == (Path("videos/ssv2"), "data/ssv2")
     assert settings.workers >= 1
@@ -141,7 +142,7 @@ def test_defaults_are_folders_named_after_the_dataset() -> None:
         ("encoding.decoder=ffmpeg", "decoder is 'pyav'"),
     ],
 )
-def test_what_this_version_does_not_write_is_refused(override: str, words: str) -> None:
+def test_an_encoding_that_this_version_cannot_write_is_refused(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         make_build_settings({"dataset": "ssv2"}, [override])
 

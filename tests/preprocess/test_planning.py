@@ -1,4 +1,4 @@
-"""Plans are functions of the keys alone."""
+"""Test that plans depend on the keys alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_each_key_is_in_exactly_one_shard_in_the_order_of_its_bytes(
 
 
 @given(KEYS, KEYS, st.integers(1, 7))
-def test_new_keys_go_behind_the_shards_that_exist(
+def test_new_keys_get_shards_after_the_existing_ones(
     old: set[str], new: set[str], per_shard: int
 ) -> None:
     before = plan_shards(old, dataset="d", videos_per_shard=per_shard)

@@ -1,5 +1,6 @@
-"""scripts/slurm_build.sh as Slurm runs it: a copy in a spool folder, with the variables of a job;
-no Slurm here."""
+"""Test scripts/slurm_build.sh as Slurm runs it: a copy in a spool folder with a job's variables.
+
+Slurm itself is not needed."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def run(script: Path, args: list[str], **variables: object) -> subprocess.Comple
     )
 
 
-def test_an_array_of_three_tasks_and_a_merge_give_the_bytes_of_a_plain_build(
+def test_a_slurm_array_and_a_merge_give_the_bytes_of_a_plain_build(
     videos: Path, reference: Path, spool: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pool"
@@ -92,7 +93,7 @@ def test_an_array_of_three_tasks_and_a_merge_give_the_bytes_of_a_plain_build(
 
 
 @pytest.mark.parametrize(("task", "part"), [(0, 16), (3, 3), (15, 15), (16, 16)])
-def test_a_task_is_the_same_part_whichever_tasks_are_submitted_with_it(
+def test_a_slurm_task_builds_the_same_part_whichever_tasks_are_submitted(
     spool: Path, task: int, part: int
 ) -> None:
     done = run(spool, NO_VIDEOS, **array(task, min(task, 3), max(task, 7), count=2), NUM_PARTS=16)
@@ -102,14 +103,14 @@ def test_a_task_is_the_same_part_whichever_tasks_are_submitted_with_it(
 @pytest.mark.parametrize(
     ("first", "last", "parts"), [(1, 4, "1/4 2/4 3/4 4/4"), (0, 3, "4/4 1/4 2/4 3/4")]
 )
-def test_an_array_without_gaps_from_0_or_1_is_each_part_once(
+def test_a_slurm_array_without_gaps_builds_each_part_once(
     spool: Path, first: int, last: int, parts: str
 ) -> None:
     done = [run(spool, NO_VIDEOS, **array(task, first, last)) for task in range(first, last + 1)]
     assert [one.stderr.splitlines()[0].split()[-1] for one in done] == parts.split()
 
 
-def test_the_workers_that_a_person_asks_for_win(spool: Path) -> None:
+def test_the_option_workers_overrides_the_cores_of_the_slurm_job(spool: Path) -> None:
     own = run(spool, [*NO_VIDEOS, "--workers", "3"], **array(1, 1, 1), SLURM_CPUS_PER_TASK=64)
     assert "--workers 3 --part 1/1\n" in own.stderr
     default = run(spool, NO_VIDEOS, **array(1, 1, 1), SLURM_CPUS_PER_TASK=64)
@@ -133,7 +134,7 @@ def test_the_workers_that_a_person_asks_for_win(spool: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_line_that_says_the_cure(
+def test_a_user_error_of_the_slurm_script_is_one_line_with_the_cure(
     spool: Path, args: list[str], variables: dict[str, object], words: str
 ) -> None:
     done = run(spool, ["--dataset", "folder", *args], **variables)
@@ -143,7 +144,7 @@ def test_a_mistake_is_one_line_that_says_the_cure(
     assert words in done.stderr
 
 
-def test_the_signal_at_the_time_limit_ends_the_build_and_the_same_task_goes_on(
+def test_the_slurm_time_limit_ends_the_build_and_the_same_task_resumes(
     videos: Path, reference: Path, spool: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "pool"

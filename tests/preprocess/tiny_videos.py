@@ -1,5 +1,6 @@
-"""Tiny real videos for tests: each frame is one grey level above the one before, so that a frame
-tells its index."""
+"""Tiny real videos for tests.
+
+Each frame is one grey level above the previous one, so that its index can be read from it."""
 
 from __future__ import annotations
 

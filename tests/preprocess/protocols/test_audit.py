@@ -1,4 +1,4 @@
-"""The label audit: class files against the data set's own classes."""
+"""Test the label audit: class files against the data set's own classes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def classes_of(plan: ProtocolPlan, path: str) -> tuple[list[str], str]:
     return manifest.classes.names, manifest.classes.labels
 
 
-def test_names_that_differ_only_in_spelling_pass(tmp_path: Path) -> None:
+def test_class_names_that_differ_only_in_spelling_agree(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, CLASSES, ["Golf", "Kick", "KICK-ball"])
     plan = plan_protocols(no_videos("hmdb51"), [checkout])
     assert classes_of(plan, "few_shot/val") == (["Golf", "Kick", "KICK-ball"], "csv")
     assert (plan.num_audited, plan.num_not_audited) == (6, 0)
 
 
-def test_swapped_names_stop_with_the_classes_and_both_cures(tmp_path: Path) -> None:
+def test_swapped_class_names_are_an_error_with_both_cures(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, CLASSES, SWAPPED)
     with pytest.raises(ConfigError) as caught:
         plan_protocols(no_videos("hmdb51"), [checkout])
@@ -62,7 +62,7 @@ def test_official_labels_take_the_name_of_the_lines(tmp_path: Path) -> None:
     assert plan.classes == CLASSES
 
 
-def test_legacy_labels_keep_the_class_file_and_say_so(tmp_path: Path) -> None:
+def test_legacy_labels_keep_the_class_file_and_are_stated(tmp_path: Path) -> None:
     plan = plan_protocols(
         no_videos("hmdb51"), [hmdb_checkout(tmp_path, CLASSES, SWAPPED)], labels="legacy"
     )
@@ -77,7 +77,7 @@ def test_an_unknown_way_to_read_labels_is_refused(tmp_path: Path) -> None:
         plan_protocols(no_videos("hmdb51"), [tmp_path], labels="mine")
 
 
-def test_an_id_with_two_official_classes_stops(tmp_path: Path) -> None:
+def test_an_id_with_two_official_classes_is_refused(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, CLASSES, SWAPPED)
     path = checkout / "datasets_splits/hmdb_splits/val1.txt"
     path.write_text(path.read_text() + f"{hmdb_name('kick_ball', 9)} 1\n")
@@ -88,7 +88,7 @@ def test_an_id_with_two_official_classes_stops(tmp_path: Path) -> None:
         plan_protocols(no_videos("hmdb51"), [checkout], labels="official")
 
 
-def test_official_names_that_would_stand_twice_stop(tmp_path: Path) -> None:
+def test_official_names_that_would_occur_twice_are_refused(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, ["golf", "kick"], ["golf", "kick ball", "kick"])
     with pytest.raises(
         ConfigError, match=r"two ids have the name 'kick', because the given lists do not name"
@@ -100,31 +100,34 @@ def test_a_label_outside_the_class_file_names_list_line_label_and_count(tmp_path
     checkout = hmdb_checkout(tmp_path, CLASSES, ["golf", "kick"])
     with pytest.raises(
         ConfigError,
-        match=r"val1\.txt: line 5 has label 2, outside the 2 classes of .*hmdb_51_labels\.csv \(0 to 1\); give the",
+        match=r"val1\.txt: line 5 has label 2, outside the 2 classes of .*hmdb_51_labels\.csv "
+        r"\(0 to 1\); give the class file",
     ):
         plan_protocols(no_videos("hmdb51"), [checkout])
 
 
-def test_a_negative_label_is_outside_too(tmp_path: Path) -> None:
+def test_a_negative_label_is_refused(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, CLASSES, CLASSES)
     write_tree(checkout, {"datasets_splits/hmdb_splits/val2.txt": "a.avi 0\nb.avi -1\n"})
     with pytest.raises(ConfigError, match=r"val2\.txt: line 2 has label -1, outside the 3 classes"):
         plan_protocols(no_videos("hmdb51"), [checkout])
 
 
-def test_lines_that_nothing_tells_the_class_of_are_counted(tmp_path: Path) -> None:
+def test_list_lines_of_unknown_class_are_counted(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path, CLASSES, CLASSES)
     write_tree(checkout, {"datasets_splits/hmdb_splits/val2.txt": "a.avi 0\nb.avi 1\n"})
     plan = plan_protocols(no_videos("hmdb51"), [checkout])
     assert (plan.num_audited, plan.num_not_audited) == (6, 2)
 
 
-def test_the_folder_of_a_found_video_tells_its_class(tmp_path: Path) -> None:
+def test_the_audit_uses_the_folder_of_a_video(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", ["yoga/0wR5jVB-WPk.mp4", "abseiling/c1O_FxuKCI0.mp4"])
     write_tree(
         tmp_path / "splits",
         {
-            "datasets_splits/k400_splits/val.txt": "val/0wR5jVB-WPk_000417_000427.mp4 0\nval/c1O_FxuKCI0.mp4 1\n",
+            "datasets_splits/k400_splits/val.txt": (
+                "val/0wR5jVB-WPk_000417_000427.mp4 0\nval/c1O_FxuKCI0.mp4 1\n"
+            ),
             "labels/kinetics_400_labels.csv": "id,name\n0,abseiling\n1,yoga\n",
         },
     )
@@ -135,7 +138,7 @@ def test_the_folder_of_a_found_video_tells_its_class(tmp_path: Path) -> None:
         plan_protocols(source, [tmp_path / "splits"])
 
 
-def test_the_annotation_files_come_before_the_folder(tmp_path: Path) -> None:
+def test_the_audit_prefers_annotation_files_to_the_folder(tmp_path: Path) -> None:
     write_videos(tmp_path / "videos", ["yoga/0wR5jVB-WPk.mp4"])
     header = "label,youtube_id,time_start,time_end\n"
     write_tree(
@@ -152,7 +155,7 @@ def test_the_annotation_files_come_before_the_folder(tmp_path: Path) -> None:
     assert (plan.num_audited, plan.num_not_audited) == (1, 0)
 
 
-def test_without_a_class_file_the_names_are_the_data_sets_own(tmp_path: Path) -> None:
+def test_a_list_without_a_class_file_gets_the_official_class_names(tmp_path: Path) -> None:
     checkout = hmdb_checkout(tmp_path / "splits", CLASSES, CLASSES)
     (checkout / "labels/hmdb_51_labels.csv").unlink()
     files = {
@@ -164,7 +167,8 @@ def test_without_a_class_file_the_names_are_the_data_sets_own(tmp_path: Path) ->
     assert classes_of(plan, "few_shot/val") == (CLASSES, "official")
     with pytest.raises(
         ConfigError,
-        match=r"val1\.txt: --splits holds no class file for it, and the class of a label is not known",
+        match=r"val1\.txt: --splits holds no class file for it, and the class of a label is "
+        "not known",
     ):
         plan_protocols(no_videos("hmdb51"), [checkout])
 
@@ -211,7 +215,7 @@ def test_official_labels_repair_the_published_hmdb_class_files() -> None:
     assert classes_of(legacy, "few_shot/val")[0][20] == "kick ball"
 
 
-def test_the_right_published_hmdb_class_file_passes_in_front_of_the_wrong_one(
+def test_the_correct_hmdb_class_file_is_used_before_the_wrong_one(
     tmp_path: Path,
 ) -> None:
     splits = shared_data() / "splits"
@@ -226,13 +230,13 @@ def test_the_right_published_hmdb_class_file_passes_in_front_of_the_wrong_one(
 @pytest.mark.parametrize(
     ("dataset", "num_audited"), [("ucf101", 25859), ("ssv2", 49554), ("kinetics400", 39754)]
 )
-def test_the_other_published_class_files_pass(dataset: str, num_audited: int) -> None:
+def test_the_other_published_class_files_agree(dataset: str, num_audited: int) -> None:
     data = shared_data()
     source = open_source(dataset, data / "clips" / dataset, data / "splits/official")
     assert plan_protocols(source, [data / "splits/vificlip"]).num_audited == num_audited
 
 
-def test_spaced_names_of_bdc_clip_pass() -> None:
+def test_class_names_of_bdc_clip_with_spaces_agree() -> None:
     data = shared_data()
     source = open_source("ucf101", data / "clips/ucf101", data / "splits/official")
     plan = plan_protocols(source, [data / "splits/bdcclip", data / "splits/vificlip"])

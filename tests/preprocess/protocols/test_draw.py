@@ -1,4 +1,4 @@
-"""Own splits: the same on every machine, nested, and honest about what they lack."""
+"""Test drawn splits: equal on every machine, nested, with warnings about small classes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_base_classes_are_those_with_most_training_videos_ties_by_name(tmp_path:
     assert len(drawn) == 3
 
 
-def test_drawn_manifests_say_so(tmp_path: Path) -> None:
+def test_drawn_manifests_state_their_seed(tmp_path: Path) -> None:
     manifests = drawn_manifests(official_source(tmp_path, ["x.avi"]))
     drawn = [
         manifest for path, manifest in manifests.items() if not path.startswith("fully_supervised/")
@@ -117,8 +117,8 @@ def test_drawn_manifests_say_so(tmp_path: Path) -> None:
 def test_a_class_with_too_few_videos_gives_them_all_and_a_warning(tmp_path: Path) -> None:
     plan = plan_protocols(official_source(tmp_path, ["x.avi"]), [])
     assert plan.warnings == [
-        f"few_shot/train_k{shot}: 1 of 5 classes have fewer than {shot} training videos, for example Biking (3); "
-        "all their videos are used"
+        f"few_shot/train_k{shot}: 1 of 5 classes have fewer than {shot} training videos, "
+        "for example Biking (3); all their videos are used"
         for shot in (4, 8, 16)
     ]
 
@@ -134,7 +134,7 @@ def test_nothing_is_drawn_without_an_official_training_list(tmp_path: Path) -> N
     assert plan.classes == ["Closing something"]
 
 
-def test_without_lists_and_annotations_there_are_no_manifests_and_a_warning(tmp_path: Path) -> None:
+def test_a_build_without_lists_and_annotations_plans_no_manifests(tmp_path: Path) -> None:
     source = open_source(
         "ucf101", write_videos(tmp_path, ["Punch/v_Punch_g01_c01.avi", "Biking/b.avi"]), None
     )

@@ -1,4 +1,4 @@
-"""Reading lists and class files, and finding the video that a line means."""
+"""Test reading lists and class files, and finding the video and the class of a line."""
 
 from __future__ import annotations
 
@@ -74,13 +74,16 @@ def test_a_list_without_a_usable_line_is_refused(
         read_split_list(written(tmp_path, "a.txt", content))
 
 
-def test_an_absent_list_is_named(tmp_path: Path) -> None:
+def test_a_missing_split_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.txt: cannot be read: No such file"):
         read_split_list(tmp_path / "a.txt")
 
 
 def test_class_names_may_be_quoted_and_hold_commas_and_apostrophes(tmp_path: Path) -> None:
-    text = 'id,name\r\n0,"Lifting something up, then letting it drop"\r\n1,Poking so it doesn\'t move\r\n2,no, quotes\r\n'
+    text = (
+        'id,name\r\n0,"Lifting something up, then letting it drop"\r\n'
+        "1,Poking so it doesn't move\r\n2,no, quotes\r\n"
+    )
     assert read_class_file(written(tmp_path, "a.csv", text)).names == [
         "Lifting something up, then letting it drop",
         "Poking so it doesn't move",
@@ -168,7 +171,7 @@ def test_a_path_comes_before_every_other_look_up(tmp_path: Path) -> None:
     assert video.key == "0wR5jVB-WPk_000020_000030"
 
 
-def test_a_line_that_two_files_answer_is_refused(tmp_path: Path) -> None:
+def test_a_list_line_that_matches_two_videos_is_refused(tmp_path: Path) -> None:
     index = index_of(
         tmp_path,
         "kinetics400",
@@ -176,7 +179,8 @@ def test_a_line_that_two_files_answer_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(
         ConfigError,
-        match=r"val\.txt: line 3: 0wR5jVB-WPk\.mp4 means both a/0wR5jVB-WPk_000001_000011\.mp4 and b/0wR5",
+        match=r"val\.txt: line 3: 0wR5jVB-WPk\.mp4 means both "
+        r"a/0wR5jVB-WPk_000001_000011\.mp4 and b/0wR5",
     ):
         index.find("0wR5jVB-WPk.mp4", where="val.txt: line 3")
 
@@ -229,13 +233,13 @@ def test_the_class_of_a_ucf_name_needs_a_known_class() -> None:
     assert finder.class_of("v_Archery_g01_c01", None) is None
 
 
-def test_a_folder_that_is_no_class_tells_nothing() -> None:
+def test_a_folder_that_is_not_a_class_is_ignored() -> None:
     finder = ClassFinder(Source(DATASETS["ssv2"], Path("/nowhere"), [], None), ["jump"])
     video = SourceVideo("a", Path("/nowhere/part_1/a.avi"), "part_1/a.avi", 1, "part_1")
     assert finder.class_of("a", video) is None
 
 
-def test_all_real_hmdb_names_tell_their_official_class() -> None:
+def test_all_official_hmdb_names_give_their_class() -> None:
     data = shared_data()
     source = open_source("hmdb51", data / "clips/hmdb51", data / "splits/official/hmdb51")
     assert source.annotations is not None

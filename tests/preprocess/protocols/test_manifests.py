@@ -1,4 +1,4 @@
-"""Manifests as they are written into a pool."""
+"""Test the manifests that are written into a pool."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_stored_samples_are_rows_in_the_order_of_the_list(tmp_path: Path) -> Non
     assert report == report_manifest(info, table["label"].to_pylist())
 
 
-def test_the_counts_add_up_and_what_is_not_stored_is_missing(tmp_path: Path) -> None:
+def test_planned_rows_without_a_stored_sample_count_as_missing(tmp_path: Path) -> None:
     (report,) = write_manifests(
         plan_of(PLAN), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"
     )
@@ -106,7 +106,7 @@ def test_the_fingerprint_is_of_path_classes_and_rows(tmp_path: Path) -> None:
     assert report.info.fingerprint == fingerprint("few_shot/train_k2", ["golf", "kick ball"], rows)
 
 
-def test_a_list_with_nothing_found_is_a_manifest_of_no_rows(tmp_path: Path) -> None:
+def test_a_list_without_any_video_is_a_manifest_without_rows(tmp_path: Path) -> None:
     nothing = replace(PLAN, rows=[])
     (report,) = write_manifests(
         plan_of(nothing), samples(), open_store(tmp_path), dataset="hmdb51", pool_id="p"

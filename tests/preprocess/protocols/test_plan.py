@@ -1,4 +1,4 @@
-"""Which lists make which manifests, and what their rows are."""
+"""Test the planning of manifests from lists, class files and official annotations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ucf_checkout(root: Path, lists: Mapping[str, str], csv: str = UCF_CSV) -> Pa
     )
 
 
-def test_rows_keep_the_order_of_the_list_and_absent_lines_are_named(tmp_path: Path) -> None:
+def test_rows_keep_the_order_of_the_list_and_missing_videos_are_named(tmp_path: Path) -> None:
     videos = write_videos(
         tmp_path / "videos", ["Punch/v_Punch_g01_c01.avi", "Archery/v_Archery_g01_c02.avi"]
     )
@@ -43,7 +43,7 @@ def test_rows_keep_the_order_of_the_list_and_absent_lines_are_named(tmp_path: Pa
     assert plan.missing == [MissingVideo("v_Archery_g01_c01", "Archery")]
 
 
-def test_a_list_with_nothing_found_is_a_manifest_without_rows(tmp_path: Path) -> None:
+def test_a_list_without_any_video_plans_a_manifest_without_rows(tmp_path: Path) -> None:
     plan = plan_protocols(
         no_videos("ucf101"), [ucf_checkout(tmp_path, {"ucf_splits/val1.txt": UCF_ARCHERY})]
     )
@@ -67,7 +67,7 @@ def test_only_lists_that_are_there_give_manifests(tmp_path: Path) -> None:
     )
 
 
-def test_a_manifest_states_its_list_by_what_the_checkout_is_not_by_where_it_lies(
+def test_the_source_of_a_manifest_names_the_method_not_the_path_of_its_checkout(
     tmp_path: Path,
 ) -> None:
     checkout = ucf_checkout(tmp_path, {"ucf_splits/val1.txt": UCF_ARCHERY})
@@ -152,8 +152,8 @@ def test_malformed_lines_are_a_warning(tmp_path: Path) -> None:
     )
     plan = plan_protocols(no_videos("ucf101"), [checkout])
     assert plan.warnings == [
-        f"{checkout}/datasets_splits/ucf_splits/val1.txt: 1 lines are not `path label` and are left out, "
-        "the first is line 4"
+        f"{checkout}/datasets_splits/ucf_splits/val1.txt: 1 lines are not `path label` "
+        "and are left out, the first is line 4"
     ]
     assert by_path(plan)["few_shot/val"].expected == 3
 
@@ -293,7 +293,7 @@ def test_bike_halves_are_numpys_permutation_with_labels_by_ascending_id(tmp_path
         assert (manifest.spec.seed, manifest.expected, manifest.spec.split) == (seed, 4, "val")
 
 
-def test_bike_halves_number_their_rows_anew(tmp_path: Path) -> None:
+def test_bike_halves_renumber_the_labels_of_their_rows(tmp_path: Path) -> None:
     videos = write_videos(
         tmp_path / "v", [f"C{k}/v_C{k}_g01_c0{i}.avi" for k in range(5) for i in (1, 2)]
     )
@@ -306,7 +306,8 @@ def test_bike_halves_number_their_rows_anew(tmp_path: Path) -> None:
 
 UCF_OFFICIAL = {
     "classInd.txt": "1 Archery\n2 Diving\n3 Punch\n4 RopeClimbing\n",
-    "trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\nPunch/v_Punch_g08_c01.avi 3\nDiving/v_Diving_g08_c01.avi 2\n",
+    "trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\nPunch/v_Punch_g08_c01.avi 3\n"
+    "Diving/v_Diving_g08_c01.avi 2\n",
     "testlist01.txt": "RopeClimbing/v_RopeClimbing_g01_c01.avi\nDiving/v_Diving_g01_c01.avi\n",
     "trainlist02.txt": "Punch/v_Punch_g01_c01.avi 3\n",
 }
@@ -353,7 +354,7 @@ def test_a_class_file_that_lacks_an_official_class_is_not_used_for_official_list
     assert manifest.classes.names == ["Archery", "Diving", "Punch", "RopeClimbing"]
 
 
-def test_videos_that_only_annotation_files_name_are_missing_too(tmp_path: Path) -> None:
+def test_missing_videos_include_those_of_annotation_files_alone(tmp_path: Path) -> None:
     checkout = ucf_checkout(
         tmp_path / "splits", {"ucf_splits/val1.txt": "v_Archery_g01_c01.avi 0\n"}
     )

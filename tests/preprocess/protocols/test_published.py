@@ -1,4 +1,4 @@
-"""The published lists: their sizes, and the sample clips that they find."""
+"""Test the published lists: their sizes, and the sample clips that they name."""
 
 from __future__ import annotations
 

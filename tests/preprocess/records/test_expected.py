@@ -1,5 +1,4 @@
-"""`--expect-sources`: a file that is not the one that was good gets a verdict that says so,
-whatever decoding sees."""
+"""Test `--expect-sources`: a file that differs from the good one gets a verdict that states it."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ def write_csv(path: Path, videos: Path, *, wrong: str) -> Path:
         (ExpectedSource(None, "cd" * 32), "sha256 is not the one"),
     ],
 )
-def test_only_another_size_or_hash_differs(
+def test_a_source_file_differs_only_by_size_or_sha256(
     expected: ExpectedSource | None, words: str | None
 ) -> None:
     found = differs(ROW, expected)
@@ -61,7 +60,7 @@ def test_only_another_size_or_hash_differs(
     assert is_settled(ROW, expected) == (words is None)
 
 
-def test_ok_becomes_damaged_and_other_verdicts_only_get_the_reason() -> None:
+def test_a_different_file_turns_ok_into_damaged_and_keeps_other_verdicts() -> None:
     other = ExpectedSource(8, None)
     assert mark(ROW, other)["verdict"] == "damaged"
     short = mark({**ROW, "verdict": "short", "reason": "cut"}, other)
@@ -73,7 +72,7 @@ def test_ok_becomes_damaged_and_other_verdicts_only_get_the_reason() -> None:
     assert mark(ROW, ExpectedSource(7, DIGEST)) == ROW
 
 
-def test_a_csv_may_have_a_header_and_empty_fields(tmp_path: Path) -> None:
+def test_a_csv_of_expected_sources_may_have_a_header_and_empty_fields(tmp_path: Path) -> None:
     for head in ("key,size,sha256\n", "", "\ufeffkey,size,sha256\r\n"):
         (tmp_path / "x.csv").write_text(
             f'{head}a,7,{DIGEST.upper()}\n"b, c",,{DIGEST}\nd,9,\n', encoding="utf-8"
@@ -96,7 +95,9 @@ def test_a_csv_may_have_a_header_and_empty_fields(tmp_path: Path) -> None:
         (b"PAR1 and nothing more", "is not Parquet"),
     ],
 )
-def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
+def test_an_unreadable_list_of_expected_sources_is_refused(
+    tmp_path: Path, data: bytes, words: str
+) -> None:
     (tmp_path / "x.csv").write_bytes(data)
     with pytest.raises((ConfigError, FormatError), match=words):
         read_expected(tmp_path / "x.csv")
@@ -104,7 +105,7 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path, data: bytes, word
         read_expected(tmp_path / "absent.csv")
 
 
-def test_a_build_marks_what_differs_and_counts_what_is_not_named(
+def test_a_build_marks_different_videos_and_counts_unnamed_ones(
     videos: Path, tmp_path: Path
 ) -> None:
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/1")
@@ -119,7 +120,9 @@ def test_a_build_marks_what_differs_and_counts_what_is_not_named(
     assert again.expected_sources == report.expected_sources
 
 
-def test_another_pool_of_the_same_files_is_a_list_that_agrees(videos: Path, tmp_path: Path) -> None:
+def test_samples_parquet_of_an_equal_pool_agrees_with_every_file(
+    videos: Path, tmp_path: Path
+) -> None:
     build(videos, tmp_path / "first")
     report = build(
         videos, tmp_path / "second", expect_sources=tmp_path / "first" / "samples.parquet"
@@ -129,7 +132,7 @@ def test_another_pool_of_the_same_files_is_a_list_that_agrees(videos: Path, tmp_
     assert digests(tmp_path / "first") == digests(tmp_path / "second")
 
 
-def test_a_pool_that_stands_is_only_marked_with_retry_failed(videos: Path, tmp_path: Path) -> None:
+def test_a_finished_pool_is_marked_only_with_retry_failed(videos: Path, tmp_path: Path) -> None:
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/1")
     build(videos, tmp_path / "fresh", expect_sources=expected)
     build(videos, tmp_path / "pool")
@@ -143,7 +146,7 @@ def test_a_pool_that_stands_is_only_marked_with_retry_failed(videos: Path, tmp_p
     assert {verdict for verdict, _ in verdicts(tmp_path / "pool").values()} == {"ok"}
 
 
-def test_an_interrupted_build_goes_on_with_the_list_as_if_it_had_begun_with_it(
+def test_a_build_resumed_with_expected_sources_equals_an_undisturbed_one(
     videos: Path, tmp_path: Path
 ) -> None:
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/1")
@@ -153,7 +156,7 @@ def test_an_interrupted_build_goes_on_with_the_list_as_if_it_had_begun_with_it(
     assert digests(tmp_path / "pool") == digests(tmp_path / "fresh")
 
 
-def test_the_command_prints_the_count(videos: Path, tmp_path: Path) -> None:
+def test_the_command_prints_the_number_of_compared_sources(videos: Path, tmp_path: Path) -> None:
     expected = write_csv(tmp_path / "good.csv", videos, wrong="run/2")
     done = run_script(*arguments(videos, tmp_path / "pool", "--expect-sources", str(expected)))
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The official annotation files of each data set, in the forms in which they are published."""
+"""Test reading the official annotation files of each data set, in their published forms."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from tests.shared_data import shared_data
 
 UCF = {
     "classInd.txt": "1 Archery\r\n2 HandstandPushups\r\n",
-    "trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\r\nHandstandPushups/v_HandStandPushups_g08_c01.avi 2\r\n",
-    "testlist01.txt": "Archery/v_Archery_g01_c01.avi\r\nHandstandPushups/v_HandStandPushups_g01_c01.avi\r\n",
+    "trainlist01.txt": "Archery/v_Archery_g08_c01.avi 1\r\n"
+    "HandstandPushups/v_HandStandPushups_g08_c01.avi 2\r\n",
+    "testlist01.txt": "Archery/v_Archery_g01_c01.avi\r\n"
+    "HandstandPushups/v_HandStandPushups_g01_c01.avi\r\n",
 }
 HMDB = {
     "kick_test_split1.txt": "a_kick_f_cm_np1_le_med_0.avi 1 \nb_kick_f_cm_np1_le_med_1.avi 2 \n"
     "c_kick_f_cm_np1_le_med_2.avi 0 \n",
-    "kick_ball_test_split1.txt": "a_kick_ball_f_cm_np1_le_med_0.avi 2 \nb_kick_ball_f_cm_np1_le_med_1.avi 1 \n",
+    "kick_ball_test_split1.txt": "a_kick_ball_f_cm_np1_le_med_0.avi 2 \n"
+    "b_kick_ball_f_cm_np1_le_med_1.avi 1 \n",
     "kick_test_split2.txt": "a_kick_f_cm_np1_le_med_0.avi 2 \n",
     "class_list.txt": "kick\nkick_ball\n",
 }
@@ -181,7 +184,7 @@ def test_kinetics_rows_get_the_six_digit_file_name(tmp_path: Path) -> None:
     assert annotations.official_class("abseiling_k400") is None
 
 
-def test_a_youtube_id_with_two_classes_is_told_only_by_its_times(tmp_path: Path) -> None:
+def test_a_youtube_id_with_two_classes_needs_its_times(tmp_path: Path) -> None:
     text = KINETICS_HEADER + "yoga,c1O_FxuKCI0,0,10,val,0\nskiing,c1O_FxuKCI0,50,60,val,0\n"
     annotations = read_kinetics(write_tree(tmp_path, {"val.csv": text}), release="400")
     assert annotations.official_class("c1O_FxuKCI0_000050_000060") == "skiing"

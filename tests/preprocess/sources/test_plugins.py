@@ -1,4 +1,4 @@
-"""Data sets of other packages, registered by an entry point in the package's metadata."""
+"""Test data sets of other packages, registered by an entry point in the package's metadata."""
 
 from __future__ import annotations
 

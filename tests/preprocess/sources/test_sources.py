@@ -1,4 +1,4 @@
-"""Which files are videos, what their keys are, and which class their folder names."""
+"""Test which files are videos, and which keys and classes they have."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_link_to_a_folder_above_itself_ends_the_walk(tmp_path: Path) -> None:
     assert [video.key for video in open_source("ssv2", tmp_path, None).videos] == ["one"]
 
 
-def test_a_broken_link_and_one_to_itself_are_videos_that_cannot_be_read(tmp_path: Path) -> None:
+def test_broken_and_circular_links_are_unreadable_videos(tmp_path: Path) -> None:
     write_videos(tmp_path, ["one.avi"])
     (tmp_path / "two.avi").symlink_to(tmp_path / "gone.avi")
     (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
