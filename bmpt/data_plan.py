@@ -1,4 +1,4 @@
-"""What a config, or one manifest of a pool, will read; needs no model."""
+"""The traffic of a run: what a config, or one manifest of a pool, will read. Needs no model."""
 
 from __future__ import annotations
 
@@ -26,51 +26,49 @@ _MANIFEST = re.compile(
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run reads.
-
-    latency_seconds, bytes_per_second: of a request, as the plans reckon; is_measured: just now, not
-        a setting
-    bytes, requests, seconds: of all plans; seconds is None for a folder"""
+    """The requests and bytes that a run reads."""
 
     plans: list[ReadPlan]
+    """Plans of the training and of each scored manifest."""
+
     bytes: int
+    """Bytes of all plans."""
+
     requests: int
+    """Requests of all plans."""
+
     seconds: float | None
+    """Time of all plans; None for a pool in a folder."""
+
     latency_seconds: float
+    """Assumed time of a request."""
+
     bytes_per_second: float
+    """Assumed rate of a connection."""
+
     is_measured: bool
+    """Whether these two were measured for this plan; otherwise they are settings."""
 
 
 def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool = False) -> RunPlan:
-    """Plan a config file or a manifest, `POOL/manifests/PROTOCOL/NAME.parquet` and the options of
-    the pool's address.
+    """Plan a config or a manifest.
 
-    A manifest is planned with the defaults of a config, but for one epoch and batches of at most
-    all its samples: a training list as training, any other as scoring. measure: first measure what
-        a request costs.
-    Raises: ConfigError, FormatError, StorageError."""
+    A manifest is planned with the defaults of a config, except for one epoch and batches of at most
+    all its samples. A training list is planned as training, any other list as scoring.
+
+    Args:
+        address: A config file, the name of a shipped experiment, or
+            `POOL/manifests/PROTOCOL/NAME.parquet` with the options of the pool's address.
+        overrides: Settings as `a.b=c`.
+        measure: Whether to measure the cost of a request first.
+
+    Raises:
+        ConfigError, FormatError, StorageError: The message names the address.
+    """
     is_url = "://" in address
-    shown = (
-        open_store(address).uri("") if is_url else address
-    )  # refuses credentials before any message has them
-    if found := _MANIFEST.fullmatch(address):
-        config, pool = _config_of_manifest(
-            f"{found['pool'] or '.'}{found['options'] or ''}", found["name"], overrides
-        )
-    elif not (is_url or address.endswith(".parquet")) and (
-        address.endswith((".yaml", ".yml"))
-        or Path(address).is_file()
-        or address in config_names(EXPERIMENTS)
-    ):
-        config = load_config(address, overrides)
-        pool = open_pool(config.data.pool)
-    else:
-        names = "" if is_url else suggest_names(address, EXPERIMENTS)
-        hint = f", or the experiment {names}" if names else ""
-        raise ConfigError(
-            f"{shown}: is neither a config (.yaml) nor a manifest; "
-            f"give POOL/manifests/PROTOCOL/NAME.parquet{hint}"
-        )
+    # an address with credentials is refused here, before any message shows it
+    shown = open_store(address).uri("") if is_url else address
+    config, pool = _open_address(address, shown, overrides)
     if measure:
         cost = measure_request_cost(pool)
         measured = {
@@ -78,6 +76,7 @@ def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool =
             "bytes_per_second": cost.bytes_per_second,
         }
         config = config.model_copy(update={"data": config.data.model_copy(update=measured)})
+
     plans = plan_run(config, pool)
     seconds = [plan.seconds for plan in plans if plan.seconds is not None]
     return RunPlan(
@@ -91,15 +90,43 @@ def plan_address(address: str, overrides: Sequence[str] = (), *, measure: bool =
     )
 
 
+def _open_address(address: str, shown: str, overrides: Sequence[str]) -> tuple[RunConfig, Pool]:
+    """Return the config and the pool of an address; messages show it as `shown`."""
+    if found := _MANIFEST.fullmatch(address):
+        pool_address = f"{found['pool'] or '.'}{found['options'] or ''}"
+        return _config_of_manifest(pool_address, found["name"], overrides)
+
+    is_url = "://" in address
+    if _is_config(address):
+        config = load_config(address, overrides)
+        return config, open_pool(config.data.pool)
+
+    names = "" if is_url else suggest_names(address, EXPERIMENTS)
+    hint = f", or the experiment {names}" if names else ""
+    raise ConfigError(
+        f"{shown}: is neither a config (.yaml) nor a manifest; give "
+        f"POOL/manifests/PROTOCOL/NAME.parquet{hint}"
+    )
+
+
+def _is_config(address: str) -> bool:
+    """Whether an address is a config file or the name of a shipped experiment."""
+    if "://" in address or address.endswith(".parquet"):
+        return False
+    if address.endswith((".yaml", ".yml")) or Path(address).is_file():
+        return True
+    return address in config_names(EXPERIMENTS)
+
+
 def run_plan_text(plan: RunPlan) -> str:
-    """A run's plan for people."""
+    """Return a plan as text for a terminal."""
     lines = [plan_text(item) for item in plan.plans]
     if plan.is_measured:
-        lines.insert(
-            0,
+        measured = (
             f"measured: --set data.latency_seconds={plan.latency_seconds:g} "
-            f"--set data.bytes_per_second={plan.bytes_per_second:.0f} (used below)",
+            f"--set data.bytes_per_second={plan.bytes_per_second:.0f} (used below)"
         )
+        lines.insert(0, measured)
     if len(plan.plans) > 1:
         seconds = "" if plan.seconds is None else f", about {plan.seconds:,.1f} s of reading"
         lines.append(f"in all: {plan.bytes:,} bytes, {plan.requests:,} requests{seconds}")
@@ -107,14 +134,18 @@ def run_plan_text(plan: RunPlan) -> str:
 
 
 def plan_run(config: RunConfig, pool: Pool) -> list[ReadPlan]:
-    """Plan the training, if there is one, and the scoring of each manifest; under torchrun for all
-    of its ranks.
+    """Plan the training, if there is one, and the scoring of each manifest.
 
-    Raises: ConfigError, FormatError, StorageError."""
+    Under torchrun the plans cover all ranks.
+
+    Raises:
+        ConfigError, FormatError, StorageError: The message names the key or the file.
+    """
     data = config.data
     clip = data.clip_settings(size_px=1)  # the number of pixels has no influence on what is read
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     num_processes = max(1, data.num_workers) * world_size
+
     plans = []
     if data.train is not None:
         manifest = select(pool.manifest(data.train), data.verdicts)
@@ -125,25 +156,23 @@ def plan_run(config: RunConfig, pool: Pool) -> list[ReadPlan]:
                 accumulation=config.train.accumulation,
                 world_size=world_size,
             )
-        plans.append(
-            plan_training(
-                pool.store,
-                manifest,
-                clip,
-                data.reading,
-                order=data.order,
-                group_shards=data.group_shards,
-                seed=config.seed,
-                batch_size=data.batch_size,
-                epochs=config.train.epochs,
-                num_processes=num_processes,
-            )
+        plan = plan_training(
+            pool.store,
+            manifest,
+            clip,
+            data.reading,
+            order=data.order,
+            group_shards=data.group_shards,
+            seed=config.seed,
+            batch_size=data.batch_size,
+            epochs=config.train.epochs,
+            num_processes=num_processes,
         )
+        plans.append(plan)
     for name in config.scored_manifests:
         manifest = select(pool.manifest(name), data.verdicts)
-        plans.append(
-            plan_scoring(pool.store, manifest, clip, data.reading, num_processes=num_processes)
-        )
+        plan = plan_scoring(pool.store, manifest, clip, data.reading, num_processes=num_processes)
+        plans.append(plan)
     return plans
 
 

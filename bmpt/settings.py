@@ -31,7 +31,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 
 
 class RunSettings(Settings):
-    """Where a run lies and how a process computes."""
+    """The run folder, and how a process computes."""
 
     dir: str | None = Field(
         None,
@@ -41,18 +41,19 @@ class RunSettings(Settings):
     threads: int = Field(
         1,
         ge=1,
-        description="CPU threads a process; the same for every topology, so that sums agree",
+        description="CPU threads per process; use the same number for every topology, so that sums "
+        "are equal",
     )
     save_every_steps: int | None = Field(
-        None, ge=1, description="state.pt within an epoch too; always at its end"
+        None, ge=1, description="steps between saves of state.pt; the end of an epoch always saves"
     )
     tensorboard: bool = Field(
-        True, description="write the numbers of metrics.jsonl to <run.dir>/tensorboard too"
+        True, description="write the numbers of metrics.jsonl for TensorBoard too, to tensorboard/"
     )
 
 
 class SelectionSettings(Settings):
-    """Which samples of which pool are read."""
+    """The samples of a pool that are read."""
 
     pool: str = Field(description="folder or address of the pool")
     train: str | None = Field(None, description="manifest, for example few_shot/train_k2")
@@ -100,39 +101,42 @@ class ModelSettings(Settings):
 
 
 class TextSettings(Settings):
-    """How a class name becomes a class text."""
+    """The texts of a class, made from its name."""
 
     template: str = Field(
-        "a video of a person {}.", description="`{}` is the class name; `{}` alone is the bare name"
+        "a video of a person {}.",
+        description="class text, in which `{}` stands for the class name",
     )
     raw_names: bool = Field(
-        False, description="keep CamelCase and `_` as the label file spells them"
+        False, description="keep CamelCase and `_` of class names as the label file spells them"
     )
     templates: Names = Field(
-        (), description="several instead of one: drawn in training, averaged in scoring"
+        (), description="several templates instead of one: drawn in training, averaged in scoring"
     )
     sentences: Path | None = Field(
-        None, description="JSON {class: [texts]} instead of templates (BDC-CLIP, BMPT)"
+        None, description="JSON file {class: [texts]} that replaces templates"
     )
     paraphrases: Path | None = Field(
         None,
-        description="lines `class -> same action in other words`, which templates then name instead of the class",
+        description="file of lines `class -> same action in other words`; templates then name these "
+        "words instead of the class",
     )
     negatives: Path | None = Field(
-        None, description="lines `class -> look-alike action`, for bmpt's margin loss"
+        None, description="file of lines `class -> similar action`, for the margin loss of bmpt"
     )
     knowledge: Path | None = Field(
-        None, description="knowledge.parquet of the training list (bmpt)"
+        None, description="knowledge.parquet of the training list, for bmpt"
     )
     attributes: Annotated[tuple[Path, ...], BeforeValidator(_listed)] = Field(
         (),
-        description="attributes.parquet of all lists, trained and scored, for method.attributes (bike)",
+        description="attributes.parquet of all lists that are trained on or scored, for bike with "
+        "method.attributes",
     )
 
 
 @dataclass(frozen=True)
 class MethodTraits:
-    """What the rest of the code must know about a method before it is built.
+    """Facts about a method that the rest of the code needs before it is built.
 
     The settings model of each method returns one, see `MethodSettings.traits`.
     """
@@ -192,7 +196,7 @@ class MethodSettings(Settings):
 
     @property
     def traits(self) -> MethodTraits:
-        """Return what the rest of the code must know about a method with these settings."""
+        """Return the traits of a method with these settings."""
         return MethodTraits()
 
     @model_validator(mode="before")
@@ -209,7 +213,7 @@ class MethodSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The optimiser. Rates of the prompts and of the exchange default to `lr`."""
+    """The optimiser and its schedule. The rates of other groups default to `lr`."""
 
     epochs: int = Field(12, ge=1, description="passes over the training list")
     lr: float = Field(
@@ -222,25 +226,36 @@ class TrainSettings(Settings):
         None, gt=0, allow_inf_nan=False, description="rate of bmpt's exchange; default lr"
     )
     lr_adapters: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="bdc_clip: norms and projections"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="rate of bdc_clip's norms and projections; default lr",
     )
     lr_head: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="classifier, temporal transformer"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="rate of bdc_clip's classifier and of bike's temporal transformer; default lr",
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW; BIKE 0.9, 0.999")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.98), description="betas of AdamW; BIKE uses 0.9, 0.999"
+    )
     eps: float = Field(
-        1e-8, gt=0, allow_inf_nan=False, description="of AdamW; BMPT and BDC-CLIP as released 1e-6"
+        1e-8,
+        gt=0,
+        allow_inf_nan=False,
+        description="epsilon of AdamW; BMPT and BDC-CLIP as released use 1e-6",
     )
     weight_decay: float = Field(
         0.001,
         ge=0,
         allow_inf_nan=False,
-        description="of all matrices that train; prompts, gains and biases have none",
+        description="weight decay of all trained matrices; prompts, gains and biases have none",
     )
     warmup_epochs: float = Field(
         1, ge=0, allow_inf_nan=False, description="epochs in which the rate rises to lr"
     )
-    accumulation: int = Field(1, ge=1, description="micro-batches of one optimiser step")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="autocast type; fp16 needs a GPU"
     )
@@ -250,18 +265,20 @@ class TrainSettings(Settings):
 
 
 class EvalSettings(Settings):
-    """What is scored."""
+    """The manifests to score, and how."""
 
     manifests: Names = Field((), description="manifests to score; default data.val")
     batch_size: int = Field(
-        16, ge=1, description="rows of one fixed block; the same at any number of ranks"
+        16,
+        ge=1,
+        description="rows that are scored at once; blocks are the same on any number of ranks",
     )
     wise_ft: float | None = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="share of the tuned weights, the rest is of the base: WiSE-FT",
+        description="fraction of the tuned weights in a mix with the base weights (WiSE-FT)",
     )
     clips: Literal[1] = Field(1, description="clips per video; 1 in this version")
     crops: Literal[1] = Field(1, description="crops per clip; 1 in this version")

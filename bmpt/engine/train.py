@@ -303,7 +303,7 @@ class Trainer:
     # --- errors ----------------------------------------------------------------------------------
 
     def _memory_hint(self, num_clips: int) -> str:
-        """Return how a step takes less memory than with so many clips at once."""
+        """Return how a step of this many clips at once takes less memory."""
         if num_clips == 1:
             return "lower data.frames"
         if self._method.traits.compares_clips:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """Return one line per manifest with its counts, then the HM of base and novel if both are there.
+    """Return one line per manifest with its counts, and the HM of base and novel if both exist.
 
     Args:
         results: The content of results.json.

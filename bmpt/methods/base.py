@@ -101,7 +101,7 @@ class ClipInputs:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a micro-batch is trained towards."""
+    """Labels and features that a micro-batch is trained towards."""
 
     labels_B: torch.Tensor
     """int64 class ids."""

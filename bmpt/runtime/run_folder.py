@@ -84,8 +84,8 @@ def _check_owner(folder: Path, config: RunConfig, *, scores_only: bool) -> None:
     key, there, here = _first_difference(theirs, ours)
     or_fresh = "" if scores_only else ", or --fresh to start over"
     raise ConfigError(
-        f"{path}: belongs to another config ({key} is {there!r} there, {here!r} here); give another "
-        f"run.dir{or_fresh}"
+        f"{path}: belongs to another config ({key} is {there!r} there, {here!r} here); give "
+        f"another run.dir{or_fresh}"
     )
 
 
