@@ -118,8 +118,8 @@ class TextSettings(Settings):
     )
     paraphrases: Path | None = Field(
         None,
-        description="file of lines `class -> same action in other words`; templates then name these "
-        "words instead of the class",
+        description="file of lines `class -> same action in other words`; templates then name "
+        "these words instead of the class",
     )
     negatives: Path | None = Field(
         None, description="file of lines `class -> similar action`, for the margin loss of bmpt"

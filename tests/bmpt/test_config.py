@@ -282,7 +282,7 @@ def test_a_config_cannot_be_changed(minimal: Path) -> None:
         load_config(minimal).seed = 3
 
 
-def test_both_is_another_name_of_all() -> None:
+def test_tune_both_is_an_alias_of_all() -> None:
     both, all_ = (
         RunConfig.model_validate({"data": {"pool": "p"}, "method": {"tune": tune}})
         for tune in ("both", "all")
@@ -298,7 +298,7 @@ def test_both_is_another_name_of_all() -> None:
         ({"name": "bdc_clip", "dropout": 0.5}, True),
     ],
 )
-def test_how_a_step_is_cut_decides_the_numbers_of_some(
+def test_accumulation_is_part_of_the_identity_only_where_it_decides_numbers(
     method: dict[str, Any], depends: bool
 ) -> None:
     def of(accumulation: int) -> dict[str, Any]:

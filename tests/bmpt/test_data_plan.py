@@ -33,7 +33,7 @@ def plan_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return found
 
 
-def test_a_manifest_is_planned_as_a_config_of_it_would_be(
+def test_a_manifest_is_planned_like_its_config(
     bucket: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, clip: Path
 ) -> None:
     config = str(
@@ -52,7 +52,7 @@ def test_a_manifest_is_planned_as_a_config_of_it_would_be(
     assert of_config["seconds"] == plan["seconds"] > 0
 
 
-def test_settings_change_what_is_planned_of_a_manifest(
+def test_settings_change_the_plan_of_a_manifest(
     bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = [
@@ -85,15 +85,16 @@ def test_a_list_that_is_not_for_training_is_planned_as_scoring(
     assert plan_of(capsys, "manifests/few_shot/val.parquet")["plans"] == [plan]
 
 
-def test_what_training_would_refuse_is_refused(
+def test_a_plan_refuses_a_batch_that_training_refuses(
     toy_pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert complains(capsys, "plan", str(toy_pool / MANIFEST), "--set", "data.batch_size=9") == (
-        "error: data.batch_size is 9, but the training manifest has 8 samples; set data.batch_size to 8 or less\n"
+        "error: data.batch_size is 9, but the training manifest has 8 samples; "
+        "set data.batch_size to 8 or less\n"
     )
 
 
-def test_neither_a_config_nor_a_manifest_is_one_line(
+def test_an_address_that_is_neither_config_nor_manifest_is_one_line(
     toy_pool: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     neither = (

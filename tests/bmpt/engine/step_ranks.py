@@ -1,5 +1,5 @@
-"""The gradient of one optimiser step, in float64: by the engine's way on any number of ranks, and
-by the plain way."""
+"""The gradient of one optimiser step in float64, by the engine on any number of ranks, and with the
+class texts encoded in every micro-batch."""
 
 from __future__ import annotations
 

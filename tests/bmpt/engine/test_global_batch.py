@@ -1,5 +1,4 @@
-"""What the log says of a step's clips; that it is the same over ranks is shown in
-`test_kill_and_resume.py`."""
+"""The log of a step's clips. `test_kill_and_resume.py` shows that it is the same on all ranks."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def files_with_credentials(folder: Path) -> list[Path]:
     return [path for path in files if any(word in path.read_bytes() for word in words)]
 
 
-def test_the_run_was_killed_within_an_epoch_and_has_seen_what_one_process_sees(
+def test_the_killed_run_stopped_within_an_epoch_and_saw_the_clips_of_one_process(
     killed: Path, unbroken: RunConfig
 ) -> None:
     done = metrics_of(killed)[-1]["step"]
@@ -174,7 +174,7 @@ def test_a_killed_run_goes_on_with_other_ranks_to_the_unbroken_end(
     assert sum(3 - row["valid_clips"] for row in ours) == 2 * len(failing)
 
 
-def test_the_log_says_what_was_read_of_the_bucket(unbroken: RunConfig) -> None:
+def test_the_log_has_the_bytes_and_requests_of_the_bucket(unbroken: RunConfig) -> None:
     rows = metrics_of(folder_of(unbroken))
     for row in rows:
         assert row["requests"] == row["valid_clips"] or row["valid_clips"] < 3

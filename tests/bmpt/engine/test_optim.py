@@ -28,7 +28,7 @@ def test_the_cosine_ends_at_the_lowest_share_and_stays_there() -> None:
     assert lr_fraction(99, num_steps=20, warmup_steps=4) == pytest.approx(LOWEST_FRACTION)
 
 
-def test_half_way_after_warm_up_the_share_is_half_way_between_1_and_the_lowest() -> None:
+def test_the_fraction_half_way_after_the_warm_up_is_the_mean_of_1_and_the_lowest() -> None:
     assert lr_fraction(12, num_steps=20, warmup_steps=4) == pytest.approx((1 + LOWEST_FRACTION) / 2)
     quarter = LOWEST_FRACTION + (1 - LOWEST_FRACTION) * 0.5 * (1 + math.cos(math.pi / 4))
     assert lr_fraction(8, num_steps=20, warmup_steps=4) == pytest.approx(quarter)
@@ -97,7 +97,7 @@ def test_each_group_has_its_own_base_rate(clip: Path) -> None:
     assert rates["clip.visual.conv1.weight"] == rates["clip.logit_scale"] == 1e-6
 
 
-def test_rates_of_prompts_and_exchange_default_to_the_one_rate(clip: Path) -> None:
+def test_rates_of_prompts_and_exchange_default_to_lr(clip: Path) -> None:
     groups = groups_by_name(clip, TrainSettings(lr=3e-4))
     assert {group["base_lr"] for group in groups.values()} == {3e-4}
 
@@ -111,7 +111,7 @@ def test_setting_a_share_keeps_the_base_rates(clip: Path) -> None:
     )
 
 
-def test_the_share_of_the_rate_is_what_a_step_uses(clip: Path) -> None:
+def test_a_step_uses_the_fraction_of_the_rate(clip: Path) -> None:
     method = method_on(clip, exchange="none", text_depth=0)
     optimizer = build_optimizer(method, TrainSettings(lr=1e-3))
     set_lr(optimizer, 0.5)

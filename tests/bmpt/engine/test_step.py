@@ -1,5 +1,5 @@
-"""Class texts encoded once a step, over all ranks, give the gradients of encoding them in every
-micro-batch."""
+"""Test that class texts encoded once per step, over all ranks, give the same gradients as class
+texts encoded in every micro-batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ Gradients = dict[str, torch.Tensor]
 def ranks(
     request: pytest.FixtureRequest, clip: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[list[Gradients]]:
-    """What so many gloo processes computed, [rank][case]; of four processes one has no class to
-    encode."""
+    """Gradients of gloo processes, [rank][case]; of four processes one has no class to encode."""
     folder = tmp_path_factory.mktemp("ranks")
     done = torchrun(request.param, str(clip), str(folder), module="tests.bmpt.engine.step_ranks")
     assert done.returncode == 0, done.stderr
@@ -37,7 +36,7 @@ def assert_equal(ours: Gradients, plain: Gradients) -> None:
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_alone_they_are_those_of_the_plain_way(clip: Path, case: int) -> None:
+def test_gradients_on_one_rank_equal_encoding_every_micro_batch(clip: Path, case: int) -> None:
     plain = step(clip, case, ALONE, encodes_once=False)
     ours = step(clip, case, ALONE)
     assert_equal(ours, plain)
@@ -47,7 +46,7 @@ def test_alone_they_are_those_of_the_plain_way(clip: Path, case: int) -> None:
     )
 
 
-def test_on_several_ranks_they_are_those_of_the_plain_way_alone(
+def test_gradients_on_several_ranks_equal_encoding_every_micro_batch_on_one(
     clip: Path, ranks: list[list[Gradients]]
 ) -> None:
     for case in range(len(CASES)):
@@ -58,7 +57,7 @@ def test_on_several_ranks_they_are_those_of_the_plain_way_alone(
         torch.testing.assert_close(mean, plain["loss"], rtol=1e-9, atol=0)
 
 
-def test_each_rank_encodes_a_share_of_the_classes(clip: Path, ranks: list[list[Gradients]]) -> None:
+def test_each_rank_encodes_a_part_of_the_classes(clip: Path, ranks: list[list[Gradients]]) -> None:
     for case in range(len(CASES)):
         texts_a_class = int(step(clip, case, ALONE)["texts"]) // len(CLASSES)
         of_ranks = [int(rank[case]["texts"]) for rank in ranks]

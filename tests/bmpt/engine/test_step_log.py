@@ -115,7 +115,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path) -> None:
+def test_flushed_numbers_survive_a_kill(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_AFTER_A_FLUSH, str(tmp_path)]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert [row["step"] for row in metrics_of(tmp_path)] == [1, 2]

@@ -66,7 +66,7 @@ EVALUATION_KEYS = [
 ]
 
 
-def test_a_run_folder_holds_what_the_format_says(finished: RunConfig) -> None:
+def test_a_run_folder_has_the_files_of_the_format(finished: RunConfig) -> None:
     found = {
         str(path.relative_to(folder_of(finished)))
         for path in folder_of(finished).rglob("*")
@@ -120,7 +120,7 @@ def test_every_clip_is_counted_once_in_manifest_order(finished: RunConfig) -> No
         assert entry["verdicts"] == {"ok": len(manifest)}
 
 
-def test_the_percentages_are_those_of_the_predictions(finished: RunConfig) -> None:
+def test_percentages_follow_from_the_predictions(finished: RunConfig) -> None:
     for entry in results_of(finished)["evaluations"]:
         rows = pq.read_table(folder_of(finished) / entry["predictions"]).to_pylist()
         correct = sum(row["top5"][0] == row["label"] for row in rows)
@@ -156,7 +156,7 @@ def test_every_step_is_logged_once_with_its_rate_and_clips(finished: RunConfig) 
     )
 
 
-def test_the_config_in_the_run_folder_is_the_one_that_ran(finished: RunConfig) -> None:
+def test_the_run_folder_has_the_config_of_the_run(finished: RunConfig) -> None:
     assert load_config(folder_of(finished) / "config.yaml") == finished
 
 
@@ -242,7 +242,7 @@ def test_accumulation_gives_the_same_losses_and_tensors(
     assert_same_run(whole, parts, tolerance=2e-4)
 
 
-def test_loader_workers_change_nothing(config: MakeConfig) -> None:
+def test_loader_workers_do_not_change_a_run(config: MakeConfig) -> None:
     here = config(run="here", train={"epochs": 1})
     elsewhere = config(run="workers", train={"epochs": 1}, data={"num_workers": 1})
     run(here)
@@ -272,7 +272,7 @@ def test_a_manifest_that_cannot_be_scored_is_found_before_training(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_is_complete_without_a_batch_of_the_next_one(
+def test_a_step_does_not_wait_for_a_batch_of_the_next_step(
     toy_pool: Path, accumulation: int
 ) -> None:
     pool = open_pool(toy_pool)
@@ -377,7 +377,7 @@ def test_a_damaged_sample_is_counted_as_failed_and_named_in_the_predictions(
     assert same == [index for index in range(12) if index != 4]
 
 
-def test_a_manifest_of_which_nothing_can_be_read_stops_the_run(
+def test_a_manifest_without_a_readable_sample_stops_the_run(
     config: MakeConfig, tmp_path: Path
 ) -> None:
     pool = tmp_path / "pool"
@@ -391,7 +391,7 @@ def test_a_manifest_of_which_nothing_can_be_read_stops_the_run(
         run_evaluation(settings, ALONE, checkpoint=None)
 
 
-def test_a_run_changes_nothing_in_the_pool(config: MakeConfig, toy_pool: Path) -> None:
+def test_a_run_does_not_change_the_pool(config: MakeConfig, toy_pool: Path) -> None:
     before = {path: path.read_bytes() for path in toy_pool.rglob("*") if path.is_file()}
     run(config(train={"epochs": 1}))
     assert {path: path.read_bytes() for path in toy_pool.rglob("*") if path.is_file()} == before
@@ -424,7 +424,7 @@ def test_eval_with_the_checkpoint_gives_the_numbers_of_train(
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_the_trained_prompts_are_what_is_scored(finished: RunConfig, config: MakeConfig) -> None:
+def test_scoring_uses_the_trained_prompts(finished: RunConfig, config: MakeConfig) -> None:
     settings = config(
         run="plain", method={"name": "zero_shot"}, eval={"manifests": ["few_shot/val"]}
     )
@@ -450,7 +450,7 @@ def test_a_method_that_trains_is_not_scored_without_a_checkpoint(config: MakeCon
 
 
 @pytest.mark.parametrize("block_size", [1, 12, 100])
-def test_the_size_of_the_evaluation_blocks_changes_scores_by_rounding_alone(
+def test_the_size_of_evaluation_blocks_changes_scores_only_by_rounding(
     finished: RunConfig, config: MakeConfig, block_size: int
 ) -> None:
     settings = config(run=f"b{block_size}", eval={"batch_size": block_size})

@@ -1,4 +1,4 @@
-"""What tests of small modules share: drawn parameters, ids of texts, finite differences."""
+"""Helpers for tests of small modules: drawn parameters, ids of texts, finite differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods on the tiny CLIP, and what they are trained on."""
+"""Methods on the tiny CLIP, with sentences and targets of three classes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Any
 
 import torch
 
-from bmpt.methods import build_method
+from bmpt.methods import METHODS, build_method
 from bmpt.methods.base import Method, Targets
 from bmpt.texts.class_texts import ClassSentences
 from tests.bmpt.tiny import METHOD, load_tiny, settings_of
 
 CLASSES = ("walk", "run", "jump")
+# `method.tune` of each method in these tests: the first that it accepts, except for vifi_clip
 TUNES = {
-    "zero_shot": "prompts",
-    "vifi_clip": "all",
-    "bdc_clip": "all",
-    "bmpt": "prompts",
-    "bike": "image",
+    name: settings.model_validate({}).traits.tunes[0] for name, (_, settings) in METHODS.items()
 }
+TUNES["vifi_clip"] = "all"
 
 
 def sentences(num_sentences: int = 1) -> ClassSentences:

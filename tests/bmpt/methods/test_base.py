@@ -1,4 +1,4 @@
-"""What each method trains, refuses and couples, on the tiny CLIP."""
+"""The parameters that each method trains and the settings that it refuses, on the tiny CLIP."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_class_features_that_are_given_are_used(clip: Path) -> None:
         )
 
 
-def test_at_step_0_the_exchange_changes_nothing(clip: Path) -> None:
+def test_the_exchange_changes_no_prompt_at_step_0(clip: Path) -> None:
     method = bmpt_on(clip)
     vision, text = method.layer_prompts()
     assert torch.equal(torch.stack(list(vision)), method.vision_LPE)
@@ -213,7 +213,9 @@ def test_without_an_exchange_the_text_tower_has_no_prompt_of_layer_0(clip: Path)
 
 
 @pytest.mark.parametrize("text_depth", [0, 1])
-def test_prompts_of_the_visual_tower_alone_train_alone(clip: Path, text_depth: int) -> None:
+def test_visual_prompts_without_text_prompts_are_all_that_trains(
+    clip: Path, text_depth: int
+) -> None:
     method = bmpt_on(clip, exchange="none", text_depth=text_depth)
     assert method.trained_groups() == {"vision_LPE": "prompts"}
 
@@ -233,12 +235,17 @@ def test_zero_shot_trains_nothing(clip: Path) -> None:
     assert [name for name, p in method.named_parameters() if p.requires_grad] == []
 
 
-def test_every_group_that_a_method_names_is_a_known_one_and_every_name_a_parameter(
+def test_trained_groups_have_known_groups_and_names_of_parameters(
     clip: Path,
 ) -> None:
-    for name in METHODS:
+    kinds = [
+        (name, tune)
+        for name, (_, settings) in METHODS.items()
+        for tune in settings.model_validate({}).traits.tunes
+    ]
+    for name, tune in kinds:
         position = "none" if name == "zero_shot" else "learned"
-        method = method_on(clip, name=name, tune="all", temporal_position=position)
+        method = method_on(clip, name=name, tune=tune, temporal_position=position)
         groups, parameters = method.trained_groups(), dict(method.named_parameters())
         assert set(groups.values()) <= set(get_args(Group))
         assert groups.keys() <= parameters.keys()
@@ -252,7 +259,7 @@ def test_the_trained_state_holds_copies_of_exactly_the_trained_tensors(clip: Pat
     assert method.vision_LPE.abs().sum() > 0
 
 
-def test_the_same_seed_gives_the_same_prompts_and_another_one_others(clip: Path) -> None:
+def test_prompts_depend_on_the_seed(clip: Path) -> None:
     first, again, other = (bmpt_on(clip, seed=seed).trained_state() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["vision_LPE"], other["vision_LPE"])
@@ -282,7 +289,7 @@ def test_a_backbones_temporal_position_is_left_out_under_none(clip: Path, tmp_pa
     assert torch.equal(clips_of(bmpt_on(file)), clips_of(bmpt_on(clip)))
 
 
-def test_a_temporal_position_that_nothing_trains_is_refused(clip: Path, tmp_path: Path) -> None:
+def test_zero_shot_refuses_a_new_temporal_position(clip: Path, tmp_path: Path) -> None:
     file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=random_frames(4, VISION_WIDTH))
     assert method_on(file, name="zero_shot", temporal_position="learned").temporal_TE is not None
     with pytest.raises(
@@ -380,7 +387,10 @@ def test_prompts_that_leave_no_room_for_a_caption_are_refused(clip: Path, text_t
     """The context is 77: SOT, slots, at least one caption token, EOT. Else all classes share one
     feature."""
     method = bmpt_on(clip, text_tokens=text_tokens)
-    sentence = rf"method\.text_tokens={text_tokens}: leaves no room for a caption .* 77 tokens; .* most 74$"
+    sentence = (
+        rf"method\.text_tokens={text_tokens}: leaves no room for a caption .* 77 tokens; "
+        r".* most 74$"
+    )
     with pytest.raises(ConfigError, match=sentence):
         method.prepare_texts(["walk", "run"])
 

@@ -89,7 +89,7 @@ def test_the_start_of_the_temporal_transformer_is_the_releases() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_temporal_transformer_gives_the_type_it_takes_under_autocast(
+def test_the_temporal_transformer_keeps_the_dtype_under_autocast(
     dtype: torch.dtype,
 ) -> None:
     transformer = transformer_of(8, 2, 2).float()
@@ -134,14 +134,14 @@ def test_concept_spotting_equals_a_loop(
             assert ours[clip, name].item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-9)
 
 
-def test_the_words_of_a_text_are_those_up_to_eot() -> None:
+def test_the_word_mask_ends_at_eot() -> None:
     ids_KS = ids_with_eot(0, 2, 3, context=4)
     expected = [[True, False, False, False], [True, True, True, False], [True, True, True, True]]
     assert word_mask(ids_KS).tolist() == expected
     assert word_mask(ids_KS, counts_padding=True).all()
 
 
-def test_what_stands_after_eot_counts_with_padding_alone() -> None:
+def test_tokens_after_eot_count_only_with_padding() -> None:
     ids_KS = ids_with_eot(1, context=4)
     frames_BTD, classes_KD, words_KSD = (
         random_frames(*shape) for shape in ((1, 3, 8), (1, 8), (1, 4, 8))
@@ -157,7 +157,7 @@ def test_what_stands_after_eot_counts_with_padding_alone() -> None:
         assert torch.equal(before, after) != counts_padding
 
 
-def test_the_cosines_with_the_texts_of_a_batch_are_columns_of_those_with_all_classes() -> None:
+def test_cosines_with_the_texts_of_a_batch_are_columns_of_all_class_cosines() -> None:
     frames_BTD, classes_KD, words_KSD = (
         random_frames(*shape).double() for shape in ((4, 3, 8), (3, 8), (3, 5, 8))
     )
@@ -169,7 +169,7 @@ def test_the_cosines_with_the_texts_of_a_batch_are_columns_of_those_with_all_cla
     torch.testing.assert_close(of_batch, of_classes[:, labels_B])
 
 
-def test_the_order_of_frames_does_not_matter_to_the_interactions_alone() -> None:
+def test_the_interactions_do_not_depend_on_the_order_of_frames() -> None:
     frames_BTD, classes_KD, words_KSD = (
         random_frames(*shape) for shape in ((2, 4, 8), (3, 8), (3, 5, 8))
     )

@@ -33,9 +33,7 @@ from tests.bmpt.tiny import clip_inputs, random_frames, training_loss
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
-def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(
-    clip: Path, name: str
-) -> None:
+def test_the_loss_gives_a_gradient_to_exactly_the_trained_parameters(clip: Path, name: str) -> None:
     method = method_of(clip, name, tune=TUNES[name], temporal_position="learned")
     method.train()
     if name == "bmpt":
@@ -59,7 +57,7 @@ def test_the_loss_gives_a_gradient_to_all_that_trains_and_to_nothing_else(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_empty_place_adds_nothing_to_the_loss(clip: Path, name: str) -> None:
+def test_a_placeholder_sample_adds_nothing_to_the_loss(clip: Path, name: str) -> None:
     method = method_of(clip, name, tune=TUNES[name])
     method.train()
     texts = method.prepare_classes(sentences())
@@ -116,7 +114,7 @@ def test_the_attributes_branch_runs_with_its_weights_in_bfloat16(clip: Path) -> 
 
 
 @torch.no_grad()
-def test_scoring_averages_unit_features_over_sentences_and_training_draws_one(clip: Path) -> None:
+def test_scoring_averages_sentences_and_training_draws_one(clip: Path) -> None:
     method = method_of(clip, "zero_shot").eval()
     texts = method.prepare_classes(sentences(3))
     each = torch.stack([method.encode_sentence(texts, index)[COSINE] for index in range(3)])
@@ -153,7 +151,7 @@ def test_negatives_and_knowledge_add_to_bmpts_loss_and_short_negatives_stay_apar
     ("name", "changes"), [("bmpt", {"causal": True}), ("bdc_clip", {"causal": True})]
 )
 @torch.no_grad()
-def test_with_a_causal_mask_a_clip_and_its_reverse_differ_and_without_they_do_not(
+def test_a_clip_and_its_reverse_differ_only_with_a_causal_mask(
     clip: Path, name: str, changes: dict[str, Any]
 ) -> None:
     frames = random_frames(1, 1, 4, 3, 32, 32)
@@ -184,7 +182,7 @@ def test_the_classifier_of_bdc_clip_has_no_say_about_other_classes(clip: Path) -
     assert method.class_scores(clips, of_others).shape == (2, 2)
 
 
-def test_bike_takes_one_text_a_class(clip: Path) -> None:
+def test_bike_takes_one_text_per_class(clip: Path) -> None:
     with pytest.raises(ConfigError, match=r"method\.name=bike: takes one text per class, got 2"):
         method_of(clip, "bike", tune="image").prepare_classes(sentences(2))
 
@@ -273,7 +271,7 @@ def test_vifi_clips_prompts_through_the_seam_give_the_originals_logits(
 
 
 @torch.no_grad()
-def test_under_autocast_logits_of_features_are_those_of_float32(clip: Path) -> None:
+def test_logits_of_features_are_float32_under_autocast(clip: Path) -> None:
     """bfloat16 has 256 steps between 0.5 and 1: many cosines would be equal."""
     method = method_of(clip, "zero_shot").eval()
     clips = {COSINE: torch.nn.functional.normalize(random_frames(16, 1, 16), dim=-1)}
@@ -287,7 +285,7 @@ def test_under_autocast_logits_of_features_are_those_of_float32(clip: Path) -> N
         assert method.encode_sentence(texts)[COSINE].norm(dim=-1).sub(1).abs().max() < 1e-6
 
 
-def test_words_behind_the_last_eot_are_not_computed_unless_they_count(clip: Path) -> None:
+def test_padding_of_class_texts_is_computed_only_where_it_counts(clip: Path) -> None:
     masked, unmasked = (
         method_of(clip, "bike", tune="image", counts_padding=flag) for flag in (False, True)
     )
@@ -295,7 +293,7 @@ def test_words_behind_the_last_eot_are_not_computed_unless_they_count(clip: Path
     assert unmasked.prepare_classes(sentences()).ids_KPS.shape[-1] == 77
 
 
-def test_a_classifier_of_other_classes_is_said_to_take_no_part(clip: Path) -> None:
+def test_a_warning_says_that_the_classifier_is_left_out(clip: Path) -> None:
     method = method_of(clip, "bdc_clip", tune="all")
     texts = method.prepare_classes(sentences())
     assert method.scoring_warning(texts) is None

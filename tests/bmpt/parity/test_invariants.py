@@ -1,4 +1,4 @@
-"""What holds of every method, through the seam: none of it depends on what the weights are."""
+"""Properties that every method has for any weights."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def farthest(ours: Features, theirs: Features) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [(name, changes) for name in METHODS for changes in PLAIN[name]]
+    ("name", "changes"), [(name, changes) for name in PLAIN for changes in PLAIN[name]]
 )
 @pytest.mark.parametrize("causal", [False, True])
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_a_clip_of_one_frame_has_the_logits_of_plain_clip(
     ids=["bmpt", "vifi_clip"],
 )
 @pytest.mark.parametrize("without", ["vision", "text"])
-def test_a_tower_with_prompts_of_depth_0_is_one_without_prompts(
+def test_a_tower_with_prompts_of_depth_0_equals_a_tower_without_prompts(
     clip: Path, name: str, changes: dict[str, Any], without: str
 ) -> None:
     frames = random_frames(2, 1, 4, 3, 32, 32)
@@ -162,7 +162,9 @@ def no_temporal_layers(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_order_of_frames_changes_no_logit_where_nothing_says_it(clip: Path, name: str) -> None:
+def test_logits_without_a_temporal_position_do_not_depend_on_the_order_of_frames(
+    clip: Path, name: str
+) -> None:
     """Bike's temporal transformer says it, see `test_bike.py`; a causal mask too, see
     `test_seam.py`."""
     method = method_of(clip, name, tune=TUNES[name], **no_temporal_layers(name))
@@ -176,7 +178,7 @@ def test_the_order_of_frames_changes_no_logit_where_nothing_says_it(clip: Path, 
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_new_temporal_position_changes_nothing_before_training_and_then_tells_a_clip_from_its_reverse(
+def test_a_new_temporal_position_changes_logits_only_once_it_is_trained(
     clip: Path, name: str
 ) -> None:
     frames = random_frames(1, 1, 4, 3, 32, 32)
@@ -205,7 +207,7 @@ def moving_bar(num_clips: int) -> tuple[torch.Tensor, list[int]]:
 
 @pytest.mark.parametrize("name", ["vifi_clip", "bmpt"])
 @pytest.mark.parametrize("temporal", ["none", "learned"])
-def test_training_tells_left_to_right_from_right_to_left_with_a_temporal_position_alone(
+def test_training_learns_the_direction_of_motion_only_with_a_temporal_position(
     clip: Path, name: str, temporal: str
 ) -> None:
     method = method_of(clip, name, tune="prompts", temporal_position=temporal)

@@ -112,7 +112,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         ),
     ],
 )
-def test_what_reads_stored_outputs_holds_for_others(tmp_path: Path, sizes: Sizes) -> None:
+def test_the_parity_tests_hold_for_other_stored_outputs(tmp_path: Path, sizes: Sizes) -> None:
     environment = {**os.environ, "BMPT_REFERENCE_DIR": str(write_reference(tmp_path, sizes))}
     command = [
         sys.executable,

@@ -174,7 +174,7 @@ def test_prompts_in_both_towers_give_the_logits_of_vifi_clips_prompting(
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 4])
 @torch.no_grad()
-def test_a_text_prompt_that_starts_as_words_is_these_words(
+def test_text_prompts_with_start_words_equal_the_words(
     reference: Path, backbone: Backbone, num_tokens: int
 ) -> None:
     """CTX_INIT of ViFi-CLIP: at the first step prompts of up to 4 tokens stand for "a photo of
@@ -278,7 +278,7 @@ def test_bikes_video_branch_gives_the_originals_logits(
 
 
 @torch.no_grad()
-def test_without_the_padding_bikes_logits_are_those_of_the_words(reference: Path) -> None:
+def test_bikes_logits_without_padding_are_those_of_the_words(reference: Path) -> None:
     tensors, _ = read(reference / "bike.safetensors")
     frames_BTD, classes_KD, ids_KS = tensors["frames"], tensors["text.eot"], tensors["token_ids"]
     words = [

@@ -1,4 +1,4 @@
-"""The device of a rank and what it is asked for."""
+"""The device of a rank, and errors of its memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from shards.errors import ConfigError
 def test_more_ranks_than_gpus_are_refused_with_the_number_to_start(
     local_rank: int, num_gpus: int
 ) -> None:
-    said = f"^this node has {num_gpus} GPUs, none for its rank {local_rank}; set --nproc-per-node {num_gpus}$"
-    with pytest.raises(ConfigError, match=said):
+    sentence = (
+        f"^this node has {num_gpus} GPUs, none for its rank {local_rank}; set --nproc-per-node "
+        f"{num_gpus}$"
+    )
+    with pytest.raises(ConfigError, match=sentence):
         check_has_gpu(local_rank, num_gpus)
 
 
@@ -35,7 +38,7 @@ def test_float32_is_not_rounded_to_tf32_on_the_device_that_is_chosen(
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_only_a_lack_of_memory_is_said_as_such() -> None:
+def test_only_an_error_of_memory_is_explained_as_one() -> None:
     with (
         pytest.raises(ConfigError, match=r"^the GPU has no memory for 3 clips at once; take 2$"),
         explain_out_of_memory(3, "take 2"),

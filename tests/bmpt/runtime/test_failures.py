@@ -64,7 +64,7 @@ def test_a_resumed_run_stops_at_the_sample_at_which_it_stopped_before(
     assert said[0] == said[1]
 
 
-def test_an_epoch_of_which_nothing_can_be_read_ends_a_run_below_the_limit(
+def test_an_epoch_without_a_readable_sample_ends_a_run_below_the_limit(
     config: MakeConfig, tmp_path: Path
 ) -> None:
     make_pool(tmp_path / "pool", samples_per_class=5)
@@ -91,7 +91,7 @@ def test_a_run_that_failures_end_at_its_first_step_says_why_each_sample_failed(
     assert "few_shot/train_k2: 8 of 8 samples could not be read " in capfd.readouterr().err
 
 
-def test_a_run_names_its_failures_at_the_end_once_and_those_before_a_stop_too(
+def test_a_run_names_all_its_failures_once_at_the_end(
     config: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make_pool(tmp_path / "pool", samples_per_class=5)
@@ -120,6 +120,7 @@ def test_many_failures_are_named_in_one_short_line(capsys: pytest.CaptureFixture
     name_failures("few_shot/val", keys, num_samples=100, reasons=Path("run/metrics.jsonl"))
     name_failures("few_shot/val", [], num_samples=100, reasons=Path("run/metrics.jsonl"))
     assert capsys.readouterr().err == (
-        "warning: few_shot/val: 13 of 100 samples could not be read and were left out: key0, key1, key2, key3, key4, "
-        "key5, key6, key7, key8, key9 and 3 more; `failed` in run/metrics.jsonl says why\n"
+        "warning: few_shot/val: 13 of 100 samples could not be read and were left out: key0, "
+        "key1, key2, key3, key4, key5, key6, key7, key8, key9 and 3 more; "
+        "`failed` in run/metrics.jsonl says why\n"
     )

@@ -28,13 +28,13 @@ def test_with_fewer_than_five_classes_all_of_them_are_ranked() -> None:
     assert top_classes(scores([0.1, 0.3, 0.2])).tolist() == [[1, 2, 0]]
 
 
-def test_a_label_counts_if_it_is_among_the_first() -> None:
+def test_a_row_is_correct_if_its_label_is_among_the_first() -> None:
     top = np.array([[1, 3, 2], [0, 2, 1], [2, 0, 1]], dtype=np.int32)
     labels = np.array([3, 0, 1])
     assert [count_correct(top, labels, count) for count in (1, 2, 3)] == [1, 2, 3]
 
 
-def test_no_rows_give_no_correct_ones() -> None:
+def test_no_rows_have_no_correct_row() -> None:
     assert count_correct(np.zeros((0, 5), dtype=np.int32), np.zeros(0, dtype=np.int64), 5) == 0
 
 
@@ -44,7 +44,7 @@ def test_percentages_are_rounded_to_six_decimals() -> None:
     assert percent(3, 3) == 100.0
 
 
-def test_of_nothing_scored_there_is_no_percentage() -> None:
+def test_the_percentage_of_no_scored_rows_is_none() -> None:
     assert percent(0, 0) is None
 
 
@@ -67,7 +67,7 @@ def test_a_percentage_is_shown_with_two_decimals(value: float | None, text: str)
     assert show_percent(value) == text
 
 
-def test_the_table_has_a_line_a_manifest_and_one_for_hm() -> None:
+def test_the_table_has_a_line_per_manifest_and_one_for_hm() -> None:
     entry = {
         "manifest": "base_to_novel/val_base",
         "top1": 50.0,

@@ -135,7 +135,7 @@ def test_samples_in_a_row_end_an_evaluation_in_the_order_of_the_manifest_at_any_
         ("results.json", 2),
     ],
 )
-def test_what_the_main_rank_cannot_write_ends_all_ranks_with_one_line(
+def test_a_write_error_of_the_main_rank_ends_all_ranks_with_one_line(
     folder: Path, clip: Path, toy_pool: Path, name: str, steps: int
 ) -> None:
     path = write_config(folder, clip, toy_pool, run=f"no-{name}", train={"epochs": 1})
@@ -173,7 +173,7 @@ def test_a_run_that_diverges_ends_all_ranks_at_one_step_with_one_line(
     )
 
 
-def test_a_folder_that_the_main_rank_cannot_take_ends_all_ranks_with_one_line(
+def test_a_locked_run_folder_ends_all_ranks_with_one_line(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:
     run_training(
@@ -198,7 +198,7 @@ def test_a_mistake_is_one_line_of_one_rank_and_ends_all(
     ]
 
 
-def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
+def test_an_error_of_a_higher_rank_only_is_printed_with_its_number(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:
     (folder / "node0").mkdir()
@@ -207,7 +207,10 @@ def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
         (folder / f"node{rank}").mkdir()
     path = write_config(folder, clip, Path("pool"), run="one-node-has-no-pool")
     # rank 2 waits so long that torchrun ends it after rank 1, on a slow machine too
-    waits = f"case $RANK in 1) export {RANK_WAIT_VARIABLE}=0.5;; *) export {RANK_WAIT_VARIABLE}={TIMEOUT_SECONDS};; esac"
+    waits = (
+        f"case $RANK in 1) export {RANK_WAIT_VARIABLE}=0.5;; "
+        f"*) export {RANK_WAIT_VARIABLE}={TIMEOUT_SECONDS};; esac"
+    )
     start = f'{waits}; cd "{folder}/node$RANK" && exec "{sys.executable}" -m bmpt train "{path}"'
     launcher = (
         sys.executable,
@@ -230,7 +233,7 @@ def test_what_the_first_rank_does_not_meet_is_said_by_the_next_with_its_number(
     assert said.startswith(f"error: rank 1: {folder}/node1/pool/pool.json: no such file")
 
 
-def test_sigterm_saves_the_state_and_exits_0_and_two_ranks_go_on_with_it(
+def test_sigterm_saves_a_state_that_two_ranks_resume(
     folder: Path, clip: Path, toy_pool: Path
 ) -> None:
     rates = {"epochs": 40, "lr": 1e-4, "lr_prompts": 1e-3}

@@ -205,7 +205,7 @@ def test_fresh_starts_over_in_the_folder_of_another_config(config: MakeConfig) -
     assert results_of(other)["evaluations"] == results_of(alone)["evaluations"]
 
 
-def test_fresh_leaves_nothing_of_the_earlier_run(config: MakeConfig, tmp_path: Path) -> None:
+def test_fresh_removes_the_files_of_the_earlier_run(config: MakeConfig, tmp_path: Path) -> None:
     run(config(eval={"manifests": [*VAL, "few_shot/val"]}))
     settings = config(seed=3)
     run(settings, fresh=True)
@@ -214,7 +214,7 @@ def test_fresh_leaves_nothing_of_the_earlier_run(config: MakeConfig, tmp_path: P
     ]
 
 
-def test_a_run_that_was_killed_while_it_was_scored_is_only_scored_again(
+def test_a_run_killed_during_scoring_is_only_scored_again(
     config: MakeConfig, finished: RunConfig, tmp_path: Path
 ) -> None:
     shutil.copytree(folder_of(finished), tmp_path / "run")
@@ -228,7 +228,7 @@ def test_a_run_that_was_killed_while_it_was_scored_is_only_scored_again(
     assert_same_run(settings, finished, tolerance=0)
 
 
-def test_a_config_in_the_folder_that_this_version_does_not_know_is_one_error(
+def test_a_stored_config_with_an_unknown_key_is_one_error(
     config: MakeConfig,
 ) -> None:
     settings = config()
@@ -300,7 +300,7 @@ def test_an_evaluation_in_the_folder_of_another_method_is_refused(config: MakeCo
         )
 
 
-def test_classes_whose_texts_are_one_are_refused(config: MakeConfig) -> None:
+def test_classes_with_equal_texts_are_refused(config: MakeConfig) -> None:
     settings = config(text={"template": "very " * 80 + "{}"})  # the class name is cut off
     with pytest.raises(
         ConfigError, match=r"the classes 'Class00' and 'Class01' have the same text feature: tiny"

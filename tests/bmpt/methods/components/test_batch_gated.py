@@ -72,7 +72,7 @@ def test_a_layer_moves_the_second_halves_by_the_mean_over_frames_and_the_largest
 
 
 @pytest.mark.parametrize(("vision", "text"), [(4, 4), (3, 5)])
-def test_its_gradients_are_those_of_finite_differences(vision: int, text: int) -> None:
+def test_gradients_equal_finite_differences(vision: int, text: int) -> None:
     layer = drawn(BatchGatedLayer(3, 2, 2), 0).eval()
     inputs = (random_frames(2, vision, 3), random_frames(2, text, 2, seed=1))
 
@@ -85,7 +85,7 @@ def test_its_gradients_are_those_of_finite_differences(vision: int, text: int) -
     assert_gradients(layer, run, *inputs)
 
 
-def test_below_the_prompts_depth_class_features_do_not_depend_on_the_clips_and_beyond_they_do(
+def test_class_features_depend_on_the_clips_only_beyond_the_prompt_depth(
     clip: Path,
 ) -> None:
     one, other = random_frames(2, 1, 4, 3, 32, 32), random_frames(2, 1, 4, 3, 32, 32, seed=1)
@@ -115,7 +115,7 @@ def test_the_towers_move_each_other_from_the_start(clip: Path) -> None:
         assert (classes[COSINE] - method.encode_sentence(texts)[COSINE]).abs().max() > 1e-3
 
 
-def test_an_empty_place_and_negatives_move_nothing(clip: Path) -> None:
+def test_placeholder_samples_and_negatives_change_no_clip_feature(clip: Path) -> None:
     method, texts = gated(clip, **TWO_BLOCKS)
     frames = random_frames(3, 1, 4, 3, 32, 32)
     alone_clips, alone = encode(method, texts, frames[:2])

@@ -40,7 +40,7 @@ def test_the_weighted_covariance_of_the_specifications_example_is_its_numbers() 
     assert distance_covariance(weighted).tolist() == pytest.approx(WEIGHTED_COVARIANCE, abs=1e-6)
 
 
-def test_the_loops_that_ours_are_held_against_give_the_specifications_numbers_too() -> None:
+def test_the_naive_loops_give_the_numbers_of_the_specification() -> None:
     weighed = naive.weighed(CHANNELS.T, CHANNELS.T[0])
     assert naive.distance_covariance(CHANNELS.T).tolist() == pytest.approx(COVARIANCE, abs=1e-6)
     assert naive.distance_covariance(weighed).tolist() == pytest.approx(
@@ -153,7 +153,7 @@ def test_covariance_logits_are_scaled_cosines() -> None:
 
 
 @pytest.mark.parametrize(("floors_scale", "expected"), [(False, 99.9 / 5), (True, 19.0)])
-def test_outside_training_the_scale_is_divided_and_floored_on_demand_alone(
+def test_the_scale_is_divided_outside_training_and_rounded_down_on_request(
     floors_scale: bool, expected: float
 ) -> None:
     heads = BdcHeads(8, 3, reduced_width=4, floors_scale=floors_scale).double()
@@ -167,7 +167,7 @@ def test_the_scale_starts_at_100() -> None:
     assert BdcHeads(8, 3).scale().item() == pytest.approx(100.0, rel=1e-5)
 
 
-def test_dropout_acts_before_the_classifier_in_training_alone() -> None:
+def test_dropout_acts_before_the_classifier_only_in_training() -> None:
     heads = heads_of(8, 3, 5, dropout=0.8)
     feature_BF = heads.video_features(random_frames(1, 2, 4, 8).double()).detach()
     torch.manual_seed(0)

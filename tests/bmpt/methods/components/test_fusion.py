@@ -27,7 +27,7 @@ def sum_of_units(vectors_PF: torch.Tensor) -> torch.Tensor:
     return total / total.square().sum().sqrt()
 
 
-def test_one_sentence_is_its_unit_feature() -> None:
+def test_the_class_feature_of_one_sentence_is_its_unit_feature() -> None:
     features_KF = random_frames(4, 5)
     unit = features_KF / features_KF.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(mean_over_sentences(features_KF[None]), unit)

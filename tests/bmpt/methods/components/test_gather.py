@@ -40,7 +40,7 @@ def test_two_ranks_give_the_loss_and_the_gradients_of_one_process(
             torch.testing.assert_close(rank.gradients[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_alone_the_rows_are_all_there_are() -> None:
+def test_a_gather_of_one_rank_returns_its_rows() -> None:
     rows = random_frames(3, 2).requires_grad_()
     gather = row_gather(3, rows.device)
     assert gather == RowGather((3,), 0)
@@ -56,7 +56,7 @@ def test_half_precision_rows_become_float32_and_labels_stay() -> None:
     assert gather(torch.tensor([2, 0, 1])).dtype == torch.int64
 
 
-def test_each_rank_stands_after_those_before_it() -> None:
+def test_rows_of_ranks_are_in_rank_order() -> None:
     assert [RowGather((2, 0, 3), rank).own for rank in range(3)] == [
         slice(0, 2),
         slice(2, 2),

@@ -77,7 +77,7 @@ def test_the_divergence_of_the_specifications_example_is_its_numbers(dtype: torc
     assert both.item() == pytest.approx((1.0774498 + 1.5926401) / 2, abs=1e-6)
 
 
-def test_the_loops_that_ours_are_held_against_give_the_specifications_numbers_too() -> None:
+def test_the_naive_loops_give_the_numbers_of_the_specification() -> None:
     logits, labels = torch.arange(16.0).reshape(4, 4).double() / 4, [0, 1, 0, 2]
     means = [naive.divergences(side, labels).mean().item() for side in (logits, logits.T)]
     assert means == pytest.approx([1.0774498, 1.5926401], abs=1e-6)
@@ -113,7 +113,7 @@ def test_the_cross_entropy_with_smoothing_equals_a_loop(
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-def test_the_matching_loss_equals_a_loop_over_the_valid_clips_alone(
+def test_the_matching_loss_equals_a_loop_over_the_valid_clips(
     size: int, names: int, spread: float, dual: bool, seed: int, data: st.DataObject
 ) -> None:
     logits_NN = spread * random_frames(size, size, seed=seed).double()
@@ -270,7 +270,7 @@ def test_the_knowledge_loss_moves_the_class_texts_towards_the_knowledge_of_their
     assert loss(classes_KD - 1e-3 * gradient, scale) < loss(classes_KD, scale)
 
 
-def test_knowledge_logits_under_autocast_are_those_without() -> None:
+def test_knowledge_logits_are_the_same_under_autocast() -> None:
     knowledge_BD, classes_KD = random_frames(3, 64), random_frames(5, 64, seed=1)
     plain = knowledge_logits(knowledge_BD, classes_KD, torch.tensor(100.0))
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -58,7 +58,7 @@ def test_new_prompts_have_the_stated_shape_and_spread() -> None:
     assert abs(prompts.mean().item()) < 0.001
 
 
-def test_with_the_gates_at_0_nothing_moves() -> None:
+def test_closed_gates_leave_both_towers_unchanged() -> None:
     vision_LPE, text_LPE = new_prompts(3, 4, VISION), new_prompts(3, 4, TEXT)
     vision, text = Exchange(vision_LPE, text_LPE, HIDDEN)(vision_LPE, text_LPE)
     assert torch.equal(torch.stack(vision), vision_LPE)
@@ -120,7 +120,7 @@ def test_each_direction_chooses_token_by_token_or_the_mean_on_its_own() -> None:
     )
 
 
-def test_a_gate_scales_what_its_own_direction_adds() -> None:
+def test_a_gate_scales_the_update_of_its_own_direction() -> None:
     layer, vision, text = layer_and_tokens(4, 4)
     with torch.no_grad():
         layer.gate_to_text.fill_(0.5)
@@ -130,7 +130,7 @@ def test_a_gate_scales_what_its_own_direction_adds() -> None:
     torch.testing.assert_close(new_vision[2:] - vision[2:], -2.0 * layer.text_to_vision(text[:2]))
 
 
-def test_what_a_tower_gives_does_not_depend_on_what_it_takes() -> None:
+def test_the_giving_half_does_not_depend_on_the_taking_half() -> None:
     layer, vision, text = layer_and_tokens(4, 4)
     _, before = layer(vision, text)
     changed = torch.cat([vision[:2], -vision[2:]])  # the taking half alone
@@ -138,7 +138,7 @@ def test_what_a_tower_gives_does_not_depend_on_what_it_takes() -> None:
     assert torch.equal(before, after)
 
 
-def test_layer_0_and_layers_of_one_tower_alone_stay_as_they_are() -> None:
+def test_block_0_and_blocks_of_only_one_tower_keep_their_prompts() -> None:
     vision_LPE, text_LPE = new_prompts(4, 4, VISION), new_prompts(3, 4, TEXT)
     exchange = Exchange(vision_LPE, text_LPE, HIDDEN)
     open_gates(exchange)
@@ -175,7 +175,7 @@ def test_the_gradient_of_a_layer_equals_finite_differences(tokens: tuple[int, in
 @pytest.mark.parametrize(
     ("vision", "text"), [((1, 4), (3, 4)), ((3, 4), (0, 4)), ((3, 1), (3, 4)), ((3, 4), (3, 1))]
 )
-def test_an_exchange_of_nothing_is_refused_with_all_four_numbers(
+def test_an_exchange_without_prompts_is_refused_with_all_four_numbers(
     clip: Path, vision: tuple[int, int], text: tuple[int, int], name: str
 ) -> None:
     sentence = f"got depths {vision[0]} and {text[0]}, tokens {vision[1]} and {text[1]}"
