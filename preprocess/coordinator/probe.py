@@ -112,9 +112,9 @@ def probe_videos(
 
     with ExitStack() as stack, ThreadPoolExecutor(num_workers) as threads:
         begun = time.monotonic()
-        workers = [
-            InOrder(stack.enter_context(LocalWorkers(1, limited))) for _ in range(num_workers)
-        ]
+        workers = []
+        for _ in range(num_workers):
+            workers.append(InOrder(stack.enter_context(LocalWorkers(1, limited))))
         list(threads.map(_start, workers))
         started = time.monotonic()
 
@@ -134,17 +134,14 @@ def probe_videos(
             measured.update(own_costs)
         seconds = time.monotonic() - ready
 
+    cut_off = {
+        position: cost.decode_seconds
+        for position, cost in measured.items()
+        if _is_cut_off(cost, videos[position], options, limited)
+    }
     return Probe(
-        costs={
-            position: cost
-            for position, cost in measured.items()
-            if not _is_cut_off(cost, videos[position], options, limited)
-        },
-        cut_off={
-            position: cost.decode_seconds
-            for position, cost in measured.items()
-            if _is_cut_off(cost, videos[position], options, limited)
-        },
+        costs={position: cost for position, cost in measured.items() if position not in cut_off},
+        cut_off=cut_off,
         start_seconds=started - begun,
         import_seconds=ready - started,
         seconds=seconds,

@@ -96,23 +96,13 @@ def repair_pool(options: RepairOptions, *, progress: Progress = NullProgress()) 
     num_decoded = 0
     if damaged:
         pool = _open_repairable(options.pool, verification)
-        settings = _build_settings(pool, options)
-        workspace = open_workspace(settings)
-        with workspace.lock(settings):
-            folder = workspace.folder / REPAIR
-            own_tars = {entry.name for entry in pool.card.shards}
-            in_shards = [name for name in damaged if name.startswith(f"{SHARDS}/")]
-            tars = [name for name in damaged if name in own_tars]
-            left = [name for name in in_shards if name not in own_tars]
-            manifests = [name for name in damaged if name.startswith("manifests/")]
-
-            # Shards first: they need no lists, so they are restored even if manifests are not.
-            if tars:
-                num_decoded = _restore_shards(pool, settings, tars, folder, progress)
-            if manifests:
-                _restore_manifests(pool, settings, manifests, folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            restored = [*tars, *manifests]
+        own_tars = {entry.name for entry in pool.card.shards}
+        in_shards = [name for name in damaged if name.startswith(f"{SHARDS}/")]
+        left = [name for name in in_shards if name not in own_tars]
+        tars = [name for name in damaged if name in own_tars]
+        manifests = [name for name in damaged if name.startswith("manifests/")]
+        restored = [*tars, *manifests]
+        num_decoded = _restore(pool, _build_settings(pool, options), tars, manifests, progress)
 
     return RepairReport(
         pool=options.pool,
@@ -173,6 +163,33 @@ def _build_settings(pool: Pool, options: RepairOptions) -> BuildSettings:
         "decoder": encoding.decoder,
     }
     return make_build_settings(values, options.overrides)
+
+
+def _restore(
+    pool: Pool,
+    settings: BuildSettings,
+    tars: Sequence[str],
+    manifests: Sequence[str],
+    progress: Progress,
+) -> int:
+    """Restore files of a pool under its lock and return the number of videos decoded.
+
+    Raises:
+        ConfigError: naming a source that is gone or has changed, or lists that have changed.
+        FormatError: if a restored shard has other bytes than before.
+    """
+    workspace = open_workspace(settings)
+    num_decoded = 0
+
+    with workspace.lock(settings):
+        # Shards first: they need no lists, so they are restored even if manifests are not.
+        folder = workspace.folder / REPAIR
+        if tars:
+            num_decoded = _restore_shards(pool, settings, tars, folder, progress)
+        if manifests:
+            _restore_manifests(pool, settings, manifests, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+    return num_decoded
 
 
 def _restore_shards(
