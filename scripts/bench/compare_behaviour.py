@@ -23,6 +23,10 @@ Facts of a recording, by group:
     ratios  what `bmpt bench build|loader|train` print; only with --ratios. They are compared
             with a stated tolerance and never count as a difference
 
+A recording takes about 270 s on two free cores (530 s of processor time). A command that Arrow
+aborts at its end ("terminate called without an active exception", about once in 200 commands on a
+busy machine) is run again, and a note on stderr names it.
+
 Numbers are compared exactly, on 2 ranks as well: two recordings of the same code are equal there.
 Not compared: times, the commit, versions of libraries (a difference of these is stated), and
 sentences. A difference that the change announces is left out with --ignore, whose `*` matches

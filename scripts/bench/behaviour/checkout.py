@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ Facts = dict[str, Any]
 
 # a recorded command that takes longer counts as hanging
 TIMEOUT_SECONDS = 900
+# Arrow's threads now and then abort a process that is about to end, after its work is done
+# (once in about 200 commands on a busy machine): such a command is run again
+ABORT = (-signal.SIGABRT, "terminate called without an active exception")
+MAX_ABORTS = 3
 # a mapping with more entries, such as the number of clips of each class, is recorded as its sha256
 MAX_ENTRIES = 60
 # JSON values that are times of this machine, versions, or sentences that may be reworded
@@ -139,6 +144,15 @@ class Checkout:
         return {"commit": commit, "versions": answer["versions"]}
 
     def _run(self, *arguments: str) -> Ended:
+        """Run the interpreter; run it again if Arrow has aborted it at its end."""
+        for _ in range(MAX_ABORTS):
+            ended = self._run_once(*arguments)
+            if (ended.code, ended.last_line()) != ABORT:
+                break
+            print(f"note: aborted at its end: {' '.join(arguments)}", file=sys.stderr, flush=True)
+        return ended
+
+    def _run_once(self, *arguments: str) -> Ended:
         started = time.monotonic()
         try:
             done = subprocess.run(
