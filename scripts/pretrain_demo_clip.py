@@ -28,15 +28,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from bmpt.clip.backbone import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    SPEC_METADATA_KEY,
-    TEMPORAL_KEY,
-    build_clip,
-    import_open_clip,
-)
+from bmpt.clip.architecture import build_clip, import_open_clip
+from bmpt.clip.backbone import OPENAI_MEAN, OPENAI_STD
 from bmpt.clip.towers import encode_frames, encode_texts, insert_slots
+from bmpt.clip.weights import SPEC_METADATA_KEY, TEMPORAL_KEY
 from bmpt.demo.render import FADED, MOTIONS, PLAIN, PLAIN_DARK, Clip, Look, render_clip
 
 NUM_FRAMES = 8

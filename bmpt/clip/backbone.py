@@ -1,78 +1,83 @@
-"""CLIP backbones: open_clip models by name and tag, by local file, or from an OpenAI-format state
-dict.
+"""CLIP backbones: open_clip models by name and tag, or weights from a file.
 
-Importing open_clip costs 3 s, so it happens inside `load_backbone`. Only plain ViT towers are
-taken, since our own towers (`bmpt/clip/towers.py`) walk their blocks."""
+Only plain ViT towers are supported, since `bmpt/clip/towers.py` computes them block by block."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
 
+from bmpt.clip.architecture import (
+    build_clip,
+    check_is_plain_vit,
+    find_architecture,
+    import_open_clip,
+    infer_architecture,
+)
 from bmpt.clip.pretrained import find_pretrained
 from bmpt.clip.weights import (
     METHOD_PREFIX,
     SPEC_METADATA_KEY,
     TEMPORAL_KEY,
     hash_weights,
-    one_line,
     read_weights,
 )
 from shards.errors import ConfigError
+from shards.files import name_some, one_line
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-OPENAI_WIDEST = 1024  # of ViT-L; wider ones of open_clip have other heads than width / 64
 RANDOM = "random"
-BUNDLED = {
-    "demo": Path(__file__).parents[1] / "demo" / "motion_clip.safetensors"
-}  # see scripts/pretrain_demo_clip.py
+# weights that come with the package; `scripts/pretrain_demo_clip.py` trains them
+BUNDLED = {"demo": Path(__file__).parents[1] / "demo" / "motion_clip.safetensors"}
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_LOAD_ERROR_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP in float32 and what belongs to it.
-
-    model: open_clip.CLIP; visual width Ev, text width Et, joint width D
-    temporal_TE: the trained per-frame embedding that came with the weights [T, Ev], or None
-    weights_sha256: over names, shapes and values of all weights, 64 hex digits
-    architecture: {embed_dim, vision_cfg, text_cfg, quick_gelu, image_mean, image_std}
-    note: what was assumed of weights that do not say it, or None"""
+    """A CLIP model in float32, with its tokenizer and the origin of its weights."""
 
     name: str
+    """`model.name` of the config."""
     model: Any
+    """open_clip.CLIP of visual width Ev, text width Et and joint width D."""
     tokenizer: Any
+    """open_clip.SimpleTokenizer of the model's context length."""
     image_size_px: int
+    """Height and width of the images that the model expects."""
     image_mean: tuple[float, float, float]
+    """Mean per channel, for normalisation."""
     image_std: tuple[float, float, float]
+    """Standard deviation per channel, for normalisation."""
     temporal_TE: torch.Tensor | None
+    """Trained embedding of each frame, [T, Ev], if the weights include one."""
     weights_sha256: str
+    """Hash over names, shapes and values of all weights, 64 hex digits."""
     architecture: Mapping[str, Any]
+    """{embed_dim, vision_cfg, text_cfg, quick_gelu, image_mean, image_std}."""
     note: str | None = None
+    """Warning about an assumption that the file of the weights does not confirm."""
 
     @property
     def vision_width(self) -> int:
-        """Ev."""
+        """Width of the visual tower (Ev)."""
         return self.model.visual.conv1.out_channels
 
     @property
     def joint_width(self) -> int:
-        """D."""
+        """Width of the joint space (D)."""
         return self.model.visual.proj.shape[1]
 
     @property
     def text_width(self) -> int:
-        """Et."""
+        """Width of the text tower (Et)."""
         return self.model.token_embedding.embedding_dim
 
     @property
@@ -86,132 +91,166 @@ class Backbone:
         return len(self.model.transformer.resblocks)
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:
-        """Token ids [K, context]: SOT, words, EOT, zeros; a longer text is cut and keeps its
-        EOT."""
+        """Return token ids [K, context]: SOT, words, EOT, zeros.
+
+        A text that is too long is truncated; its last token is then EOT.
+        """
         return cast(torch.Tensor, self.tokenizer(texts))
 
 
 def load_backbone(name: str, pretrained: str, *, seed: int = 0) -> Backbone:
-    """Load a CLIP. `pretrained`: a file, `random` (seeded), `demo`, or an open_clip tag such as
-    `openai`.
+    """Load a CLIP.
 
-    A file is safetensors (ours carry their architecture), an OpenAI JIT archive, or a state dict in
-    OpenAI's or open_clip's naming, of any width and depth; if `name` is an open_clip architecture
-    the file must fit it. The activation is what the tag or the file states; a bare state dict has
-    that of `name` (open_clip's names that end in `-quickgelu` are OpenAI's), or QuickGELU under a
-    free name.
-    Raises: ConfigError naming the name, the tag or the file, and the cure."""
-    open_clip = import_open_clip()
-    known = open_clip.list_models()
-    config = open_clip.get_model_config(name) if name in known else None
+    A weight file is a safetensors file, an OpenAI JIT archive, or a state dict in OpenAI's or
+    open_clip's naming, of any width and depth. Safetensors that this package writes contain their
+    architecture. The activation is that of the tag or the file. A bare state dict gets the
+    activation of `name` (OpenAI's for open_clip's names that end in `-quickgelu`), or QuickGELU if
+    `name` is not an open_clip architecture.
+
+    Args:
+        name: an open_clip architecture, which a weight file must fit, or any other name.
+        pretrained: a weight file, `random`, `demo`, or an open_clip tag such as `openai`.
+        seed: of the weights of `random`.
+
+    Raises:
+        ConfigError: if the name or tag is unknown, or the file does not fit the architecture.
+        FormatError: if the file cannot be read safely.
+    """
     file = BUNDLED.get(pretrained, Path(pretrained))
     if file.suffix in _WEIGHT_SUFFIXES or file.is_file():
-        state, stated = read_weights(file)
-        carried = sorted(
-            key.removeprefix(METHOD_PREFIX) for key in state if key.startswith(METHOD_PREFIX)
-        )
-        if carried:
-            raise ConfigError(
-                f"{file}: holds {', '.join(carried[:3])} of a method beside its CLIP, which model.pretrained would "
-                "leave out; give the base model here and the run's prompts.safetensors as --checkpoint"
-            )
-        return backbone_from_state(name, state, stated, where=str(file))
-    if config is None:
-        near = difflib.get_close_matches(name, known, n=3)
-        raise ConfigError(
-            f"model.name={name}: open_clip has no such architecture and model.pretrained={pretrained} is no file; "
-            f"{'near: ' + ', '.join(near) if near else 'give for example ViT-B-16 or ViT-L-14'}"
-        )
-    spec = _spec_of(name, config)
+        return _load_file(name, file)
+
+    architecture = find_architecture(name)
+    if architecture is None:
+        raise _unknown_name(name, pretrained)
+
     if pretrained == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _as_backbone(name, build_clip(spec), spec, temporal_TE=None)
-    found = find_pretrained(open_clip, name, pretrained)
-    state, stated = read_weights(found.file)
-    # open_clip's table is right where its architectures are not: ViT-B-16 is GELU, its tag `openai`
-    # is QuickGELU
-    spec |= {
-        "quick_gelu": found.quick_gelu,
-        "image_mean": found.image_mean,
-        "image_std": found.image_std,
+            return _as_backbone(name, build_clip(architecture), architecture, temporal_TE=None)
+
+    published = find_pretrained(import_open_clip(), name, pretrained)
+    state, _ = read_weights(published.file)
+    # The table of tags is right where that of architectures is not: ViT-B-16 is listed with GELU,
+    # and its tag `openai` with QuickGELU.
+    architecture |= {
+        "quick_gelu": published.quick_gelu,
+        "image_mean": published.image_mean,
+        "image_std": published.image_std,
     }
-    return backbone_from_state(name, state, spec, where=str(found.file))
+    return backbone_from_state(name, state, architecture, where=str(published.file))
+
+
+def _load_file(name: str, file: Path) -> Backbone:
+    state, stated = read_weights(file)
+
+    method_keys = [key for key in state if key.startswith(METHOD_PREFIX)]
+    if method_keys:
+        names = sorted(key.removeprefix(METHOD_PREFIX) for key in method_keys)
+        raise ConfigError(
+            f"{file}: contains tensors of a method beside its CLIP ({name_some(names, 3)}), which "
+            "model.pretrained would ignore; give the base model here and the run's "
+            "prompts.safetensors as --checkpoint"
+        )
+
+    return backbone_from_state(name, state, stated, where=str(file))
+
+
+def _unknown_name(name: str, pretrained: str) -> ConfigError:
+    similar = difflib.get_close_matches(name, import_open_clip().list_models(), n=3)
+    suggestions = " or ".join(similar or ("ViT-B-16", "ViT-L-14"))
+    return ConfigError(
+        f"model.name={name}: open_clip has no such architecture, and "
+        f"model.pretrained={pretrained} is not a file; give for example {suggestions}"
+    )
 
 
 def backbone_from_state(
     name: str, state: dict[str, torch.Tensor], stated: Mapping[str, Any], *, where: str
 ) -> Backbone:
-    """Make the backbone that a state dict fits, and load it strictly.
+    """Build the backbone of a state dict and load all weights strictly.
 
-    stated: the architecture as `Backbone.architecture`, or what is known of it beyond `name` and
-        the shapes.
-    Raises: ConfigError naming `where`."""
-    open_clip = import_open_clip()
+    Args:
+        name: an open_clip architecture or any other name.
+        state: the weights by name, with `visual.temporal_embedding` if they include one.
+        stated: the architecture as `Backbone.architecture`, or a part of it. The rest comes from
+            `name` or else from the shapes.
+        where: source of the weights, named in errors.
+
+    Raises:
+        ConfigError: if the weights do not fit the architecture.
+    """
     temporal_TE = state.get(TEMPORAL_KEY)
     weights = {key: value.float() for key, value in state.items() if key != TEMPORAL_KEY}
-    if "logit_scale" in weights and weights["logit_scale"].shape == (1,):  # as some publish it
+    # Some published checkpoints store the scale with an axis of length 1.
+    if "logit_scale" in weights and weights["logit_scale"].shape == (1,):
         weights["logit_scale"] = weights["logit_scale"].reshape(())
-    spec = dict(stated)
-    if "vision_cfg" not in spec:
-        config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
-        spec = {
-            **(infer_spec(weights, where=where) if config is None else _spec_of(name, config)),
-            **spec,
-        }
-    model = build_clip(spec)
+
+    architecture = dict(stated)
+    if "vision_cfg" not in architecture:
+        named = find_architecture(name)
+        if named is None:
+            named = infer_architecture(weights, where=where)
+        architecture = {**named, **architecture}
+
+    model = build_clip(architecture)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        cure = "another open_clip architecture as model.name, or a name of your own to read the sizes off the file"
         raise ConfigError(
-            f"{where}: does not fit model.name={name}: {one_line(error)[:300]}; give {cure}"
+            f"{where}: does not fit model.name={name}: "
+            f"{one_line(error)[:_LOAD_ERROR_CHARACTERS]}; give another open_clip architecture as "
+            "model.name, or a name that open_clip does not have, so that the sizes are read from "
+            "the file"
         ) from None
-    found = _as_backbone(name, model, spec, temporal_TE=temporal_TE)
-    return (
-        found
-        if "quick_gelu" in stated
-        else replace(found, note=_note_on_activation(name, spec, where=where))
-    )
+
+    backbone = _as_backbone(name, model, architecture, temporal_TE=temporal_TE)
+    if "quick_gelu" in stated:
+        return backbone
+    return replace(backbone, note=_activation_warning(name, architecture, where=where))
 
 
-def _note_on_activation(name: str, spec: Mapping[str, Any], *, where: str) -> str | None:
-    """The assumption about a bare state dict, whose shapes do not show it: another activation,
-    other features."""
+def _activation_warning(name: str, architecture: Mapping[str, Any], *, where: str) -> str | None:
+    """Return a warning about the assumed activation, which shapes do not show, or None."""
     if name.endswith("-quickgelu"):
         return None
-    if spec["quick_gelu"]:
-        taken, other = "QuickGELU, as OpenAI's", "with GELU give their open_clip architecture"
+
+    if architecture["quick_gelu"]:
+        assumed = "QuickGELU, as OpenAI's models have it"
+        hint = "with GELU, give their open_clip architecture"
+    elif find_architecture(f"{name}-quickgelu") is not None:
+        assumed = "GELU, as open_clip's models have it"
+        hint = f"with QuickGELU, give {name}-quickgelu"
     else:
-        known = f"{name}-quickgelu" in import_open_clip().list_models()
-        taken = "GELU, as open_clip's"
-        other = f"with QuickGELU, as OpenAI's, give {f'{name}-quickgelu' if known else 'a name of your own'}"
-    return f"{where}: does not say its activation; {taken} is taken; for weights trained {other} as model.name"
+        assumed = "GELU, as open_clip's models have it"
+        hint = "with QuickGELU, give a name that open_clip does not have"
+
+    return (
+        f"{where}: does not state its activation; {assumed}, is assumed; for weights trained "
+        f"{hint} as model.name"
+    )
 
 
 def weights_metadata(architecture: Mapping[str, Any], **origin: Any) -> dict[str, str]:
-    """The safetensors metadata by which `read_weights` knows an architecture again, and where the
-    weights come from.
+    """Return the safetensors metadata from which `read_weights` restores the architecture.
 
-    One entry, since safetensors writes several in any order and a file would have other bytes each
-    time."""
-    return {
-        SPEC_METADATA_KEY: json.dumps(
-            {**architecture, **origin}, sort_keys=True, ensure_ascii=False
-        )
-    }
+    Args:
+        architecture: as `Backbone.architecture`.
+        origin: further entries that state where the weights come from.
+    """
+    # A single entry: safetensors writes several in random order, so the bytes would vary.
+    text = json.dumps({**architecture, **origin}, sort_keys=True, ensure_ascii=False)
+    return {SPEC_METADATA_KEY: text}
 
 
 def _as_backbone(
-    name: str, model: Any, spec: Mapping[str, Any], *, temporal_TE: torch.Tensor | None
+    name: str, model: Any, architecture: Mapping[str, Any], *, temporal_TE: torch.Tensor | None
 ) -> Backbone:
-    """Raises: ConfigError for towers that `bmpt/clip/towers.py` cannot walk."""
-    _check_is_plain_vit(model, name)
+    check_is_plain_vit(model, name)
     model = model.float().eval()
-    image_mean, image_std = (
-        tuple(spec.get("image_mean", OPENAI_MEAN)),
-        tuple(spec.get("image_std", OPENAI_STD)),
-    )
+    image_mean = tuple(architecture.get("image_mean", OPENAI_MEAN))
+    image_std = tuple(architecture.get("image_std", OPENAI_STD))
+
     return Backbone(
         name=name,
         model=model,
@@ -222,127 +261,11 @@ def _as_backbone(
         temporal_TE=None if temporal_TE is None else temporal_TE.float(),
         weights_sha256=hash_weights(model.state_dict(), temporal_TE),
         architecture={
-            **{key: spec[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")},
+            "embed_dim": architecture["embed_dim"],
+            "vision_cfg": architecture["vision_cfg"],
+            "text_cfg": architecture["text_cfg"],
+            "quick_gelu": architecture["quick_gelu"],
             "image_mean": image_mean,
             "image_std": image_std,
         },
-    )
-
-
-def build_clip(spec: Mapping[str, Any]) -> Any:
-    """Make an untrained open_clip.CLIP from {embed_dim, vision_cfg, text_cfg, quick_gelu}."""
-    open_clip = import_open_clip()
-    return open_clip.CLIP(
-        spec["embed_dim"],
-        vision_cfg=open_clip.CLIPVisionCfg(**spec["vision_cfg"]),
-        text_cfg=open_clip.CLIPTextCfg(**spec["text_cfg"]),
-        quick_gelu=spec["quick_gelu"],
-    )
-
-
-_torchvision_library: list[torch.library.Library] = []  # dropped when collected, so it is kept
-
-
-def import_open_clip() -> Any:
-    """Import open_clip; the one place where torchvision is imported.
-
-    torchvision's wheels are CUDA builds: beside a CPU torch their import fails because the
-    operators they declare shapes for do not exist. Declaring the two it asks for is enough; a
-    healthy one is never touched."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _torchvision_library.append(library)
-        importlib.import_module("torchvision")
-    import open_clip
-
-    return open_clip
-
-
-def _spec_of(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The architecture of an open_clip name. Raises: ConfigError if it is not made of CLIP's own
-    two towers."""
-    if (
-        "timm_model_name" in config["vision_cfg"]
-        or "hf_model_name" in config["text_cfg"]
-        or config.get("custom_text")
-    ):
-        raise _not_plain(name)
-    return {
-        key: config.get(key, False) for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-    }
-
-
-def infer_spec(state: Mapping[str, torch.Tensor], *, where: str) -> dict[str, Any]:
-    """Read the architecture off the shapes of an OpenAI-format ViT state dict; heads are width /
-    64."""
-    try:
-        vision_width, _, patch_px, _ = state["visual.conv1.weight"].shape
-        grid = math.isqrt(state["visual.positional_embedding"].shape[0] - 1)
-        context_length, text_width = state["positional_embedding"].shape
-        embed_dim = state["text_projection"].shape[1]
-        vocab_size = state["token_embedding.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"{where}: is not an OpenAI-format ViT CLIP: {error} is missing or misshapen"
-        ) from None
-    if vision_width > OPENAI_WIDEST:
-        raise ConfigError(
-            f"{where}: has a visual width of {vision_width}, whose number of heads its shapes do not show; give its "
-            "open_clip architecture as model.name, for example ViT-H-14"
-        )
-    return {
-        "embed_dim": embed_dim,
-        "quick_gelu": True,
-        "vision_cfg": {
-            "image_size": grid * patch_px,
-            "patch_size": patch_px,
-            "width": vision_width,
-            "layers": _count_blocks(state, "visual.transformer.resblocks."),
-            "head_width": min(64, vision_width),
-        },
-        "text_cfg": {
-            "context_length": context_length,
-            "vocab_size": vocab_size,
-            "width": text_width,
-            "heads": max(1, text_width // 64),
-            "layers": _count_blocks(state, "transformer.resblocks."),
-        },
-    }
-
-
-def _count_blocks(state: Mapping[str, torch.Tensor], prefix: str) -> int:
-    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _check_is_plain_vit(model: Any, name: str) -> None:
-    """Raises: ConfigError for towers that `bmpt/clip/towers.py` cannot walk."""
-    visual = getattr(model, "visual", None)
-    is_plain = (
-        hasattr(model, "transformer")
-        and hasattr(visual, "class_embedding")
-        and getattr(visual, "attn_pool", None) is None
-        and getattr(visual, "pool_type", "tok") == "tok"
-        and getattr(model, "text_pool_type", "argmax") == "argmax"
-        and getattr(model, "attn_mask", None) is not None
-        and not getattr(visual, "final_ln_after_pool", False)
-        and isinstance(getattr(visual, "proj", None), nn.Parameter)
-        and all(  # others have layers between or within, which nothing would miss here
-            type(block) is import_open_clip().transformer.ResidualAttentionBlock
-            for tower in (model, model.visual)
-            for block in tower.transformer.resblocks
-        )
-    )
-    if not is_plain:
-        raise _not_plain(name)
-
-
-def _not_plain(name: str) -> ConfigError:
-    return ConfigError(
-        f"model.name={name}: only CLIP's own ViT form is supported, such as ViT-B-32, -B-16, -L-14"
     )

@@ -1,4 +1,4 @@
-"""Pixels of clips as CLIP reads them, on the device."""
+"""Normalise the pixels of clips for CLIP, on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def normalize(
 
 
 def to_unit_range(frames_BVTCHW: torch.Tensor) -> torch.Tensor:
-    """Return uint8 frames, which come channels last, as planar float32 from 0 to 1."""
+    """Return uint8 frames as float32 from 0 to 1, in contiguous memory.
+
+    The loader's frames are channels last in memory, which is slow for the patch convolution.
+    """
     return frames_BVTCHW.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 

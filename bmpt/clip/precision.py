@@ -1,4 +1,4 @@
-"""Float32 where half precision is not enough, whatever autocast says."""
+"""Computation in float32, under autocast too, where half precision is not accurate enough."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ Result = TypeVar("Result")
 
 
 def widen(value: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32; float32, float64 and what is no floating-point tensor as they
-    are."""
-    return (
-        value.to(torch.promote_types(value.dtype, torch.float32))
-        if value.is_floating_point()
-        else value
-    )
+    """Return a half-precision tensor as float32, and any other tensor unchanged."""
+    if not value.is_floating_point():
+        return value
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Run a function without autocast, its floating-point tensor arguments widened; float64 stays
-    float64."""
+    """Wrap a function so that it runs without autocast, on widened tensor arguments.
+
+    float64 arguments stay float64. All tensor arguments must be on one type of device.
+    """
 
     @functools.wraps(function)
     def wide(*args: Any, **kwargs: Any) -> Result:
-        devices = {
-            value.device.type
-            for value in (*args, *kwargs.values())
-            if isinstance(value, torch.Tensor)
-        }
-        with torch.autocast(devices.pop(), enabled=False):
+        device_types = set()
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                device_types.add(value.device.type)
+
+        with torch.autocast(device_types.pop(), enabled=False):
             return cast(Any, function)(
                 *(_widen_tensor(value) for value in args),
                 **{name: _widen_tensor(value) for name, value in kwargs.items()},
@@ -44,14 +43,16 @@ def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, R
 
 
 def unit(vectors_XD: torch.Tensor) -> torch.Tensor:
-    """Of length 1 along the last axis, half precision as float32."""
+    """Scale vectors to length 1 along the last axis; half precision becomes float32."""
     return F.normalize(widen(vectors_XD), dim=-1)
 
 
 @in_float32
 def cosines(rows_XD: torch.Tensor, columns_KD: torch.Tensor) -> torch.Tensor:
-    """Inner products [..., K] of unit vectors, under autocast too: bfloat16 has 256 steps between
-    0.5 and 1."""
+    """Compute the inner products [..., K] of unit vectors in float32.
+
+    Under autocast, bfloat16 would have only 256 values between 0.5 and 1.
+    """
     return rows_XD @ columns_KD.T
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from bmpt.clip.backbone import Backbone
 from bmpt.clip.precision import cosines, unit, widen
-from bmpt.clip.towers import FrameWalk, Prompts, encode_texts, walked
+from bmpt.clip.towers import FrameWalk, Prompts, encode_texts
 from bmpt.methods.components.fusion import mean_over_sentences
 from bmpt.methods.components.losses import cross_entropy_sum
 from bmpt.settings import MethodSettings, MethodTraits
@@ -242,7 +242,8 @@ class Method(nn.Module):
 
     def _encode_tokens(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
         """Return all projected tokens [B, V, T, S, D], CLS first."""
-        tokens_NSD = walked(self.start_frames(frames_BVTCHW, self.layer_prompts()[0])).project()
+        walk = self.start_frames(frames_BVTCHW, self.layer_prompts()[0])
+        tokens_NSD = walk.run_all().project()
         return tokens_NSD.unflatten(0, frames_BVTCHW.shape[:3])
 
     def _pool(self, cls_BVTD: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@ real code."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from bmpt.clip.backbone import SPEC_METADATA_KEY, TEMPORAL_KEY, Backbone, build_clip, load_backbone
+from bmpt.clip.architecture import build_clip
+from bmpt.clip.backbone import Backbone, load_backbone
+from bmpt.clip.weights import SPEC_METADATA_KEY, TEMPORAL_KEY
 from bmpt.config import RunConfig, load_config
 from bmpt.methods import build_method, find_method, validate_method_settings
 from bmpt.methods.base import COSINE, ClassTexts, ClipInputs, Method, Targets, TrainingLoss
@@ -29,6 +32,16 @@ SPEC: dict[str, Any] = {
 VISION_WIDTH, TEXT_WIDTH, JOINT_WIDTH, LAYERS = 48, 32, 16, 4
 VISION_TOKENS = 1 + (32 // 8) ** 2  # CLS and patches
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def spec_with(
+    *, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return SPEC with other values in its towers."""
+    spec = copy.deepcopy(SPEC)
+    spec["vision_cfg"].update(vision or {})
+    spec["text_cfg"].update(text or {})
+    return spec
 
 
 def write_clip(

@@ -162,7 +162,8 @@ def small_random_clip(path: Path) -> Path:
     """Write a CLIP with random weights in the shape of the demo's."""
     from safetensors.torch import save_file
 
-    from bmpt.clip.backbone import SPEC_METADATA_KEY, build_clip
+    from bmpt.clip.architecture import build_clip
+    from bmpt.clip.weights import SPEC_METADATA_KEY
 
     spec = {
         "embed_dim": 32,

@@ -1,8 +1,7 @@
-"""Backbones from every kind of file, and one line for every file that is none."""
+"""Test backbones from every kind of weight file, and the errors for other files."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bmpt.clip.backbone import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    Backbone,
-    _check_is_plain_vit,
-    build_clip,
-    import_open_clip,
-    infer_spec,
-    load_backbone,
-)
+from bmpt.clip.architecture import build_clip
+from bmpt.clip.backbone import OPENAI_MEAN, OPENAI_STD, Backbone, load_backbone
 from bmpt.clip.weights import hash_weights
 from bmpt.methods import build_method
 from shards.errors import ConfigError, FormatError
@@ -31,17 +22,9 @@ from tests.bmpt.tiny import (
     load_tiny,
     random_frames,
     settings_of,
+    spec_with,
     write_clip,
 )
-
-
-def spec_with(
-    *, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    spec = copy.deepcopy(SPEC)
-    spec["vision_cfg"].update(vision or {})
-    spec["text_cfg"].update(text or {})
-    return spec
 
 
 def features_of(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,8 +34,7 @@ def features_of(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def openai_like() -> Any:
-    """An untrained CLIP whose heads are width / 64, as in OpenAI's files: 1 visual head of 64, 1
-    text head."""
+    """Build an untrained CLIP with width / 64 heads, as in OpenAI's files: one in each tower."""
     spec = spec_with(
         vision={"width": 64, "layers": 3, "head_width": 64},
         text={"width": 64, "heads": 1, "layers": 2},
@@ -69,7 +51,7 @@ def assert_is_one_line(error: BaseException) -> None:
     assert "\n" not in str(error)
 
 
-def test_a_file_with_its_architecture_is_loaded_as_that(clip: Path) -> None:
+def test_backbone_has_the_architecture_that_its_file_states(clip: Path) -> None:
     backbone = load_tiny(clip)
     widths = (
         backbone.vision_width,
@@ -84,14 +66,14 @@ def test_a_file_with_its_architecture_is_loaded_as_that(clip: Path) -> None:
     assert not backbone.model.training
 
 
-def test_every_weight_comes_from_the_file(clip: Path) -> None:
+def test_backbone_weights_equal_those_of_the_file(clip: Path) -> None:
     in_file = load_file(clip)
     loaded = load_tiny(clip).model.state_dict()
     assert loaded.keys() == in_file.keys()
     assert all(torch.equal(loaded[name], in_file[name]) for name in in_file)
 
 
-def test_an_openai_state_dict_is_loaded_by_its_shapes(tmp_path: Path) -> None:
+def test_backbone_of_an_openai_state_dict_has_the_sizes_of_its_shapes(tmp_path: Path) -> None:
     model = openai_like()
     extra = {
         "input_resolution": torch.tensor(32),
@@ -108,7 +90,7 @@ def test_an_openai_state_dict_is_loaded_by_its_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
-def test_prefixes_and_wrappers_of_training_scripts_are_taken_off(
+def test_load_backbone_removes_prefixes_and_wrappers_of_training_scripts(
     tmp_path: Path, wrapper: str | None
 ) -> None:
     model = openai_like()
@@ -119,10 +101,9 @@ def test_prefixes_and_wrappers_of_training_scripts_are_taken_off(
     )
 
 
-def test_openais_jit_archive_is_loaded_with_quick_gelu(tmp_path: Path) -> None:
+def test_backbone_of_openais_jit_archive_has_quick_gelu(tmp_path: Path) -> None:
     class Archive(torch.nn.Module):
-        """CLIP's weights by CLIP's names, and the numbers that OpenAI's archives have among
-        them."""
+        """CLIP's weights by CLIP's names, with a number as in OpenAI's archives."""
 
         def __init__(self, model: torch.nn.Module) -> None:
             super().__init__()
@@ -153,7 +134,7 @@ def test_openais_jit_archive_is_loaded_with_quick_gelu(tmp_path: Path) -> None:
     assert backbone.weights_sha256 == hash_weights(model.state_dict())
 
 
-def test_half_precision_weights_are_computed_in_float32(tmp_path: Path) -> None:
+def test_backbone_of_half_precision_weights_is_float32(tmp_path: Path) -> None:
     torch.save(
         {name: value.half() for name, value in openai_like().state_dict().items()},
         tmp_path / "half.pt",
@@ -162,28 +143,7 @@ def test_half_precision_weights_are_computed_in_float32(tmp_path: Path) -> None:
     assert {value.dtype for value in backbone.model.parameters()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("vision", "text"),
-    [
-        ({"width": 128, "head_width": 64, "layers": 1}, {"width": 192, "heads": 3, "layers": 5}),
-        (
-            {"width": 64, "head_width": 64, "patch_size": 16, "image_size": 64},
-            {"width": 64, "heads": 1},
-        ),
-        (
-            {"width": 48, "head_width": 48, "layers": 11},
-            {"width": 32, "heads": 1, "context_length": 20},
-        ),
-    ],
-)
-def test_the_architecture_is_read_off_the_shapes(
-    vision: dict[str, Any], text: dict[str, Any]
-) -> None:
-    spec = spec_with(vision=vision, text=text)
-    assert infer_spec(build_clip(spec).state_dict(), where="x") == spec
-
-
-def test_a_small_architecture_of_open_clip_is_drawn_from_the_seed() -> None:
+def test_random_backbone_depends_on_the_seed() -> None:
     first = load_backbone("ViT-S-32-alt", "random", seed=3)
     assert (first.vision_width, first.text_width, first.vision_layers, first.text_layers) == (
         384,
@@ -195,7 +155,7 @@ def test_a_small_architecture_of_open_clip_is_drawn_from_the_seed() -> None:
     assert again.weights_sha256 == first.weights_sha256
 
 
-def test_drawing_weights_leaves_the_global_generator_alone(clip: Path) -> None:
+def test_building_a_method_leaves_the_global_generator_unchanged(clip: Path) -> None:
     backbone = load_tiny(clip)
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -204,7 +164,7 @@ def test_drawing_weights_leaves_the_global_generator_alone(clip: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_file_that_does_not_fit_the_named_architecture_is_refused(tmp_path: Path) -> None:
+def test_load_backbone_refuses_a_file_that_does_not_fit_the_architecture(tmp_path: Path) -> None:
     torch.save(openai_like().state_dict(), tmp_path / "clip.pt")
     with pytest.raises(
         ConfigError, match=r"clip\.pt: does not fit model\.name=ViT-S-32-alt"
@@ -213,7 +173,7 @@ def test_a_file_that_does_not_fit_the_named_architecture_is_refused(tmp_path: Pa
     assert_is_one_line(caught.value)
 
 
-def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(
+def test_temporal_embedding_is_loaded_and_hashed_with_the_weights(
     clip: Path, tmp_path: Path
 ) -> None:
     temporal_TE = random_frames(4, VISION_WIDTH)
@@ -224,7 +184,7 @@ def test_a_temporal_embedding_comes_with_the_weights_and_is_part_of_their_hash(
     assert backbone.weights_sha256 != load_tiny(clip).weights_sha256
 
 
-def test_what_a_backbone_states_of_its_architecture_builds_it_again(clip: Path) -> None:
+def test_backbone_architecture_builds_the_same_model(clip: Path) -> None:
     backbone = load_tiny(clip)
     assert {key: backbone.architecture[key] for key in SPEC} == SPEC
     assert (backbone.architecture["image_mean"], backbone.architecture["image_std"]) == (
@@ -237,33 +197,33 @@ def test_what_a_backbone_states_of_its_architecture_builds_it_again(clip: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "activation", "cure"),
+    ("name", "activation", "hint"),
     [
         (
             "ViT-S-32-alt",
             "GELU",
-            "trained with QuickGELU, as OpenAI's, give a name of your own as model.name",
+            "trained with QuickGELU, give a name that open_clip does not have as model.name",
         ),
         (
             "any name",
             "QuickGELU",
-            "trained with GELU give their open_clip architecture as model.name",
+            "trained with GELU, give their open_clip architecture as model.name",
         ),
     ],
 )
-def test_a_bare_state_dict_has_the_activation_of_its_name_and_a_note_of_it(
-    tmp_path: Path, name: str, activation: str, cure: str
+def test_backbone_of_a_bare_state_dict_notes_the_assumed_activation(
+    tmp_path: Path, name: str, activation: str, hint: str
 ) -> None:
     state = load_backbone("ViT-S-32-alt", "random").model.state_dict()
     torch.save(state, tmp_path / "clip.pt")
     backbone = load_backbone(name, str(tmp_path / "clip.pt"))
     assert activation_of(backbone) == activation
     assert backbone.note is not None
-    assert f"does not say its activation; {activation}, as " in backbone.note
-    assert backbone.note.endswith(cure)
+    assert f"does not state its activation; {activation}, as " in backbone.note
+    assert backbone.note.endswith(hint)
 
 
-def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path: Path) -> None:
+def test_backbone_uses_the_open_clip_config_beside_its_file(tmp_path: Path) -> None:
     spec = spec_with(vision={"head_width": 24})
     save_file(build_clip(spec).state_dict(), tmp_path / "open_clip_model.safetensors")
     stated = {
@@ -278,7 +238,7 @@ def test_open_clips_own_config_beside_the_file_states_the_architecture(tmp_path:
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
-def test_blocks_with_layers_of_their_own_are_refused(tmp_path: Path, tower: str) -> None:
+def test_load_backbone_refuses_blocks_with_extra_layers(tmp_path: Path, tower: str) -> None:
     changes = {tower: {"qk_norm": True} if tower == "vision" else {"scale_heads": True}}
     spec = spec_with(**changes)
     save_file(build_clip(spec).state_dict(), tmp_path / "open_clip_model.safetensors")
@@ -291,34 +251,14 @@ def test_blocks_with_layers_of_their_own_are_refused(tmp_path: Path, tower: str)
         load_backbone("own", str(tmp_path / "open_clip_model.safetensors"))
 
 
-def test_a_logit_scale_with_an_axis_is_taken_without_it(tmp_path: Path) -> None:
+def test_logit_scale_with_an_axis_is_loaded_as_a_scalar(tmp_path: Path) -> None:
     state = dict(openai_like().state_dict())
     scale = state["logit_scale"]
     torch.save({**state, "logit_scale": scale.reshape(1)}, tmp_path / "clip.pt")
     assert torch.equal(load_backbone("own", str(tmp_path / "clip.pt")).model.logit_scale, scale)
 
 
-def test_a_tower_whose_heads_its_shapes_do_not_show_needs_its_name() -> None:
-    with torch.device("meta"):
-        state = build_clip(
-            spec_with(vision={"width": 1280, "head_width": 80, "layers": 1})
-        ).state_dict()
-    with pytest.raises(
-        ConfigError, match=r"huge: has a visual width of 1280, .*model\.name, for example ViT-H-14"
-    ):
-        infer_spec(state, where="huge")
-
-
-@pytest.mark.parametrize(
-    "name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-bigG-14"]
-)
-def test_the_published_vits_are_plain(name: str) -> None:
-    with torch.device("meta"):
-        model = build_clip(import_open_clip().get_model_config(name) | {"quick_gelu": True})
-    _check_is_plain_vit(model, name)
-
-
-def test_an_unknown_name_says_how_to_list_the_names() -> None:
+def test_load_backbone_refuses_an_unknown_name() -> None:
     with pytest.raises(
         ConfigError, match=r"model\.name=ViT-Q-3: open_clip has no such architecture"
     ) as caught:
@@ -326,21 +266,21 @@ def test_an_unknown_name_says_how_to_list_the_names() -> None:
     assert_is_one_line(caught.value)
 
 
-def test_an_unknown_tag_names_the_known_ones() -> None:
+def test_load_backbone_lists_the_tags_for_an_unknown_tag() -> None:
     with pytest.raises(
-        ConfigError, match=r"model\.pretrained=opnai: no tag of ViT-B-32 .*\bopenai\b"
+        ConfigError, match=r"model\.pretrained=opnai: is neither a tag of ViT-B-32 nor .*\bopenai\b"
     ):
         load_backbone("ViT-B-32", "opnai")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_load_backbone_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.safetensors: no such weight file"):
         load_backbone("tiny", str(tmp_path / "gone.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".txt"])
 @pytest.mark.parametrize("content", [b"", b"these are no weights\n" * 20, bytes(range(256)) * 8])
-def test_a_file_of_something_else_is_refused_in_one_line(
+def test_load_backbone_refuses_a_file_of_another_kind_in_one_line(
     tmp_path: Path, suffix: str, content: bytes
 ) -> None:
     file = tmp_path / f"notes{suffix}"
@@ -350,14 +290,14 @@ def test_a_file_of_something_else_is_refused_in_one_line(
     assert_is_one_line(caught.value)
 
 
-def test_a_truncated_weight_file_is_refused(clip: Path, tmp_path: Path) -> None:
+def test_load_backbone_refuses_a_truncated_file(clip: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(clip.read_bytes()[:-100])
     with pytest.raises(FormatError, match=r"cut\.safetensors: is not safetensors"):
         load_backbone("tiny", str(cut))
 
 
-def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+def test_load_backbone_refuses_a_pickle_that_would_run_code(tmp_path: Path) -> None:
     torch.save({"weights": Path("x")}, tmp_path / "unsafe.pt")
     with pytest.raises(
         FormatError, match=r"unsafe\.pt: is not a weight file that can be read safely"
@@ -366,19 +306,19 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert_is_one_line(caught.value)
 
 
-def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_load_backbone_refuses_a_pickle_without_a_state_dict(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "list.pt")
     with pytest.raises(FormatError, match="holds no state dict of tensors"):
         load_backbone("tiny", str(tmp_path / "list.pt"))
 
 
-def test_a_state_dict_of_another_kind_of_model_is_refused(tmp_path: Path) -> None:
+def test_load_backbone_refuses_a_state_dict_of_another_model(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "mlp.safetensors")
     with pytest.raises(ConfigError, match=r"mlp\.safetensors: is not an OpenAI-format ViT CLIP"):
         load_backbone("own", str(tmp_path / "mlp.safetensors"))
 
 
-def test_a_file_that_lacks_one_weight_is_refused(clip: Path, tmp_path: Path) -> None:
+def test_load_backbone_refuses_a_file_that_lacks_a_weight(clip: Path, tmp_path: Path) -> None:
     state = openai_like().state_dict()
     del state["ln_final.bias"]
     torch.save(state, tmp_path / "clip.pt")
@@ -396,7 +336,7 @@ def test_a_file_that_lacks_one_weight_is_refused(clip: Path, tmp_path: Path) -> 
         ({}, {"no_causal_mask": True}),
     ],
 )
-def test_a_tower_that_ours_cannot_walk_is_refused(
+def test_load_backbone_refuses_unsupported_towers(
     tmp_path: Path, vision: dict[str, Any], text: dict[str, Any]
 ) -> None:
     file = write_clip(tmp_path / "odd.safetensors", spec=spec_with(vision=vision, text=text))

@@ -1,4 +1,4 @@
-"""Normalisation of uint8 clips."""
+"""Test the normalisation of uint8 clips."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch
 
 from bmpt.clip.normalize import normalize
 
-# of CLIP's own weights
+# those of CLIP's weights
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def test_each_channel_gets_its_own_mean_and_deviation() -> None:
+def test_normalize_uses_mean_and_deviation_of_each_channel() -> None:
     frames = torch.zeros((1, 1, 2, 3, 2, 2), dtype=torch.uint8)
     frames[:, :, :, 1] = 255
     frames[:, :, 1, 2] = 51

@@ -1,4 +1,4 @@
-"""What runs in float32 does so under autocast, and in float64 where it is given that."""
+"""Test that functions run in float32 under autocast, and in float64 on float64 arguments."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def product(left: torch.Tensor, *, right: torch.Tensor, times: int = 1) -> torch
         (torch.float64, torch.float64),
     ],
 )
-def test_half_precision_becomes_float32_and_float64_stays(
+def test_widen_makes_half_precision_float32_and_keeps_float64(
     given: torch.dtype, taken: torch.dtype
 ) -> None:
     value = random_frames(3, 3).to(given)
     assert widen(value).dtype == product(value, right=value).dtype == taken
 
 
-def test_integers_are_not_widened() -> None:
+def test_widen_keeps_integers() -> None:
     labels = torch.tensor([1, 2])
     assert widen(labels) is labels
 
 
-def test_a_matrix_product_under_autocast_is_the_one_without() -> None:
+def test_in_float32_product_is_equal_with_and_without_autocast() -> None:
     left, right = random_frames(8, 64), random_frames(64, 8, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded, ours = left @ right, product(left, right=right, times=2)
@@ -44,7 +44,7 @@ def test_a_matrix_product_under_autocast_is_the_one_without() -> None:
     assert not torch.equal(2 * rounded.float(), ours)
 
 
-def test_integers_and_other_arguments_pass_as_they_are() -> None:
+def test_in_float32_keeps_integers_and_other_arguments() -> None:
     @in_float32
     def pick(values: torch.Tensor, at: torch.Tensor, *, name: str) -> tuple[torch.Tensor, str]:
         assert at.dtype == torch.int64
@@ -56,7 +56,7 @@ def test_integers_and_other_arguments_pass_as_they_are() -> None:
     assert name == "as it is"
 
 
-def test_the_gradient_comes_back_in_the_type_that_was_given() -> None:
+def test_in_float32_gradient_has_the_dtype_of_the_argument() -> None:
     left = random_frames(2, 3).bfloat16().requires_grad_()
     product(left, right=random_frames(3, 2, seed=1)).sum().backward()
     assert left.grad is not None

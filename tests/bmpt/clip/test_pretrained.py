@@ -1,4 +1,4 @@
-"""Tags: the file on this machine, the hub, or one line that says which file to put where."""
+"""Test that the weights of a tag are found in a cache or on the hub, or their file is named."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import huggingface_hub.constants as hub
 import pytest
 from safetensors.torch import save
 
-from bmpt.clip.backbone import build_clip, import_open_clip, load_backbone
+from bmpt.clip.architecture import build_clip, import_open_clip
+from bmpt.clip.backbone import load_backbone
 from bmpt.clip.pretrained import HUB_NAMES, find_pretrained
 from shards.errors import ConfigError, FormatError
 from tests.bmpt.tiny import SPEC
@@ -28,7 +29,7 @@ REPO, OPENAI_FILE = "timm/vit_base_patch16_clip_224.openai", "ViT-B-16.pt"
 
 @pytest.fixture(autouse=True)
 def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cache has anything, and the hub is switched off unless a test says otherwise."""
+    """Empty both caches, and switch the hub off unless a test sets an endpoint."""
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("bmpt.clip.pretrained.URL_CACHE", tmp_path / "clip")
@@ -39,7 +40,7 @@ def find(name: str = "ViT-B-16", tag: str = "openai") -> Any:
 
 
 def put_into_hub_cache(folder: Path, filename: str, content: bytes, *, repo: str = REPO) -> Path:
-    """Lay a file where the hub's client keeps what it has downloaded."""
+    """Put a file where the hub's client stores its downloads."""
     kept = folder / f"models--{repo.replace('/', '--')}"
     (kept / "refs").mkdir(parents=True, exist_ok=True)
     (kept / "refs" / "main").write_text("a" * 40, encoding="utf-8")
@@ -50,7 +51,7 @@ def put_into_hub_cache(folder: Path, filename: str, content: bytes, *, repo: str
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"])
-def test_without_a_network_one_line_names_the_file_and_where_to_put_it(
+def test_pretrained_without_network_names_the_file_and_its_folder(
     name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -63,14 +64,14 @@ def test_without_a_network_one_line_names_the_file_and_where_to_put_it(
         or f"{name}px.pt into {tmp_path}/clip" in sentence
     )
     assert (
-        "put open_clip_model.safetensors and open_clip_config.json of https://huggingface.co/timm/vit_"
-        in sentence
+        "put open_clip_model.safetensors and open_clip_config.json of "
+        "https://huggingface.co/timm/vit_" in sentence
     )
     assert "model.pretrained=FOLDER/open_clip_model.safetensors" in sentence
     assert "\n" not in sentence
 
 
-def test_a_tag_that_only_the_hub_has_names_the_hubs_file() -> None:
+def test_pretrained_tag_of_the_hub_alone_names_the_hubs_file() -> None:
     with pytest.raises(
         ConfigError,
         match=r"put open_clip_model\.safetensors .*/laion/CLIP-ViT-B-16-laion2B-s34B-b88K ",
@@ -79,14 +80,14 @@ def test_a_tag_that_only_the_hub_has_names_the_hubs_file() -> None:
 
 
 @pytest.mark.parametrize("filename", HUB_NAMES)
-def test_the_hubs_cache_is_found(tmp_path: Path, filename: str) -> None:
+def test_pretrained_weights_are_found_in_the_hubs_cache(tmp_path: Path, filename: str) -> None:
     file = put_into_hub_cache(tmp_path / "hub", filename, b"weights")
     found = find()
     assert found.file == file
     assert found.quick_gelu
 
 
-def test_the_cache_of_openais_own_package_is_found_if_the_file_is_whole(tmp_path: Path) -> None:
+def test_pretrained_weights_in_openais_cache_are_used_if_their_hash_matches(tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / OPENAI_FILE).write_bytes(b"half of it")
     with pytest.raises(
@@ -100,7 +101,7 @@ def test_the_cache_of_openais_own_package_is_found_if_the_file_is_whole(tmp_path
 
 
 @pytest.mark.parametrize(("tag", "activation"), [("published", "QuickGELU"), ("retrained", "GELU")])
-def test_the_activation_is_the_tags_not_the_architectures(
+def test_pretrained_activation_is_that_of_the_tag_not_of_the_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, activation: str
 ) -> None:
     open_clip = import_open_clip()
@@ -119,7 +120,7 @@ def test_the_activation_is_the_tags_not_the_architectures(
 
 @contextmanager
 def hub_that_has(content: dict[str, bytes]) -> Iterator[str]:
-    """A server that answers as the hub does for these files; yields its address."""
+    """Run a server that answers as the hub does for these files, and yield its address."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -154,12 +155,12 @@ def hub_that_has(content: dict[str, bytes]) -> Iterator[str]:
 
 
 def ask_in_a_process(endpoint: str, folder: Path) -> tuple[dict[str, Any], float]:
-    """Look the tag up in a fresh process whose hub is at `endpoint`; its answer and the seconds it
-    took to answer."""
+    """Find a tag in a new process whose hub is at `endpoint`; return the answer and its seconds."""
     code = (
-        "import json, time; from bmpt.clip.backbone import import_open_clip\n"
+        "import json, time; from bmpt.clip.architecture import import_open_clip\n"
         "from bmpt.clip.pretrained import find_pretrained\n"
-        "from shards.errors import BmptError; open_clip = import_open_clip(); start = time.monotonic()\n"
+        "from shards.errors import BmptError\n"
+        "open_clip = import_open_clip(); start = time.monotonic()\n"
         "try: answer = {'file': str(find_pretrained(open_clip, 'ViT-B-16', 'openai').file)}\n"
         "except BmptError as error: answer = {'error': str(error)}\n"
         "print(json.dumps([answer, time.monotonic() - start]))"
@@ -180,31 +181,34 @@ def ask_in_a_process(endpoint: str, folder: Path) -> tuple[dict[str, Any], float
 
 
 @pytest.mark.parametrize("there", [HUB_NAMES, HUB_NAMES[1:]])
-def test_a_file_of_the_hub_is_fetched(tmp_path: Path, there: tuple[str, ...]) -> None:
+def test_pretrained_weights_are_downloaded_from_the_hub(
+    tmp_path: Path, there: tuple[str, ...]
+) -> None:
     with hub_that_has(dict.fromkeys(there, b"weights")) as endpoint:
         answer, _ = ask_in_a_process(endpoint, tmp_path)
     assert Path(answer["file"]).name == there[0]
     assert Path(answer["file"]).read_bytes() == b"weights"
 
 
-def test_a_hub_that_has_not_the_file_is_said_so(tmp_path: Path) -> None:
+def test_pretrained_error_names_files_that_the_hub_does_not_have(tmp_path: Path) -> None:
     with hub_that_has({}) as endpoint:
         answer, _ = ask_in_a_process(endpoint, tmp_path)
     assert (
-        f"could not be fetched ({REPO} has none of open_clip_model.safetensors, " in answer["error"]
+        f"could not be downloaded ({REPO} has none of open_clip_model.safetensors, "
+        in answer["error"]
     )
 
 
-def test_a_hub_that_takes_a_connection_and_never_answers_does_not_hang(tmp_path: Path) -> None:
+def test_find_pretrained_gives_up_on_a_hub_that_never_answers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         answer, seconds = ask_in_a_process(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
-    assert "could not be fetched (" in answer["error"]
+    assert "could not be downloaded (" in answer["error"]
     assert f"{OPENAI_FILE} into {tmp_path}/.cache/clip" in answer["error"]
     assert seconds < 30, "the hub's client alone asks for minutes"
 
 
-def test_a_hub_that_refuses_connections_is_one_line(tmp_path: Path) -> None:
+def test_find_pretrained_reports_a_hub_that_refuses_connections(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     answer, _ = ask_in_a_process(f"http://127.0.0.1:{port}", tmp_path)
-    assert "could not be fetched (" in answer["error"]
+    assert "could not be downloaded (" in answer["error"]

@@ -1,4 +1,4 @@
-"""The towers against open_clip and against slow loops that say the same thing differently."""
+"""Test the towers against open_clip and against slow loops over tokens."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def images() -> torch.Tensor:
 def naive_block(
     block: Any, tokens_SE: torch.Tensor, *, visible: list[int] | None = None
 ) -> torch.Tensor:
-    """One block over one sequence, attention written out query by query and head by head.
+    """Compute one block over one sequence, with attention query by query and head by head.
 
-    visible: how many tokens, from the first, each query sees; all if None"""
+    visible: number of leading tokens that each query attends to; all if None"""
     attention = block.attn
     normed = block.ln_1(tokens_SE)
     query, key, value = (normed @ attention.in_proj_weight.T + attention.in_proj_bias).chunk(
@@ -78,7 +78,7 @@ def clip_features(method: Method, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_without_prompts_the_cls_token_equals_open_clips_image_feature(
+def test_encode_frames_without_prompts_equals_open_clips_image_feature(
     backbone: Backbone, images: torch.Tensor
 ) -> None:
     ours = encode_frames(backbone.model, images, num_frames=T)
@@ -89,7 +89,7 @@ def test_without_prompts_the_cls_token_equals_open_clips_image_feature(
 
 
 @torch.no_grad()
-def test_without_prompts_the_text_feature_equals_open_clips(backbone: Backbone) -> None:
+def test_encode_texts_without_prompts_equals_open_clips_text_feature(backbone: Backbone) -> None:
     ids = backbone.tokenize(TEXTS)
     ours = encode_texts(backbone.model, ids)
     torch.testing.assert_close(ours, backbone.model.encode_text(ids), rtol=1e-5, atol=1e-5)
@@ -97,7 +97,7 @@ def test_without_prompts_the_text_feature_equals_open_clips(backbone: Backbone) 
 
 
 @torch.no_grad()
-def test_a_text_of_full_context_length_equals_open_clips(backbone: Backbone) -> None:
+def test_encode_texts_of_full_context_length_equals_open_clip(backbone: Backbone) -> None:
     ids = backbone.tokenize(["very " * 100, "walk"])
     assert ids[0, -1] == EOT
     torch.testing.assert_close(
@@ -107,7 +107,7 @@ def test_a_text_of_full_context_length_equals_open_clips(backbone: Backbone) -> 
 
 @pytest.mark.parametrize("has_prompts", [False, True])
 @torch.no_grad()
-def test_the_eot_of_all_text_tokens_is_the_text_feature(
+def test_take_eot_of_all_text_tokens_is_the_text_feature(
     backbone: Backbone, has_prompts: bool
 ) -> None:
     ids = insert_slots(backbone.tokenize([*TEXTS, "very " * 100]), 3)
@@ -119,7 +119,7 @@ def test_the_eot_of_all_text_tokens_is_the_text_feature(
 
 
 @torch.no_grad()
-def test_all_text_tokens_run_under_autocast(backbone: Backbone) -> None:
+def test_encode_text_tokens_runs_under_autocast(backbone: Backbone) -> None:
     ids = backbone.tokenize(TEXTS)
     plain = encode_text_tokens(backbone.model, ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -128,7 +128,7 @@ def test_all_text_tokens_run_under_autocast(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def test_all_text_tokens_are_open_clips(backbone: Backbone) -> None:
+def test_encode_text_tokens_equals_open_clip(backbone: Backbone) -> None:
     model, ids = backbone.model, backbone.tokenize(TEXTS)
     tokens = model.token_embedding(ids) + model.positional_embedding
     tokens = (
@@ -141,7 +141,7 @@ def test_all_text_tokens_are_open_clips(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def test_a_text_has_the_same_feature_whatever_texts_stand_beside_it(backbone: Backbone) -> None:
+def test_text_feature_does_not_depend_on_the_other_texts(backbone: Backbone) -> None:
     alone = encode_texts(backbone.model, backbone.tokenize(TEXTS[1:2]))
     together = encode_texts(backbone.model, backbone.tokenize(TEXTS))[1:2]
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
@@ -227,7 +227,7 @@ def test_prompt_tokens_of_each_block_change_the_feature(
 
 
 @torch.no_grad()
-def test_text_prompts_stand_right_after_sot_and_earlier_tokens_stay(backbone: Backbone) -> None:
+def test_text_prompts_follow_sot_and_leave_earlier_tokens_unchanged(backbone: Backbone) -> None:
     model = backbone.model
     prompts = list(random_frames(2, 3, TEXT_WIDTH, seed=3))
     ids = insert_slots(backbone.tokenize(TEXTS[:1]), 3)
@@ -249,7 +249,7 @@ def test_text_prompts_stand_right_after_sot_and_earlier_tokens_stay(backbone: Ba
 
 
 def video_feature(backbone: Backbone, images: torch.Tensor, **how: Any) -> torch.Tensor:
-    """The mean CLS of one clip."""
+    """Return the mean CLS of one clip."""
     with torch.no_grad():
         return encode_frames(backbone.model, images, num_frames=len(images), **how)[:, 0].mean(
             dim=0
@@ -257,8 +257,8 @@ def video_feature(backbone: Backbone, images: torch.Tensor, **how: Any) -> torch
 
 
 def largest_allocation(backbone: Backbone, frames: torch.Tensor) -> int:
-    """Bytes of the largest tensor of a space-time pass without a gradient, those inside torch's
-    kernels included."""
+    """Return the bytes of the largest tensor of a space-time pass without gradients, including
+    those inside torch's kernels."""
     with torch.no_grad(), profile(profile_memory=True) as profiled:
         encode_frames(
             backbone.model, frames, num_frames=len(frames), space_time_blocks=(0, 1, 2, 3)
@@ -266,7 +266,7 @@ def largest_allocation(backbone: Backbone, frames: torch.Tensor) -> int:
     return max(event.self_cpu_memory_usage for event in profiled.events())
 
 
-def test_scoring_writes_no_attention_weights_out(tmp_path: Path) -> None:
+def test_space_time_block_without_gradients_stores_no_attention_weights(tmp_path: Path) -> None:
     # torch's native path, which writes them, is for towers in evaluation with an even number of
     # heads
     spec = {**SPEC, "vision_cfg": {**SPEC["vision_cfg"], "head_width": 12}}
@@ -282,7 +282,7 @@ def test_scoring_writes_no_attention_weights_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_prompts", [False, True])
-def test_a_clip_and_its_reverse_differ_under_causal_blocks_alone(
+def test_reversed_clip_has_another_feature_only_under_causal_blocks(
     backbone: Backbone, has_prompts: bool
 ) -> None:
     frames = random_frames(4, 3, 32, 32)
@@ -296,7 +296,7 @@ def test_a_clip_and_its_reverse_differ_under_causal_blocks_alone(
         assert causal or difference.max() < 1e-5
 
 
-def test_a_causal_tower_computes_a_frame_without_those_after_it(backbone: Backbone) -> None:
+def test_causal_tower_computes_a_frame_without_later_frames(backbone: Backbone) -> None:
     frames = random_frames(4, 3, 32, 32)
     later = torch.cat([frames[:2], random_frames(2, 3, 32, 32, seed=1)])
     with torch.no_grad():
@@ -312,7 +312,7 @@ def test_a_causal_tower_computes_a_frame_without_those_after_it(backbone: Backbo
     assert (ours[2:] - others[2:]).abs().max() > 1e-2
 
 
-def test_a_causal_tower_over_one_frame_is_the_plain_one(
+def test_causal_tower_over_one_frame_equals_the_plain_tower(
     backbone: Backbone, images: torch.Tensor
 ) -> None:
     with torch.no_grad():
@@ -387,7 +387,7 @@ def test_gradients_through_the_towers_equal_finite_differences(clip: Path, causa
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
-def test_a_clips_feature_is_the_unit_mean_of_its_frames(clip: Path) -> None:
+def test_clip_feature_is_the_unit_mean_of_its_frames(clip: Path) -> None:
     method = method_on(clip, name="zero_shot", space_time_blocks=None)
     frames = random_frames(2, 1, 4, 3, 32, 32)
     with torch.no_grad():
@@ -396,7 +396,7 @@ def test_a_clips_feature_is_the_unit_mean_of_its_frames(clip: Path) -> None:
     torch.testing.assert_close(clip_features(method, frames)[:, 0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_views_are_averaged_in_the_logits(clip: Path) -> None:
+def test_logits_are_averaged_over_views(clip: Path) -> None:
     method = method_on(clip)
     ids = method.prepare_texts(TEXTS)
     frames = random_frames(2, 3, 4, 3, 32, 32)
@@ -409,7 +409,7 @@ def test_views_are_averaged_in_the_logits(clip: Path) -> None:
         )
 
 
-def test_slots_stand_between_sot_and_the_caption(backbone: Backbone) -> None:
+def test_insert_slots_puts_slots_between_sot_and_the_caption(backbone: Backbone) -> None:
     ids = backbone.tokenize(["a video of a cat"])
     with_slots = insert_slots(ids, 5)
     assert with_slots.shape == ids.shape
@@ -419,7 +419,7 @@ def test_slots_stand_between_sot_and_the_caption(backbone: Backbone) -> None:
     assert int(with_slots[0].argmax()) == int(ids[0].argmax()) + 5
 
 
-def test_a_caption_that_no_longer_fits_keeps_its_eot(backbone: Backbone) -> None:
+def test_insert_slots_truncates_a_long_caption_before_its_eot(backbone: Backbone) -> None:
     ids = backbone.tokenize(["cat " * 74, "cat " * 100, "walk"])
     with_slots = insert_slots(ids, 5)
     assert (with_slots == EOT).sum(dim=1).tolist() == [1, 1, 1]
@@ -427,18 +427,18 @@ def test_a_caption_that_no_longer_fits_keeps_its_eot(backbone: Backbone) -> None
     assert torch.equal(with_slots[1, 6:-1], ids[1, 1:71])
 
 
-def test_a_caption_that_just_fits_is_not_cut(backbone: Backbone) -> None:
+def test_insert_slots_keeps_a_caption_that_just_fits(backbone: Backbone) -> None:
     ids = backbone.tokenize(["cat " * 70])
     with_slots = insert_slots(ids, 5)
     assert torch.equal(with_slots[0, 6:], ids[0, 1:72])
 
 
-def test_inserting_no_slot_changes_nothing(backbone: Backbone) -> None:
+def test_insert_slots_of_no_slot_changes_nothing(backbone: Backbone) -> None:
     ids = backbone.tokenize([*TEXTS, "cat " * 100])
     assert torch.equal(insert_slots(ids, 0), ids)
 
 
-def test_inserting_slots_leaves_the_ids_it_was_given(backbone: Backbone) -> None:
+def test_insert_slots_leaves_its_input_unchanged(backbone: Backbone) -> None:
     ids = backbone.tokenize(["cat " * 100])
     before = ids.clone()
     insert_slots(ids, 3)

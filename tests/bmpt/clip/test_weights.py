@@ -1,4 +1,4 @@
-"""Weight files: what is read of them, what is refused, and the hash of what they hold."""
+"""Test which weight files are read and which are refused, and the hash of weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.bmpt.checkpoints.published_files import yacs_is_installed
 from tests.bmpt.tiny import load_tiny, write_clip
 
 
-def test_a_jit_archive_is_read_as_quick_gelu(tmp_path: Path) -> None:
+def test_read_weights_of_a_jit_archive_states_quick_gelu(tmp_path: Path) -> None:
     class Weights(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -38,7 +38,7 @@ def test_a_jit_archive_is_read_as_quick_gelu(tmp_path: Path) -> None:
     assert state["weight"].tolist() == [0, 1, 2]
 
 
-def test_the_hash_is_that_of_the_weights_not_of_the_file(clip: Path, tmp_path: Path) -> None:
+def test_hash_weights_is_equal_for_two_files_of_equal_weights(clip: Path, tmp_path: Path) -> None:
     rewritten = tmp_path / "again.safetensors"
     write_clip(rewritten)
     assert load_tiny(rewritten).weights_sha256 == load_tiny(clip).weights_sha256
@@ -48,7 +48,7 @@ def test_the_hash_is_that_of_the_weights_not_of_the_file(clip: Path, tmp_path: P
     )
 
 
-def test_the_hash_changes_when_one_weight_changes(clip: Path) -> None:
+def test_hash_weights_changes_when_one_weight_changes(clip: Path) -> None:
     model = load_tiny(clip).model
     before = hash_weights(model.state_dict())
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_the_hash_changes_when_one_weight_changes(clip: Path) -> None:
     assert hash_weights(model.state_dict()) != before
 
 
-def test_the_hash_knows_names_and_shapes() -> None:
+def test_hash_weights_depends_on_names_and_shapes() -> None:
     values = torch.arange(6.0)
     hashes = {
         hash_weights({"a": values}),
@@ -68,7 +68,9 @@ def test_the_hash_knows_names_and_shapes() -> None:
     assert len(hashes) == 5
 
 
-def test_the_numbers_of_openais_archives_say_quick_gelu_in_a_state_dict_too(tmp_path: Path) -> None:
+def test_read_weights_of_a_state_dict_with_openais_numbers_states_quick_gelu(
+    tmp_path: Path,
+) -> None:
     numbers = {
         name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")
     }
@@ -79,7 +81,7 @@ def test_the_numbers_of_openais_archives_say_quick_gelu_in_a_state_dict_too(tmp_
     assert read_weights(tmp_path / "bare.pt")[1] == {}
 
 
-def test_prefixes_are_taken_off_the_front_alone() -> None:
+def test_without_prefixes_removes_leading_prefixes_only() -> None:
     state = {
         "_orig_mod.module.a.module.b": torch.zeros(1),
         "module.c": torch.zeros(1),
@@ -88,7 +90,7 @@ def test_prefixes_are_taken_off_the_front_alone() -> None:
     assert list(without_prefixes(state)) == ["a.module.b", "c", "d"]
 
 
-def test_a_nested_config_object_becomes_plain_mappings(tmp_path: Path) -> None:
+def test_read_torch_file_turns_a_nested_config_into_mappings(tmp_path: Path) -> None:
     with yacs_is_installed() as node:
         torch.save(
             {"config": node({"A": {"B": (1, [2.5, None])}, "C": True})}, tmp_path / "file.pth"
@@ -97,7 +99,7 @@ def test_a_nested_config_object_becomes_plain_mappings(tmp_path: Path) -> None:
     assert json.loads(json.dumps(config)) == {"A": {"B": [1, [2.5, None]]}, "C": True}
 
 
-def test_reading_allows_nothing_to_later_readers(tmp_path: Path) -> None:
+def test_read_torch_file_leaves_the_safe_globals_unchanged(tmp_path: Path) -> None:
     with yacs_is_installed() as node:
         torch.save({"config": node({})}, tmp_path / "file.pth")
     before = set(torch.serialization.get_safe_globals())
@@ -106,28 +108,30 @@ def test_reading_allows_nothing_to_later_readers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{broken", "[1]", '"text"', "3"])
-def test_an_architecture_that_cannot_be_understood_is_refused(tmp_path: Path, text: str) -> None:
+def test_read_weights_refuses_metadata_that_is_not_an_architecture(
+    tmp_path: Path, text: str
+) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", {SPEC_METADATA_KEY: text})
     with pytest.raises(
-        FormatError, match=r"odd\.safetensors: its metadata bmpt_clip is no architecture"
+        FormatError, match=r"odd\.safetensors: its metadata bmpt_clip is not an architecture"
     ):
         read_weights(tmp_path / "odd.safetensors")
 
 
 @pytest.mark.parametrize("text", ["{broken", "[]", "{}", '{"model_cfg": 3}'])
-def test_a_config_beside_the_file_that_cannot_be_understood_is_refused(
+def test_read_weights_refuses_an_invalid_open_clip_config(
     clip: Path, tmp_path: Path, text: str
 ) -> None:
     (tmp_path / "clip.safetensors").write_bytes(clip.read_bytes())
     (tmp_path / "open_clip_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(
-        FormatError, match=r"open_clip_config\.json: is no open_clip config: .*move it away"
+        FormatError, match=r"open_clip_config\.json: is not an open_clip config: .*move it away"
     ) as caught:
         read_weights(tmp_path / "clip.safetensors")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_calls_what_it_may_in_a_wrong_way_is_refused(tmp_path: Path) -> None:
+def test_read_torch_file_refuses_a_wrong_call_of_an_allowed_class(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "good.pth")
     stream = b"\x80\x02ccollections\nOrderedDict\n(K\x01K\x02K\x03tR."  # OrderedDict(1, 2, 3)
     with (
@@ -143,7 +147,7 @@ def test_a_file_that_calls_what_it_may_in_a_wrong_way_is_refused(tmp_path: Path)
 
 
 class Sneaky(nn.Module):
-    """A module whose TorchScript is read by running its own code."""
+    """A module whose TorchScript runs code while it is read."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,11 +164,11 @@ class Sneaky(nn.Module):
         self.training = False
 
     def forward(self) -> torch.Tensor:
-        """Nothing of interest."""
+        """Return the weight."""
         return self.weight
 
 
-def test_an_archive_that_would_run_its_own_code_is_refused_unread(
+def test_read_weights_refuses_an_archive_that_would_run_code(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "sneaky.pt"
@@ -181,7 +185,7 @@ def test_an_archive_that_would_run_its_own_code_is_refused_unread(
 
 
 @pytest.mark.parametrize("hidden", ["under another name", "behind a wrong checksum"])
-def test_code_that_a_look_at_the_archive_may_miss_does_not_run_either(
+def test_read_weights_does_not_run_code_that_is_hidden_in_an_archive(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], hidden: str
 ) -> None:
     plain, file = tmp_path / "plain.pt", tmp_path / "hidden.pt"

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bmpt.clip.backbone import hash_weights
 from bmpt.clip.normalize import normalize
+from bmpt.clip.weights import hash_weights
 from bmpt.config import RunConfig, load_config
 from bmpt.engine.optim import lr_fraction
 from bmpt.engine.train import Trainer, steps_of

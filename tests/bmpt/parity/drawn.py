@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from bmpt.clip.backbone import Backbone, backbone_from_state, build_clip
+from bmpt.clip.architecture import build_clip
+from bmpt.clip.backbone import Backbone, backbone_from_state
 from bmpt.methods import build_method
 from bmpt.methods.base import ClassTexts, Method, Targets
 from bmpt.texts.class_texts import ClassSentences

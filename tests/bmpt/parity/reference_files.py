@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from bmpt.clip.backbone import import_open_clip
+from bmpt.clip.architecture import import_open_clip
 from tests.bmpt.parity import naive_originals as naive
 from tests.bmpt.parity.drawn import drawn_like
 from tests.bmpt.tiny import random_frames
