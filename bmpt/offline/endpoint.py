@@ -1,9 +1,10 @@
-"""One exchange with an OpenAI-compatible chat endpoint (vLLM, llama.cpp, Ollama, hosted ones), with
-a hard deadline.
+"""Requests to an OpenAI-compatible chat endpoint (vLLM, llama.cpp, Ollama, hosted ones), each with
+a deadline.
 
-The standard library's HTTP client: what is sent and received is one JSON object each. It connects
-directly; proxies of the environment are not used. The key is sent to the endpoint and is in no
-message, file or `repr`."""
+The HTTP client of the standard library sends and receives one JSON object per request. It connects
+directly: proxies of the environment are not used. The key is sent to the endpoint and appears in no
+message, file or `repr`.
+"""
 
 from __future__ import annotations
 
@@ -22,60 +23,63 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shards.errors import BmptError, ConfigError
+from shards.files import one_line, os_error_text
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
-_CONNECT_SECONDS = 10.0  # for a connection, and for the whole first check
+# For a connection, and for the whole first check.
+_CONNECT_SECONDS = 10.0
 _LARGEST_REPLY_BYTES = 8 << 20
-_NOT_KNOWN, _KEY_REFUSED, _TOO_MANY = (404, 405), (401, 403), 429
-_WORTH_ANOTHER_TRY = (408, 409, 425, _TOO_MANY)
+# HTTP statuses.
+_UNKNOWN, _KEY_REFUSED, _TOO_MANY = (404, 405), (401, 403), 429
+_RETRIED = (408, 409, 425, _TOO_MANY)
 
 
 class EndpointError(BmptError):
-    """The endpoint as a whole cannot be used: it is down, refuses the key or does not know the
-    model."""
+    """The endpoint cannot be used: it is down, refuses the key or does not know the model."""
 
 
 class RefusedError(BmptError):
-    """The endpoint will not answer this question, now or later."""
+    """The endpoint will never answer this question."""
 
 
 class UnansweredError(BmptError):
-    """This try brought no usable answer; another may. retry_after_seconds: what the server asked
-    for, if it did."""
+    """A try has no usable answer; a retry may have one."""
 
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        """Create the error, with the wait that the server requested, if any."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask; made by `parse_endpoint`.
-
-    url: the base, such as http://localhost:8000/v1; timeout_seconds: of one request, its whole
-        answer included"""
+    """A server and one of its models; `parse_endpoint` makes it."""
 
     url: str
+    """The base, for example http://localhost:8000/v1."""
     model: str
     api_key: str | None = field(default=None, repr=False)
     timeout_seconds: float = 120.0
+    """For one request, including its whole answer."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """text: as the model wrote it; finish_reason: `stop`, or `length` for an answer that was cut;
-    None if not stated"""
+    """An answer of the model."""
 
     text: str
+    """As the model wrote it."""
     finish_reason: str | None = None
+    """`stop`, `length` for a truncated answer, or None if it is not stated."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
     @property
     def said(self) -> str:
-        """What stands behind the thoughts of a reasoning model; nothing if they do not end.
+        """Return the text behind the thoughts of a reasoning model; empty if they do not end.
 
-        Some servers put the opening `<think>` into the prompt and send its end alone."""
+        Some servers put the opening `<think>` into the prompt, and only send its end.
+        """
         _, end, answer = self.text.rpartition("</think>")
         return "" if not end and answer.lstrip().startswith("<think>") else answer
 
@@ -88,42 +92,57 @@ def parse_endpoint(
     environment: Mapping[str, str] = os.environ,
     timeout_seconds: float = 120.0,
 ) -> Endpoint:
-    """Check an address and find its key in the environment; nothing is asked yet.
+    """Check an address and find its key in the environment, without a request.
 
-    api_key_env: the variable that must hold the key; None: OPENAI_API_KEY, if it is set.
-    Raises: ConfigError, which repeats neither a key nor a password of the address."""
+    Args:
+        url: base of the server, or its address of chat completions.
+        model: a model that the server offers.
+        api_key_env: the variable that must hold the key; None for OPENAI_API_KEY, if it is set.
+        environment: environment variables.
+        timeout_seconds: for one request.
+
+    Raises:
+        ConfigError: the message repeats neither a key nor a password of the address.
+    """
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}"
-    cure = "give its base, such as http://localhost:8000/v1"
+    hint = "give its base, such as http://localhost:8000/v1"
+
     try:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:
+        # The port is not a number.
         is_address = False
     if not is_address:
-        raise ConfigError(f"--endpoint {shown}: is not an http:// or https:// address; {cure}")
+        raise ConfigError(f"--endpoint {shown}: is not an http:// or https:// address; {hint}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
-            f"--endpoint {shown}: has a user, a query or a fragment; {cure}, and the key in a variable"
+            f"--endpoint {shown}: has a user, a query or a fragment; {hint}, "
+            "and the key in a variable"
         )
     if not model.strip():
-        raise ConfigError("--model is empty; name the model that the endpoint serves")
+        raise ConfigError("--model is empty; name a model that the endpoint offers")
+
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     variable = api_key_env or DEFAULT_KEY_VARIABLE
     key = environment.get(variable, "").strip()
     if api_key_env and not key:
         raise ConfigError(
-            f"--api-key-env {api_key_env}: the variable is not set; export it, or leave the option out"
+            f"--api-key-env {api_key_env}: the variable is not set; export it, "
+            "or leave the option out"
         )
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"${variable}: is no key, it holds characters that a header cannot; export it again"
+            f"${variable}: is not a key: it has characters that a header cannot have; "
+            "export it again"
         )
+
     return Endpoint(f"{parts.scheme}://{host}{path}", model, key or None, timeout_seconds)
 
 
 class Client:
-    """Exchanges with one endpoint, from any number of threads; `close` ends those that are open."""
+    """Requests to one endpoint from any number of threads; `close` ends the open ones."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -133,31 +152,40 @@ class Client:
         self._is_closed = False
 
     def close(self) -> None:
-        """End every exchange; those who wait for one get an UnansweredError."""
+        """End every open request with an UnansweredError."""
         with self._lock:
             self._is_closed = True
-            for connected in self._open:
-                _hang_up(connected)
+            for connection in self._open:
+                _shut_down(connection)
 
     def check(self) -> None:
-        """Ask for the list of models, so that an endpoint that is down or refuses the key is known
-        at once.
+        """Request the list of models, to find a server that is down or refuses the key at once.
 
-        Raises: EndpointError. A server that has no such list, or is still loading, passes."""
+        A server that has no such list, or is still loading, passes.
+
+        Raises:
+            EndpointError: if the endpoint cannot be used.
+        """
+        seconds = min(_CONNECT_SECONDS, self.endpoint.timeout_seconds)
         try:
-            status, _, body = self._exchange(
-                "GET", "/models", None, min(_CONNECT_SECONDS, self.endpoint.timeout_seconds)
-            )
+            status, _, body = self._exchange("GET", "/models", None, seconds)
         except UnansweredError as error:
             raise EndpointError(
-                f"{self.endpoint.url}: no endpoint answers there ({error}); start the server or correct --endpoint"
+                f"{self.endpoint.url}: no endpoint answers there ({error}); "
+                "start the server or correct --endpoint"
             ) from None
+
         if status in _KEY_REFUSED or 300 <= status < 400:
             raise self._unusable(status, body)
 
     def ask(self, messages: list[dict[str, Any]], *, max_tokens: int) -> Reply:
-        """Ask one question at temperature 0. Raises: UnansweredError, RefusedError,
-        EndpointError."""
+        """Ask one question at temperature 0.
+
+        Raises:
+            UnansweredError: if a retry may have an answer.
+            RefusedError: if no retry would have one.
+            EndpointError: if the endpoint cannot be used.
+        """
         question = {
             "model": self.endpoint.model,
             "messages": messages,
@@ -171,29 +199,29 @@ class Client:
         )
         if status == 200:
             return _parse_reply(answer)
-        if status in _KEY_REFUSED or status in _NOT_KNOWN or status < 400:
+        if status in _KEY_REFUSED or status in _UNKNOWN or status < 400:
             raise self._unusable(status, answer)
+
         reason = self._reason(status, answer)
-        if status >= 500 or status in _WORTH_ANOTHER_TRY:
-            raise UnansweredError(
-                reason, retry_after_seconds=_retry_after(headers.get("Retry-After"))
-            )
+        if status >= 500 or status in _RETRIED:
+            wait = _retry_after(headers.get("Retry-After"))
+            raise UnansweredError(reason, retry_after_seconds=wait)
         raise RefusedError(reason)
 
     def _exchange(
         self, method: str, path: str, body: bytes | None, seconds: float
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """(status, headers, body). Raises: UnansweredError, also for silence and for a body that
-        does not end."""
-        kind = (
-            http.client.HTTPSConnection
-            if self._parts.scheme == "https"
-            else http.client.HTTPConnection
-        )
-        connection = kind(
-            self._parts.hostname or "", self._parts.port, timeout=min(_CONNECT_SECONDS, seconds)
-        )
+        """Send one request and return (status, headers, body).
+
+        Raises:
+            UnansweredError: also if no byte arrives or the body does not end.
+        """
+        is_https = self._parts.scheme == "https"
+        kind = http.client.HTTPSConnection if is_https else http.client.HTTPConnection
+        connect_seconds = min(_CONNECT_SECONDS, seconds)
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=connect_seconds)
         ends_at = time.monotonic() + seconds
+
         try:
             connection.connect()
             with self._deadline(connection.sock, ends_at - time.monotonic()) as is_over:
@@ -206,62 +234,69 @@ class Client:
                     data = answer.read(_LARGEST_REPLY_BYTES + 1)
                 except (OSError, http.client.HTTPException) as error:
                     problem = _in_words(error)
-            if (
-                is_over.is_set()
-            ):  # whatever it looked like: a reset, an end of file, or a body that is merely short
+            # The deadline may look like a reset, an end of file, or a body that is too short.
+            if is_over.is_set():
                 problem = f"no answer within {seconds:g} s"
             if problem:
                 raise UnansweredError(problem)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that cannot be one
+        except (OSError, UnicodeError) as error:
+            # UnicodeError: the host name is not valid.
             raise UnansweredError(_in_words(error)) from None
         finally:
             connection.close()
+
         if len(data) > _LARGEST_REPLY_BYTES:
             raise UnansweredError(f"an answer of more than {_LARGEST_REPLY_BYTES >> 20} MiB")
         return answer.status, answer.headers, data
 
     @contextlib.contextmanager
-    def _deadline(self, connected: socket.socket, seconds: float) -> Iterator[threading.Event]:
-        """Hang up after some seconds, since a socket's own timeout begins anew with every byte that
-        drips in."""
+    def _deadline(self, connection: socket.socket, seconds: float) -> Iterator[threading.Event]:
+        """Shut a connection down after some seconds.
+
+        The timeout of a socket is not enough: it starts again with every byte that arrives.
+
+        Yields:
+            An event that is set once the time is over.
+        """
         is_over = threading.Event()
 
         def end() -> None:
             is_over.set()
-            _hang_up(connected)
+            _shut_down(connection)
 
-        connected.settimeout(None)
+        connection.settimeout(None)
         timer = threading.Timer(max(seconds, 0.0), end)
         timer.daemon = True
         with self._lock:
             if self._is_closed:
                 raise UnansweredError("the run is ending")
-            self._open.add(connected)
+            self._open.add(connection)
+
         timer.start()
         try:
             yield is_over
         finally:
             timer.cancel()
             with self._lock:
-                self._open.discard(connected)
+                self._open.discard(connection)
 
     def _headers(self) -> dict[str, str]:
-        key = self.endpoint.api_key
-        return {
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {key}"} if key else {}),
-        }
+        headers = {"Content-Type": "application/json"}
+        if self.endpoint.api_key:
+            headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
+        return headers
 
     def _unusable(self, status: int, body: bytes) -> EndpointError:
+        """Return the error for a status that ends the run."""
         where = self.endpoint.url
+        reason = self._reason(status, body)
+
         if status in _KEY_REFUSED:
-            how = "refuses the key" if self.endpoint.api_key else "wants a key"
+            problem = "refuses the key" if self.endpoint.api_key else "needs a key"
+            return EndpointError(f"{where}: {problem} ({reason}); export it, see --api-key-env")
+        if status in _UNKNOWN:
             return EndpointError(
-                f"{where}: {how} ({self._reason(status, body)}); export it, see --api-key-env"
-            )
-        if status in _NOT_KNOWN:
-            return EndpointError(
-                f"{where}: has no model {self.endpoint.model} or no /chat/completions ({self._reason(status, body)}); "
+                f"{where}: has no model {self.endpoint.model} or no /chat/completions ({reason}); "
                 "correct --model or --endpoint"
             )
         return EndpointError(
@@ -269,70 +304,77 @@ class Client:
         )
 
     def _reason(self, status: int, body: bytes) -> str:
-        """`HTTP 500: what the server says`, in one short line; a server may repeat the key."""
-        said = _error_text(body)
+        """Return `HTTP 500: message of the server` on one short line, without the key."""
+        message = _error_message(body)
         if self.endpoint.api_key:
-            said = said.replace(self.endpoint.api_key, "<key>")
-        return f"HTTP {status}: {said[:200]}" if said else f"HTTP {status}"
+            message = message.replace(self.endpoint.api_key, "<key>")
+        return f"HTTP {status}: {message[:200]}" if message else f"HTTP {status}"
 
 
-def _hang_up(connected: socket.socket) -> None:
-    """Wakes a thread that is reading it, which closing would not."""
+def _shut_down(connection: socket.socket) -> None:
+    """Shut a connection down, which wakes a thread that reads it; closing would not."""
+    # The method of the plain socket: the state of TLS belongs to the thread that reads.
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(
-            connected, socket.SHUT_RDWR
-        )  # beneath TLS, whose own state is the reader's
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _parse_reply(body: bytes) -> Reply:
-    """Raises: UnansweredError for anything but a chat completion."""
+    """Parse a chat completion.
+
+    Raises:
+        UnansweredError: for anything else.
+    """
+    shown = _decode_line(body)[:80]
     try:
         values = json.loads(body)
         choice = values["choices"][0]
-        text, reason, usage = (
-            choice["message"]["content"],
-            choice.get("finish_reason"),
-            values.get("usage"),
-        )
+        text = choice["message"]["content"]
+        reason = choice.get("finish_reason")
+        usage = values.get("usage")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-        raise UnansweredError(f"not a chat completion: {_one_line(body)[:80]!r}") from None
+        raise UnansweredError(f"not a chat completion: {shown!r}") from None
     if not isinstance(text, str):
-        raise UnansweredError(f"a chat completion without a text: {_one_line(body)[:80]!r}")
+        raise UnansweredError(f"a chat completion without a text: {shown!r}")
+
     counts = usage if isinstance(usage, dict) else {}
     return Reply(
-        text.encode(
-            "utf-8", "replace"
-        ).decode(),  # JSON can hold halves of surrogate pairs, tables cannot
+        # JSON can hold single halves of surrogate pairs, Parquet cannot.
+        text.encode("utf-8", "replace").decode(),
         reason if isinstance(reason, str) else None,
-        _count(counts.get("prompt_tokens")),
-        _count(counts.get("completion_tokens")),
+        _token_count(counts.get("prompt_tokens")),
+        _token_count(counts.get("completion_tokens")),
     )
 
 
-def _count(value: object) -> int | None:
+def _token_count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 31 else None
 
 
-def _error_text(body: bytes) -> str:
-    """The message of {"error": {"message": ...}}, {"error": ...}, {"detail": ...}, else the
-    body."""
+def _error_message(body: bytes) -> str:
+    """Return the message of {"error": {"message": ...}}, {"error": ...} or {"detail": ...}.
+
+    Any other body is returned as it is.
+    """
     with contextlib.suppress(ValueError):
         values = json.loads(body)
         if isinstance(values, dict):
-            said = values.get("error", values.get("message", values.get("detail")))
-            said = said.get("message", said) if isinstance(said, dict) else said
-            return _one_line(str(said).encode())
-    return _one_line(body)
+            message = values.get("error", values.get("message", values.get("detail")))
+            if isinstance(message, dict):
+                message = message.get("message", message)
+            return one_line(message)
+    return _decode_line(body)
 
 
-def _one_line(text: bytes) -> str:
-    return " ".join(text[:2000].decode("utf-8", "replace").split())
+def _decode_line(data: bytes) -> str:
+    return one_line(data[:2000].decode("utf-8", "replace"))
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds, or the seconds until an HTTP date."""
-    if value is None or re.fullmatch(r"\d+(\.\d+)?", value):
-        return None if value is None else float(value)
+    """Return the wait in seconds that a header requests: a number, or until an HTTP date."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
     with contextlib.suppress(ValueError, TypeError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
@@ -343,8 +385,5 @@ def _in_words(error: Exception) -> str:
         return "no connection in time"
     if isinstance(error, http.client.RemoteDisconnected):
         return "the connection ended without an answer"
-    return (
-        (isinstance(error, OSError) and error.strerror)
-        or _one_line(str(error).encode())
-        or type(error).__name__
-    )
+    text = os_error_text(error) if isinstance(error, OSError) else one_line(error)
+    return text or type(error).__name__
