@@ -1,17 +1,17 @@
-"""`attributes.parquet`: the names that fit each clip best (BIKE), as a sentence and its CLIP text
-feature.
+"""BIKE's attributes: the names that fit each clip best, as a sentence and its CLIP text feature.
 
-Source: Wu et al. 2023, which ranks the names of a lexicon. The program for that is not published,
-    the JSON files that
-it wrote are: they are read here too. A name's cosine is that of its sentence and the mean of the
-    clip's frames."""
+Source: Wu et al. 2023, who rank the names of a lexicon. Their program is not published; the JSON
+files that it wrote are, and can be imported. The score of a name is the cosine of its sentence and
+the mean of the clip's frames.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from bmpt.texts.text_features import (
     write_features,
 )
 from shards.errors import ConfigError, FormatError
+from shards.files import os_error_text
 from shards.format.names import is_utf8
 from shards.loader import build_eval_loader
 from shards.progress import NullProgress, Progress
@@ -53,54 +54,71 @@ ATTRIBUTES = FileKind(
     schema=pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
-            pa.field("attributes", pa.list_(pa.string()), nullable=False),  # best first
-            pa.field("text", pa.string(), nullable=False),  # the sentence of the first 5
+            # Best first.
+            pa.field("attributes", pa.list_(pa.string()), nullable=False),
+            # The sentence of the first five.
+            pa.field("text", pa.string(), nullable=False),
             FEATURES_FIELD,
         ]
     ),
     again="run `bmpt attributes` with this CLIP",
 )
-_CLIPS_AT_ONCE = 16
+_CLIPS_PER_BLOCK = 16
 _MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
 class AttributesRow(FeatureRow):
-    """The other columns of the file. attributes: best first"""
+    """A row of the file."""
 
     attributes: list[str]
+    """Best first."""
     text: str
+    """The sentence of the first five."""
 
 
 @dataclass(frozen=True)
 class AttributesReport:
-    """What `bmpt attributes` has done.
-
-    source: the lexicon or the published file; entries: names or videos in it; used: of them, by any
-        sample
-    missing: keys of samples without attributes; problems: why, for each of them
-    warning: sentences that CLIP cuts, or None"""
+    """The result of `bmpt attributes`."""
 
     file: str
     source: str
+    """The lexicon or the published file."""
     expected: int
+    """Samples of the manifest."""
     written: int
+    """Samples in the file."""
     entries: int
+    """Names in the lexicon, or videos in the published file."""
     used: int
+    """Entries that a sample uses."""
     missing: list[str]
+    """Keys of samples without attributes."""
     problems: list[str]
+    """The reason for each missing sample."""
     warning: str | None
+    """Sentences that CLIP truncates, or None."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether every sample of the manifest has its attributes."""
+        """Return whether every sample of the manifest has attributes."""
         return not self.missing
 
 
 def read_attributes(files: Sequence[Path], keys: Sequence[str], backbone: Backbone) -> FloatArray:
-    """Features of some samples' sentences: float32 [N, D], unit rows, in the order of `keys`.
+    """Return the features of some samples' sentences.
 
-    files: which together have all of them. Raises as `read_features`."""
+    Args:
+        files: together they hold all samples.
+        keys: of the samples.
+        backbone: the CLIP that the features must be of.
+
+    Returns:
+        float32 [N, D], rows of unit length in the order of `keys`.
+
+    Raises:
+        ConfigError, FormatError: as `read_features`.
+    """
     return read_features(ATTRIBUTES, files, keys, backbone)
 
 
@@ -116,13 +134,26 @@ def rank_attributes(
     num_workers: int = 0,
     progress: Progress = NullProgress(),
 ) -> AttributesReport:
-    """Give every sample the `top` names that fit 8 frames of it best, centre crop; computed on the
-    CLIP's device.
+    """Write the names that fit each sample best, by eight frames with a centre crop.
 
-    lexicon: where the names come from; they are written as words (`ApplyEyeMakeup` -> `apply eye
-        makeup`) and used
-    once each. A sample that cannot be read is left out of the file and named.
-    Raises: ConfigError, FormatError, StorageError; the file is written whole or not at all."""
+    The report names the samples that cannot be read, which are not in the file.
+
+    Args:
+        pool: of the manifest.
+        manifest: the samples.
+        lexicon: file of the names, for messages.
+        names: the names to choose from. They are written as words (`ApplyEyeMakeup` becomes `apply
+            eye makeup`), and repeated ones count once.
+        backbone: the CLIP; its device computes.
+        file: the Parquet file.
+        top: names per sample.
+        num_workers: processes that decode frames.
+        progress: shows the clips, then the sentences.
+
+    Raises:
+        ConfigError: for a lexicon that is too short or not UTF-8.
+        StorageError: if the file cannot be written; it is written completely or not at all.
+    """
     check_target(file)
     for name in names:
         if not is_utf8(name):
@@ -130,23 +161,28 @@ def rank_attributes(
     words = list(dict.fromkeys(readable(name) for name in names))
     if len(words) < top:
         raise ConfigError(
-            f"{lexicon}: has {len(words)} different names, --top asks for {top}; add names or ask for fewer"
+            f"{lexicon}: has {len(words)} different names, --top asks for {top}; "
+            "add names or ask for fewer"
         )
+
     attributes, problems = _rank(pool, manifest, words, backbone, top, num_workers, progress)
-    found = _Found(
-        source=lexicon,
+    origin = {
+        "lexicon": lexicon.name,
+        "names": len(words),
+        "names_sha256": hashlib.sha256("\n".join(words).encode()).hexdigest(),
+        "frames": NUM_FRAMES,
+    }
+    texts = _write(file, attributes, origin, manifest, backbone, progress)
+    return _report(
+        file,
+        lexicon,
+        manifest,
+        attributes,
+        problems,
         entries=len(words),
-        used=len({name for chosen in attributes.values() for name in chosen}),
-        attributes=attributes,
-        problems=problems,
-        origin={
-            "lexicon": lexicon.name,
-            "names": len(words),
-            "names_sha256": hashlib.sha256("\n".join(words).encode()).hexdigest(),
-            "frames": NUM_FRAMES,
-        },
+        used=len(set(chain.from_iterable(attributes.values()))),
+        warning=cut_warning(backbone, texts, what="attribute sentences"),
     )
-    return _write(found, manifest, backbone, file, progress)
 
 
 def import_attributes(
@@ -158,57 +194,86 @@ def import_attributes(
     top: int = NUM_ATTRIBUTES,
     progress: Progress = NullProgress(),
 ) -> AttributesReport:
-    """Take the `top` first names of each sample from BIKE's JSON {video path: {"classname_topk":
-    [names]}}.
+    """Import the first names of each sample from BIKE's {video path: {"classname_topk": [names]}}.
 
-    A sample's entry is the one whose path ends in the name of its video, with or without an
+    The entry of a sample is the one whose path ends in the name of its video, with or without an
     extension.
-    Raises: ConfigError for a file of another data set or two entries of one sample, FormatError
-        naming an entry that
-    is something else, StorageError; nothing is written then."""
+
+    Args:
+        source: the published JSON file.
+        manifest: the samples.
+        backbone: the CLIP that encodes the sentences.
+        file: the Parquet file.
+        top: names per sample.
+        progress: shows the sentences.
+
+    Raises:
+        ConfigError: for a file of another data set, or two entries for one sample.
+        FormatError: naming an entry of another form.
+        StorageError: if the file cannot be written; nothing is written after an error.
+    """
     check_target(file)
     data = _read_bytes(source)
     entries = _parse_published(data, source)
-    stems = keys_by_stem(manifest)
-    found: dict[str, tuple[str, list[str]]] = {}
+    key_of = keys_by_stem(manifest)
+    entry_of: dict[str, tuple[str, list[str]]] = {}
+
     for path, names in entries:
-        last = path.rstrip("/").rpartition("/")[2]
-        # whole first: the folder of a video's frames may have a dot in its name
-        key = stems.get(last) or stems.get(last.rpartition(".")[0])
-        if key in found:
+        name = path.rstrip("/").rpartition("/")[2]
+        # The whole name first: the folder of a video's frames may have a dot in its name.
+        key = key_of.get(name) or key_of.get(name.rpartition(".")[0])
+        if key in entry_of:
             raise ConfigError(
-                f"{source}: {found[key][0]!r} and {path!r} are both of {key}; remove one of the entries"
+                f"{source}: {entry_of[key][0]!r} and {path!r} are both of {key}; "
+                "remove one of the entries"
             )
         if key is not None:
-            found[key] = (path, names)
-    if not found:
+            entry_of[key] = (path, names)
+
+    if not entry_of:
         raise ConfigError(
-            f"{source}: none of its {len(entries)} entries (the first: {entries[0][0]!r}) is of the {len(stems)} "
-            f"samples of {manifest.info.path} (the first: {next(iter(stems), None)!r}); give the file of this list"
+            f"{source}: none of its {len(entries)} entries (the first: {entries[0][0]!r}) is of "
+            f"the {len(key_of)} samples of {manifest.info.path} "
+            f"(the first: {next(iter(key_of), None)!r}); give the file of this list"
         )
-    imported = _Found(
-        source=source,
+
+    attributes, problems = {}, {}
+    for key in key_of.values():
+        if key in entry_of:
+            attributes[key] = entry_of[key][1][:top]
+        else:
+            problems[key] = "no entry"
+
+    origin = {"imported": source.name, "imported_sha256": hashlib.sha256(data).hexdigest()}
+    texts = _write(file, attributes, origin, manifest, backbone, progress)
+    return _report(
+        file,
+        source,
+        manifest,
+        attributes,
+        problems,
         entries=len(entries),
-        used=len(found),
-        attributes={key: found[key][1][:top] for key in stems.values() if key in found},
-        problems={key: "no entry" for key in stems.values() if key not in found},
-        origin={"imported": source.name, "imported_sha256": hashlib.sha256(data).hexdigest()},
+        used=len(entry_of),
+        warning=cut_warning(backbone, texts, what="attribute sentences"),
     )
-    return _write(imported, manifest, backbone, file, progress)
 
 
 def attributes_text(done: AttributesReport) -> str:
-    """The outcome for people."""
-    more = len(done.missing) - _MAX_LISTED
-    pairs = list(zip(done.missing, done.problems, strict=True))[:_MAX_LISTED]
-    return "\n".join(
-        [
-            f"{done.file}: attributes of {done.written} of {done.expected} samples ({len(done.missing)} without)",
-            *(f"  no attributes: {key}: {why}" for key, why in pairs),
-            *([f"  ... and {more} more; --json lists all"] if more > 0 else []),
-            f"{done.source}: {done.used} of {done.entries} entries used",
-        ]
-    )
+    """Return the counts, and one line per sample without attributes."""
+    lines = [
+        f"{done.file}: attributes of {done.written} of {done.expected} samples "
+        f"({len(done.missing)} without)"
+    ]
+
+    problems = list(zip(done.missing, done.problems, strict=True))
+    for key, problem in problems[:_MAX_LISTED]:
+        lines.append(f"  no attributes: {key}: {problem}")
+    num_more = len(problems) - _MAX_LISTED
+    if num_more > 0:
+        lines.append(f"  ... and {num_more} more; --json lists all")
+
+    lines.append(f"{done.source}: {done.used} of {done.entries} entries used")
+    return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -221,18 +286,19 @@ def _rank(
     num_workers: int,
     progress: Progress,
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Names by key, best first, and why others have none, by key."""
+    """Return names by key, best first, and the reason by key for samples without names."""
     clip = ClipSettings(frames=NUM_FRAMES, size_px=backbone.image_size_px)
-    settings = BlockSettings(block_size=_CLIPS_AT_ONCE, num_workers=num_workers)
+    settings = BlockSettings(block_size=_CLIPS_PER_BLOCK, num_workers=num_workers)
     loader = build_eval_loader(pool, manifest, clip, settings)
+
     words_LD = encode_unit_texts(backbone, [attribute_text([word]) for word in words])
     attributes: dict[str, list[str]] = {}
     problems: dict[str, str] = {}
+
     for clips in loader:
         cosines_BL = mean_frame_cosines(_frame_features(backbone, clips).cpu(), words_LD)
-        for key, failure, best in zip(
-            clips.keys, clips.failures, top_classes(cosines_BL.numpy(), top), strict=True
-        ):
+        best_BK = top_classes(cosines_BL.numpy(), top)
+        for key, failure, best in zip(clips.keys, clips.failures, best_BK, strict=True):
             if failure is None:
                 attributes[key] = [words[index] for index in best]
             else:
@@ -242,7 +308,7 @@ def _rank(
 
 
 def _frame_features(backbone: Backbone, clips: ClipBatch) -> torch.Tensor:
-    """CLIP's image features [B, T, D], not normalised."""
+    """Return CLIP's image features [B, T, D], not normalised."""
     device = next(backbone.model.parameters()).device
     frames_BVTCHW = normalize(
         clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std
@@ -251,46 +317,46 @@ def _frame_features(backbone: Backbone, clips: ClipBatch) -> torch.Tensor:
     return tokens_NSD[:, 0].unflatten(0, (-1, NUM_FRAMES))
 
 
-@dataclass(frozen=True)
-class _Found:
-    """attributes: by key, best first; problems: by key, why a sample has none; origin: for the
-    metadata of the file"""
-
-    source: Path
-    entries: int
-    used: int
-    attributes: dict[str, list[str]]
-    problems: dict[str, str]
-    origin: dict[str, Any]
-
-
 def _write(
-    found: _Found,
+    file: Path,
+    attributes: Mapping[str, list[str]],
+    origin: Mapping[str, Any],
     manifest: Manifest,
     backbone: Backbone,
-    file: Path,
     progress: Progress,
-) -> AttributesReport:
-    """Encode the sentences of at least one sample and write the file."""
-    texts = [attribute_text(names) for names in found.attributes.values()]
+) -> list[str]:
+    """Encode the sentences of at least one sample, write the file, and return the sentences."""
+    texts = [attribute_text(names) for names in attributes.values()]
     features_ND = encode_unit_texts(backbone, texts, progress=progress).numpy()
-    rows = [
-        AttributesRow(key, features_D, names, text)
-        for (key, names), text, features_D in zip(
-            found.attributes.items(), texts, features_ND, strict=True
-        )
-    ]
-    write_features(ATTRIBUTES, file, rows, manifest, backbone, **found.origin)
+
+    rows = []
+    for (key, names), text, features_D in zip(attributes.items(), texts, features_ND, strict=True):
+        rows.append(AttributesRow(key, features_D, names, text))
+    write_features(ATTRIBUTES, file, rows, manifest, backbone, **origin)
+    return texts
+
+
+def _report(
+    file: Path,
+    source: Path,
+    manifest: Manifest,
+    attributes: Mapping[str, list[str]],
+    problems: Mapping[str, str],
+    *,
+    entries: int,
+    used: int,
+    warning: str | None,
+) -> AttributesReport:
     return AttributesReport(
         file=str(file),
-        source=str(found.source),
+        source=str(source),
         expected=len(manifest),
-        written=len(rows),
-        entries=found.entries,
-        used=found.used,
-        missing=list(found.problems),
-        problems=list(found.problems.values()),
-        warning=cut_warning(backbone, texts, what="attribute sentences"),
+        written=len(attributes),
+        entries=entries,
+        used=used,
+        missing=list(problems),
+        problems=list(problems.values()),
+        warning=warning,
     )
 
 
@@ -298,29 +364,32 @@ def _read_bytes(source: Path) -> bytes:
     try:
         return source.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{source}: cannot be read: {os_error_text(error)}") from None
 
 
 def _parse_published(data: bytes, source: Path) -> list[tuple[str, list[str]]]:
-    """(video path, names, best first) of every entry, a path that is there twice too. Raises:
-    FormatError."""
+    """Return (video path, names with the best first) of every entry, also of a repeated path.
+
+    Raises:
+        FormatError: naming the entry.
+    """
     form = f'{{video path: {{"{PUBLISHED_FIELD}": [names]}}}}'
     try:
-        videos = json.loads(
-            data, object_pairs_hook=tuple
-        )  # a dict would keep the last of two equal paths alone
+        # Pairs instead of a dict, which would keep only the last of two equal paths.
+        videos = json.loads(data, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source}: is not JSON ({error}); expected {form}") from None
     if not isinstance(videos, tuple) or not videos:
         raise FormatError(f"{source}: holds no videos; expected {form}")
+
     entries = []
     for path, entry in videos:
         value = dict(entry) if isinstance(entry, tuple) else entry
         names = value.get(PUBLISHED_FIELD) if isinstance(value, dict) else None
         if not isinstance(names, list) or not names or not all(_is_name(name) for name in names):
             raise FormatError(
-                f'{source}: entry {path!r} is {str(value)[:80]}, expected {{"{PUBLISHED_FIELD}": [names]}}; correct '
-                "or remove it"
+                f"{source}: entry {path!r} is {str(value)[:80]}, "
+                f'expected {{"{PUBLISHED_FIELD}": [names]}}; correct or remove it'
             )
         entries.append((path, names))
     return entries

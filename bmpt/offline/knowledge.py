@@ -1,8 +1,9 @@
-"""Knowledge texts: what a vision-language model sees in the frames of a training clip, as triples.
+"""Knowledge texts: triples that a vision-language model writes about the frames of a clip.
 
-Source: BMPT's annotation scripts: four frames a video, `Entity: X relation: Y Entity: Z` lines,
-    CLIP text features.
-There entities of several words are cut to the first; here they stay whole."""
+Source: the annotation scripts of BMPT, with four frames per video, lines of the form `Entity: X
+relation: Y Entity: Z`, and CLIP text features. The scripts keep only the first word of an entity;
+here entities are complete.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,50 +34,60 @@ from bmpt.texts.class_texts import cut_warning
 from bmpt.texts.knowledge_file import KnowledgeRow, write_knowledge
 from bmpt.texts.text_features import FloatArray, check_target, encode_unit_texts
 from shards.errors import ConfigError
+from shards.files import one_line
 from shards.progress import NullProgress, Progress
 from shards.reader import Manifest, Pool, read_frame_bytes
 
 NUM_FRAMES = 4
 PROMPT = (
-    "State what is seen in this frame of a video as relations between two entities, at most eight lines, strictly in "
+    "State what is seen in this frame of a video as relations between two entities, at most eight "
+    "lines, strictly in "
     "this form and nothing else:\nEntity: X relation: Y Entity: Z"
 )
 _MAX_TOKENS = 320
+# Words up to the next label.
 _WORDS = r"((?:(?!\b(?:entity|relation)\s*:).)+?)"
 _TRIPLE = re.compile(
-    rf"(?:[-*•]\s*|\d+[.)]\s*)?entity\s*:\s*{_WORDS}[\s,;]*\brelation\s*:\s*{_WORDS}[\s,;]*\bentity\s*:\s*{_WORDS}[\s.,;]*",
+    rf"(?:[-*•]\s*|\d+[.)]\s*)?"
+    rf"entity\s*:\s*{_WORDS}[\s,;]*"
+    rf"\brelation\s*:\s*{_WORDS}[\s,;]*"
+    rf"\bentity\s*:\s*{_WORDS}[\s.,;]*",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class KnowledgeReport:
-    """What `bmpt knowledge` has done.
-
-    asked: answers of this run; kept: those that an earlier one had; malformed, refused: frames
-        without a triple, and
-    those that were not answered; other_lines: lines of answers that are no triple, left out
-    missing: keys of samples without any triple; warning: sentences that CLIP cuts, or None
-    first_malformed: a frame and what is wrong with its answer, or None"""
+    """The result of `bmpt knowledge`."""
 
     file: str
     answers: str
     model: str
     expected: int
+    """Samples of the manifest."""
     written: int
+    """Samples in the file."""
     frames: int
     asked: int
+    """Answers of this run."""
     kept: int
+    """Answers of earlier runs."""
     malformed: int
+    """Frames whose answer has no triple."""
     refused: int
+    """Frames without an answer."""
     other_lines: int
+    """Lines of answers that are not triples; they are left out."""
     missing: list[str]
+    """Keys of samples without a triple."""
     warning: str | None
+    """Lines that CLIP truncates, or None."""
     first_malformed: str | None
+    """A frame and the problem of its answer, or None."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether every sample of the manifest has its knowledge text."""
+        """Return whether every sample of the manifest has a knowledge text."""
         return not self.missing
 
 
@@ -88,11 +100,16 @@ def describe_clips(
     *,
     progress: Progress = NullProgress(),
 ) -> KnowledgeReport:
-    """Ask about four frames of every sample, and write the CLIP text features of what is answered.
+    """Ask about four frames of every sample, and write the CLIP text features of the answers.
 
-    A sample without a single triple is left out of the file and named.
-    Raises: ConfigError, EndpointError, FormatError, StorageError; the file is written whole or not
-        at all."""
+    The report names the samples without a triple, which are not in the file.
+
+    Raises:
+        ConfigError: for an empty manifest, or one file for features and answers.
+        EndpointError: if the endpoint cannot be used.
+        FormatError: if a file of answers has another form.
+        StorageError: if the file cannot be written; it is written completely or not at all.
+    """
     check_target(file)
     if file == asking.answers:
         raise ConfigError(
@@ -102,20 +119,19 @@ def describe_clips(
         raise ConfigError(
             f"{manifest.info.path}: has no sample to describe; build the pool with its videos"
         )
+
     rows = manifest.table.select(["key", "source_index", "num_frames_decoded"]).to_pylist()
     frames_of = [_frames_to_show(row) for row in rows]
-    questions = [
-        Question(
-            name,
-            partial(_messages, pool, manifest, index, position),
-            asking.max_tokens or _MAX_TOKENS,
-        )
-        for index, frames in enumerate(frames_of)
-        for name, position in frames.items()
-    ]
+    max_tokens = asking.max_tokens or _MAX_TOKENS
+    questions = []
+    for index, frames in enumerate(frames_of):
+        for name, position in frames.items():
+            messages = partial(_messages, pool, manifest, index, position)
+            questions.append(Question(name, messages, max_tokens))
+
     version = prompt_version("triples", PROMPT)
     with AnswerBook(asking.answers) as book:
-        found = collect(
+        collected = collect(
             asking.endpoint,
             questions,
             book,
@@ -125,18 +141,23 @@ def describe_clips(
             step="frames",
             progress=progress,
         )
-    parsed = _parse_all(found.replies)
-    lines_of = {
-        row["key"]: parsed.lines(frames) for row, frames in zip(rows, frames_of, strict=True)
-    }
-    lines_of = {key: lines for key, lines in lines_of.items() if lines}
+
+    parsed = _parse_all(collected.replies)
+    lines_of: dict[str, list[str]] = {}
+    for row, frames in zip(rows, frames_of, strict=True):
+        lines = parsed.lines(frames)
+        if lines:
+            lines_of[row["key"]] = lines
+
     if lines_of:
         features = encode_knowledge(backbone, lines_of)
-        described = [
-            KnowledgeRow(key, features[key], "\n".join(lines), asking.endpoint.model, version)
-            for key, lines in lines_of.items()
-        ]
+        described = []
+        for key, lines in lines_of.items():
+            text = "\n".join(lines)
+            described.append(KnowledgeRow(key, features[key], text, asking.endpoint.model, version))
         write_knowledge(file, described, manifest, backbone)
+
+    malformed = [f"{name}: {problem}" for name, problem in parsed.malformed.items()]
     return KnowledgeReport(
         file=str(file),
         answers=str(asking.answers),
@@ -144,46 +165,52 @@ def describe_clips(
         expected=len(manifest),
         written=len(lines_of),
         frames=len(questions),
-        asked=found.num_asked,
-        kept=len(found.replies) - found.num_asked,
-        malformed=len(parsed.malformed),
-        first_malformed=next((f"{name}: {why}" for name, why in parsed.malformed.items()), None),
-        refused=len(found.refused),
+        asked=collected.num_asked,
+        kept=len(collected.replies) - collected.num_asked,
+        malformed=len(malformed),
+        first_malformed=malformed[0] if malformed else None,
+        refused=len(collected.refused),
         other_lines=parsed.num_other_lines,
         missing=[row["key"] for row in rows if row["key"] not in lines_of],
         warning=cut_warning(
-            backbone, (x for lines in lines_of.values() for x in lines), what="knowledge lines"
+            backbone, chain.from_iterable(lines_of.values()), what="knowledge lines"
         ),
     )
 
 
 def knowledge_text(done: KnowledgeReport) -> str:
-    """The outcome for people."""
+    """Return the counts of samples and frames, and where the answers are."""
     first = f", the first {done.missing[0]}" if done.missing else ""
-    malformed, again = "", ""
-    if done.first_malformed is not None:
-        malformed, again = f"  malformed: {done.first_malformed}\n", f"; {HOW_TO_ASK_AGAIN}"
-    return (
+    lines = [
         f"{done.file}: knowledge texts of {done.written} of {done.expected} samples "
-        f"({len(done.missing)} without{first})\n"
-        f"{done.frames} frames: {done.asked} answers of {done.model}, {done.kept} kept from before, {done.malformed} "
-        f"malformed, {done.refused} refused; {done.other_lines} lines that are no triple left out\n"
-        f"{malformed}answers: {done.answers}{again}"
-    )
+        f"({len(done.missing)} without{first})",
+        f"{done.frames} frames: {done.asked} answers of {done.model}, {done.kept} kept from "
+        f"before, {done.malformed} malformed, {done.refused} refused; {done.other_lines} lines "
+        "without a triple left out",
+    ]
+
+    hint = ""
+    if done.first_malformed is not None:
+        lines.append(f"  malformed: {done.first_malformed}")
+        hint = f"; {HOW_TO_ASK_AGAIN}"
+    return "\n".join([*lines, f"answers: {done.answers}{hint}"])
 
 
 def parse_triples(reply: Reply) -> tuple[list[str], int]:
-    """The `subject relation object` of every line of the form, and the number of other lines.
+    """Return `subject relation object` of every line with a triple, and the number of others.
 
-    Raises: MalformedError for an answer without such a line, or one that was cut."""
+    Raises:
+        MalformedError: for an answer that is truncated or has no triple.
+    """
     if reply.finish_reason == "length":
-        raise MalformedError("cut at the limit of tokens")
+        raise MalformedError("truncated at the limit of tokens")
+
     lines = [line.strip() for line in reply.said.splitlines() if line.strip()]
     matches = [_TRIPLE.fullmatch(line) for line in lines]
-    triples = [" ".join(" ".join(match.groups()).split()) for match in matches if match]
+    triples = [one_line(" ".join(match.groups())) for match in matches if match]
     if not triples:
         raise MalformedError(
-            f"no line `Entity: X relation: Y Entity: Z`: {' '.join(reply.said.split())[:60]!r}"
+            f"no line `Entity: X relation: Y Entity: Z`: {one_line(reply.said)[:60]!r}"
         )
     return triples, len(lines) - len(triples)
 
@@ -191,24 +218,31 @@ def parse_triples(reply: Reply) -> tuple[list[str], int]:
 def encode_knowledge(
     backbone: Backbone, lines_of: Mapping[str, Sequence[str]]
 ) -> dict[str, FloatArray]:
-    """Features [D] of each key's lines: the mean of the lines' unit features, at unit length again.
+    """Return the feature [D] of each key: the normalised mean of its lines' unit features.
 
-    A line that comes again is encoded once, and counts as often as it comes."""
-    unique = {
-        line: index
-        for index, line in enumerate(dict.fromkeys(x for lines in lines_of.values() for x in lines))
-    }
-    units_LD = encode_unit_texts(backbone, list(unique))
-    return {
-        key: F.normalize(units_LD[[unique[line] for line in lines]].mean(dim=0), dim=0).numpy()
-        for key, lines in lines_of.items()
-    }
+    A repeated line is encoded once, and counts as often as it occurs.
+    """
+    unique = list(dict.fromkeys(chain.from_iterable(lines_of.values())))
+    row_of = {line: row for row, line in enumerate(unique)}
+    units_LD = encode_unit_texts(backbone, unique)
+
+    features = {}
+    for key, lines in lines_of.items():
+        mean_D = units_LD[[row_of[line] for line in lines]].mean(dim=0)
+        features[key] = F.normalize(mean_D, dim=0).numpy()
+    return features
 
 
 def frame_positions(source_index: Sequence[int], num_frames: int) -> list[int]:
-    """Positions of the stored frames nearest to floor(n*(i+1)/5), i = 0..3, each once, ascending.
+    """Return the positions of the stored frames nearest to floor(n*(i+1)/5), i = 0..3.
 
-    source_index: of each stored frame, ascending; num_frames: n, the frames of the source"""
+    Args:
+        source_index: of each stored frame, ascending.
+        num_frames: n, the frames of the source.
+
+    Returns:
+        Each position once, ascending.
+    """
     stored = np.asarray(source_index)
     wanted = [num_frames * (i + 1) // (NUM_FRAMES + 1) for i in range(NUM_FRAMES)]
     return sorted({int(np.abs(stored - frame).argmin()) for frame in wanted})
@@ -216,14 +250,15 @@ def frame_positions(source_index: Sequence[int], num_frames: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """triples: lines by the question's name; malformed: why there are none, likewise"""
+    """The parsed answers, by the key of their question."""
 
     triples: dict[str, list[str]]
     malformed: dict[str, str]
+    """Why an answer has no triple."""
     num_other_lines: int
 
     def lines(self, names: Iterable[str]) -> list[str]:
-        """The triples of some questions, in their order."""
+        """Return the triples of some questions, in their order."""
         return [line for name in names for line in self.triples.get(name, ())]
 
 
@@ -242,14 +277,18 @@ def _parse_all(replies: Mapping[str, Reply]) -> _Parsed:
 
 
 def _frames_to_show(row: Mapping[str, Any]) -> dict[str, int]:
-    """Position by the name of the question: the sample's key and the frame's source index."""
+    """Return positions by the key of the question: the sample's key and the source index."""
     positions = frame_positions(row["source_index"], row["num_frames_decoded"])
     return {f"{row['key']}#{row['source_index'][position]}": position for position in positions}
 
 
 def _messages(pool: Pool, manifest: Manifest, index: int, position: int) -> Messages:
-    """The prompt with one frame, its JPEG bytes as they are stored. Raises: SampleError,
-    StorageError."""
+    """Return the prompt with one frame as the stored JPEG.
+
+    Raises:
+        SampleError: if the frame is damaged.
+        StorageError: if the pool cannot be read.
+    """
     (frame,) = read_frame_bytes(pool.store, manifest.row(index), [position])
     picture = f"data:image/jpeg;base64,{base64.b64encode(frame).decode()}"
     content = [

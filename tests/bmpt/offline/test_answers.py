@@ -125,7 +125,7 @@ def test_answers_are_kept_although_others_fail_and_the_failed_are_asked_again(
     with (
         pytest.raises(
             EndpointError,
-            match=r"1 of 4 questions found no answer \(the first: a: HTTP 500: oops, tries: 1\)",
+            match=r"1 of 4 questions have no answer \(the first: a: HTTP 500: oops, tries: 1\)",
         ),
         AnswerBook(path) as book,
     ):
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_book_is_refused_and_stays_as_it_is(tmp_path: Path) ->
     pq.write_table(pa.table({"key": ["a"]}), other)
     text = tmp_path / "text.parquet"
     text.write_text("hello")
-    for file, expected in ((other, "holds no answers of a model"), (text, "is not Parquet")):
+    for file, expected in ((other, "is not a file of answers"), (text, "is not Parquet")):
         before = file.read_bytes()
         with pytest.raises(FormatError, match=expected), AnswerBook(file):
             pass

@@ -164,7 +164,7 @@ def test_many_failures_in_a_row_end_the_run_and_answers_between_them_do_not(
     chat.decide = lambda number, asked: Send(status=400, body=b"no pictures, please")
     with pytest.raises(
         EndpointError,
-        match=r"16 questions in a row brought no answer .*HTTP 400: no pictures, please",
+        match=r"16 questions in a row have no answer .*HTTP 400: no pictures, please",
     ):
         ask(chat, *keys)
     assert len(chat.asked) <= 40 + 18
@@ -279,7 +279,7 @@ def test_a_key_that_is_wanted_or_refused_is_known_by_the_first_check(
     chat: ChatServer, api_key: str | None
 ) -> None:
     chat.models = Send(status=401, body=b'{"error": {"message": "Unauthorized"}}')
-    says = "refuses the key" if api_key else "wants a key"
+    says = "refuses the key" if api_key else "needs a key"
     with pytest.raises(
         EndpointError, match=rf"{says} \(HTTP 401: Unauthorized\); export it, see --api-key-env"
     ):

@@ -231,7 +231,7 @@ def test_anything_else_is_malformed(text: str, expected: str) -> None:
 
 
 def test_an_answer_that_was_cut_is_malformed_even_if_it_can_be_read() -> None:
-    with pytest.raises(MalformedError, match="cut at the limit of tokens"):
+    with pytest.raises(MalformedError, match="truncated at the limit of tokens"):
         parse_strings(Reply('["a", "b"]', finish_reason="length"), 2)
 
 
@@ -253,7 +253,7 @@ def test_unanswered_questions_are_one_line_no_output_and_asked_by_the_next_run(
         Send(status=500) if action_of(asked) == "walk" else answer_well(number, asked)
     )
     line = complains(capsys, *arguments(chat, classes), shows_progress=True)
-    assert "1 of 3 questions found no answer (the first: walk: HTTP 500, tries: 1)" in line
+    assert "1 of 3 questions have no answer (the first: walk: HTTP 500, tries: 1)" in line
     assert not (classes.parent / "texts.json").exists()
     chat.decide = answer_well
     assert run(*arguments(chat, classes)) == 0

@@ -230,7 +230,7 @@ def test_nonsense_is_counted_and_a_clip_without_a_triple_is_named_and_left_out(
     assert lines[0] == f"{out}: knowledge texts of 7 of 8 samples (1 without, the first {key})"
     assert lines[1] == (
         "32 frames: 32 answers of tiny-vlm, 0 kept from before, 4 malformed, 0 refused; "
-        "1 lines that are no triple left out"
+        "1 lines without a triple left out"
     )
     assert re.fullmatch(
         rf"  malformed: {re.escape(key)}#\d+: no line `Entity: X relation: Y Entity: Z`: '.*'",
@@ -353,7 +353,7 @@ def test_text_without_such_a_line_is_malformed(text: str) -> None:
 
 
 def test_an_answer_that_was_cut_is_malformed() -> None:
-    with pytest.raises(MalformedError, match="cut at the limit of tokens"):
+    with pytest.raises(MalformedError, match="truncated at the limit of tokens"):
         parse_triples(
             Reply("Entity: a relation: b Entity: c\nEntity: d rel", finish_reason="length")
         )
