@@ -129,20 +129,3 @@ def _line(name: str, done: int, total: int, note: str, rate: float) -> str:
     if rate and done < total:
         parts.append(f"ETA {show_duration((total - done) / rate)}")
     return ", ".join(parts)
-
-
-class ProgressBars(Progress):
-    """Show progress if `enabled`; remains until the last caller has changed."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        super().__init__()
-        self._enabled = enabled
-
-    def __enter__(self) -> ProgressBars:
-        super().__enter__()
-        return self
-
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` items are complete."""
-        if self._enabled:
-            super().update(name, done, total, note)

@@ -12,18 +12,19 @@ import pytest
 from bmpt.bench.loader import LoaderBenchmark, bench_loader, measure
 from shards.errors import ConfigError
 from tests.pools import make_pool
+from tests.updates import Updates
 
 
 def test_every_side_is_measured(tmp_path: Path) -> None:
     make_pool(tmp_path / "pool", samples_per_class=8)
-    seen: list[tuple[int, int]] = []
+    progress = Updates()
     measured = bench_loader(
         str(tmp_path / "pool"),
         "base_to_novel/val_novel",
         videos=None,
         remote=None,
         repeats=1,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=progress,
         seconds=0.2,
     )
     sides = [
@@ -35,7 +36,7 @@ def test_every_side_is_measured(tmp_path: Path) -> None:
     # a side that was not measured has a rate of 0 and a first batch after infinite time
     assert all(rate > 0 for rate in measured.rates.values())
     assert all(math.isfinite(seconds) for seconds in measured.first_batch_seconds.values())
-    assert seen == [(done, 8) for done in range(1, 9)]
+    assert progress.all == [("measure", done, 8, "") for done in range(1, 9)]
     assert (measured.samples, measured.repeats) == (16, 1)
 
 
@@ -98,5 +99,4 @@ def test_too_few_samples_cannot_be_measured(tmp_path: Path) -> None:
             videos=None,
             remote=None,
             repeats=1,
-            progress=lambda done, total: None,
         )

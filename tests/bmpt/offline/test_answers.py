@@ -14,6 +14,7 @@ from bmpt.offline.chat import Pace, Question
 from bmpt.offline.endpoint import Endpoint, EndpointError, Reply
 from shards.errors import ConfigError, FormatError, StorageError
 from tests.chat_server import MODEL, Asked, ChatServer, Say, Send, run_chat_server
+from tests.updates import Updates
 
 PACE = Pace(concurrency=2, retries=0)
 
@@ -140,14 +141,14 @@ def test_answers_are_kept_although_others_fail_and_the_failed_are_asked_again(
 
 
 def test_progress_counts_kept_answers_as_done(path: Path, chat: ChatServer) -> None:
-    seen: list[tuple[int, int, str]] = []
+    progress = Updates()
     endpoint = Endpoint(chat.url, MODEL)
     with AnswerBook(path) as book:
         collect(endpoint, about("a", "b"), book, "v", PACE)
         chat.decide = lambda number, asked: Send(status=400)
         keys = about("a", "b", "c")
-        collect(endpoint, keys, book, "v", PACE, progress=lambda *values: seen.append(values))
-    assert seen == [(3, 3, "1 failed")]
+        collect(endpoint, keys, book, "v", PACE, progress=progress)
+    assert progress.all == [("questions", 3, 3, "1 failed")]
 
 
 def test_a_journal_that_a_kill_left_torn_is_read_up_to_its_last_whole_line(path: Path) -> None:

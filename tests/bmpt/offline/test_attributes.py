@@ -28,6 +28,7 @@ from shards.stream.settings import BlockSettings
 from tests.bmpt.runs import damage_a_sample
 from tests.bmpt.tiny import JOINT_WIDTH, load_tiny, write_clip
 from tests.pools import make_pool
+from tests.updates import Updates
 
 MANIFEST = "few_shot/train_k2"  # 8 samples of 12 frames
 NAMES = [
@@ -492,15 +493,15 @@ def test_many_sentences_are_encoded_in_blocks_in_their_order(
     }
     manifest = Manifest(base.info, pa.table(columns, schema=base.table.schema))
     source = published(tmp_path, {key: [f"name {index % 300}"] for index, key in enumerate(keys)})
-    shown: list[tuple[str, int, int]] = []
+    progress = Updates()
     import_attributes(
         source,
         manifest,
         backbone,
         tmp_path / "a.parquet",
-        progress=lambda name, done, total: shown.append((name, done, total)),
+        progress=progress,
     )
-    assert shown == [("sentences", 256, 600), ("sentences", 512, 600), ("sentences", 600, 600)]
+    assert progress.all == [("sentences", done, 600, "") for done in (256, 512, 600)]
     features_ND = read_attributes([tmp_path / "a.parquet"], keys, backbone)
     np.testing.assert_allclose(features_ND[:300], features_ND[300:], atol=1e-5)
     with torch.no_grad():

@@ -15,9 +15,9 @@ import pytest
 from shards.errors import ConfigError, FormatError
 from shards.maintenance.verify import verify_pool
 from shards.maintenance.verify_tables import Finding
-from shards.progress import NullProgress
 from shards.reader import open_pool
 from tests.pools import make_pool
+from tests.updates import Updates
 
 FLIPS = 40
 MANIFEST = "manifests/few_shot/val.parquet"
@@ -56,25 +56,13 @@ def change_card(pool: Path, **values: Any) -> None:
     (pool / "pool.json").write_text(json.dumps({**card, **values}))
 
 
-class Updates(NullProgress):
-    """Keeps (done, total) of every update."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[int, int]] = []
-
-    def update(self, name: str, done: int, total: int, note: str = "") -> None:
-        assert name == "samples"
-        self.calls.append((done, total))
-
-
 @pytest.mark.parametrize("level", ["quick", "full", "deep"])
 def test_a_sound_pool_has_no_finding(reference: Path, level: str) -> None:
     progress = Updates()
     found = verify_pool(reference, level=level, progress=progress)
     assert found.is_clean
     assert (found.num_shards, found.num_samples) == (3, 12)
-    assert progress.calls == [(0, 12), (5, 12), (10, 12), (12, 12)]
+    assert progress.all == [("samples", done, 12, "") for done in (0, 5, 10, 12)]
 
 
 def check_flips(pool: Path, seed: int, count: int) -> None:
