@@ -102,10 +102,11 @@ def run_chat_server() -> Iterator[ChatServer]:
                 chat.most_at_once = max(chat.most_at_once, now_answering)
             try:
                 answer = chat.decide(number, asked)
-                self.send(answer if isinstance(answer, Send) else Send(completion(answer)))
             finally:
+                # Before the answer is sent: the client may ask its next question at once.
                 with lock:
                     now_answering -= 1
+            self.send(answer if isinstance(answer, Send) else Send(completion(answer)))
 
         def send(self, answer: Send) -> None:
             is_over.wait(answer.delay_seconds)

@@ -428,10 +428,10 @@ def test_a_published_file_that_is_something_else_is_one_line(
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ([], "give --lexicon FILE or --import FILE.json, one of them"),
+        ([], "give either --lexicon FILE or --import FILE.json"),
         (
             ["--lexicon", "{lexicon}", "--import", "x.json"],
-            "give --lexicon FILE or --import FILE.json, one of them",
+            "give either --lexicon FILE or --import FILE.json",
         ),
         (
             ["--lexicon", "{lexicon}", "--top", "9"],

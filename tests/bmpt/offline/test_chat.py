@@ -211,7 +211,7 @@ def test_a_wait_that_the_server_asks_for_holds_back_all_questions(
 
 def test_a_server_that_asks_for_hours_ends_the_run(chat: ChatServer) -> None:
     chat.decide = lambda number, asked: Send(status=429, headers=(("Retry-After", "86400"),))
-    with pytest.raises(EndpointError, match="asks to wait 86400 s; run the same command then"):
+    with pytest.raises(EndpointError, match="requests a wait of 86400 s; run the same command after it"):
         ask(chat, "golf")
 
 
@@ -345,7 +345,7 @@ def test_a_key_is_in_no_repr_and_in_no_message_about_it() -> None:
     endpoint = parse_endpoint("http://h", MODEL, environment={"OPENAI_API_KEY": KEY})
     assert endpoint.api_key == KEY
     assert KEY not in repr(endpoint)
-    with pytest.raises(ConfigError, match=re.escape("$OPENAI_API_KEY: is no key")) as raised:
+    with pytest.raises(ConfigError, match=re.escape("$OPENAI_API_KEY: is not a key")) as raised:
         parse_endpoint("http://h", MODEL, environment={"OPENAI_API_KEY": f"{KEY}\nX-Other: 1"})
     assert KEY not in str(raised.value)
 

@@ -168,7 +168,7 @@ def test_malformed_answers_are_counted_named_and_left_out_and_asked_again_on_req
     )
     assert out[1] == "  no texts: walk: not JSON: '1. Walking. 2. Going.'"
     assert out[2].endswith(
-        "malformed ones are kept and not asked for again but with --retry-malformed"
+        "only asked again with --retry-malformed"
     )
     assert list(json.loads((classes.parent / "texts.json").read_text())) == CLASSES[:2]
     chat.decide = answer_well
@@ -287,7 +287,7 @@ def test_the_key_is_sent_and_stands_nowhere(
         (["--negatives", "FOLDER/texts.json"], "texts.json: is named for two outputs"),
         (["--answers", "FOLDER/texts.json"], "texts.json: is named for two outputs"),
         (["--paraphrases", "FOLDER"], "is a folder; name a file in it"),
-        (["--manifest", "x"], "give --classes FILE or --manifest MANIFEST, one of them"),
+        (["--manifest", "x"], "give either --classes FILE or --manifest MANIFEST"),
         (["--concurrency", "0"], "--concurrency 0"),
     ],
 )

@@ -237,7 +237,7 @@ def test_nonsense_is_counted_and_a_clip_without_a_triple_is_named_and_left_out(
         lines[2],
     )
     assert lines[3].endswith(
-        "malformed ones are kept and not asked for again but with --retry-malformed"
+        "only asked again with --retry-malformed"
     )
     with pytest.raises(
         ConfigError, match=rf"1 of 8 samples have no knowledge text \(the first: {key}\)"
