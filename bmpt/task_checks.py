@@ -16,7 +16,7 @@ from bmpt.config import RunConfig
 from bmpt.methods import METHODS, find_method
 from bmpt.methods.base import COSINE, ClassTexts, Method
 from bmpt.runtime.distributed import World
-from bmpt.texts.class_texts import ClassSentences, cut_warning
+from bmpt.texts.class_texts import ClassSentences, truncation_warning
 from shards.errors import ConfigError
 from shards.reader import Manifest
 
@@ -210,5 +210,5 @@ def text_warnings(
         backbone: The CLIP with the tokenizer.
     """
     every = [text for texts in sentences.sentences for text in texts]
-    truncated = cut_warning(backbone, every, num_slots=method.num_slots, what=what)
+    truncated = truncation_warning(backbone, every, num_slots=method.num_slots, what=what)
     return [*sentences.notes, *([truncated] if truncated else [])]

@@ -24,7 +24,7 @@ from bmpt.clip.towers import encode_frames
 from bmpt.methods.components.bike_attributes import NUM_ATTRIBUTES, attribute_text
 from bmpt.methods.components.bike_video import mean_frame_cosines
 from bmpt.runtime.metrics import top_classes
-from bmpt.texts.class_texts import cut_warning, readable
+from bmpt.texts.class_texts import readable, truncation_warning
 from bmpt.texts.text_features import (
     FEATURES_FIELD,
     FeatureRow,
@@ -181,7 +181,7 @@ def rank_attributes(
         problems,
         entries=len(words),
         used=len(set(chain.from_iterable(attributes.values()))),
-        warning=cut_warning(backbone, texts, what="attribute sentences"),
+        warning=truncation_warning(backbone, texts, what="attribute sentences"),
     )
 
 
@@ -254,7 +254,7 @@ def import_attributes(
         problems,
         entries=len(entries),
         used=len(entry_of),
-        warning=cut_warning(backbone, texts, what="attribute sentences"),
+        warning=truncation_warning(backbone, texts, what="attribute sentences"),
     )
 
 

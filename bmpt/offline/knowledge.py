@@ -30,7 +30,7 @@ from bmpt.offline.answers import (
 )
 from bmpt.offline.chat import Messages, Question
 from bmpt.offline.endpoint import Reply
-from bmpt.texts.class_texts import cut_warning
+from bmpt.texts.class_texts import truncation_warning
 from bmpt.texts.knowledge_file import KnowledgeRow, write_knowledge
 from bmpt.texts.text_features import FloatArray, check_target, encode_unit_texts
 from shards.errors import ConfigError
@@ -172,7 +172,7 @@ def describe_clips(
         refused=len(collected.refused),
         other_lines=parsed.num_other_lines,
         missing=[row["key"] for row in rows if row["key"] not in lines_of],
-        warning=cut_warning(
+        warning=truncation_warning(
             backbone, chain.from_iterable(lines_of.values()), what="knowledge lines"
         ),
     )

@@ -130,7 +130,7 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         {"text": {"sentences": "other.json"}},
         "other.json: ",
         "none of its 2 classes (walk, run) is one of the 4 here (Class00,",
-        "; it is of another data set",
+        "; the file belongs to another data set",
     ),
     (
         {"text": {"sentences": "uneven.json"}},
@@ -161,7 +161,7 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
         {"text": {"negatives": "other.txt"}},
         "other.txt: ",
         "none of its 2 classes (walk, run)",
-        "of another data set",
+        "belongs to another data set",
     ),
     (
         {"text": {"negatives": "three.txt"}},
@@ -185,7 +185,7 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
     (
         {"text": {"knowledge": "of_other_clip.parquet"}},
         "of_other_clip.parquet: ",
-        "its features are of tiny ",
+        "its features were made by tiny ",
         "run `bmpt knowledge` with this CLIP",
     ),
     (
@@ -197,8 +197,8 @@ BAD_TRAINING: list[tuple[Sections, str, str, str]] = [
     (
         {"text": {"attributes": ["seven.parquet"]}, "method": {**BIKE, "attributes": True}},
         "seven.parquet: ",
-        "is no attributes file of format 1",
-        "`bmpt attributes` makes one",
+        "is not a file of attributes, format 1",
+        "make one with `bmpt attributes`",
     ),
     # files of `text` that a method does not read, or has not got
     (

@@ -195,7 +195,7 @@ def test_missing_keys_are_counted_and_another_clip_is_refused(
     with pytest.raises(ConfigError, match=missing):
         read_attributes([finished], [*keys_of(toy_pool), "gone"], load_tiny(clip))
     other = load_tiny(write_clip(tmp_path / "other.safetensors", seed=1))
-    refused = rf"are of tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt attributes` with this"
+    refused = rf"were made by tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt attributes` with this"
     with pytest.raises(ConfigError, match=refused):
         read_attributes([finished], keys_of(toy_pool), other)
 
@@ -209,17 +209,17 @@ def test_a_file_of_another_kind_is_refused_both_ways(
     write_knowledge(knowledge, [KnowledgeRow(keys_of(toy_pool)[0], unit_D)], manifest, backbone)
     with pytest.raises(
         FormatError,
-        match=r"knowledge\.parquet: is no attributes file of format 1; `bmpt attributes`",
+        match=r"knowledge\.parquet: is not a file of attributes, format 1; .*`bmpt attributes`",
     ):
         read_attributes([knowledge], [], backbone)
     with pytest.raises(
         FormatError,
-        match=r"attributes\.parquet: is no knowledge file of format 1; `bmpt knowledge`",
+        match=r"attributes\.parquet: is not a file of knowledge, format 1; .*`bmpt knowledge`",
     ):
         read_knowledge(finished, [], backbone)
     with pytest.raises(
         ConfigError,
-        match=r"gone\.parquet: cannot be read: .*; `bmpt attributes POOL MANIFEST --out",
+        match=r"gone\.parquet: cannot be read: .*; make it with `bmpt attributes POOL MANIFEST",
     ):
         read_attributes([tmp_path / "gone.parquet"], [], backbone)
 
@@ -355,7 +355,9 @@ def test_two_samples_of_one_file_name_cannot_be_imported(
     toy_pool: Path, clip: Path, tmp_path: Path
 ) -> None:
     manifest = with_keys(open_pool(toy_pool).manifest(MANIFEST), ["run/1", "jump/1", *"abcdef"])
-    expected = "few_shot/train_k2: run/1 and jump/1 have one file name, .*; make them here instead of importing them"
+    expected = (
+        "few_shot/train_k2: run/1 and jump/1 have one file name, .*; make the features here instead"
+    )
     with pytest.raises(ConfigError, match=expected):
         import_attributes(
             published(tmp_path, {"1": ["yoga"]}), manifest, load_tiny(clip), tmp_path / "a.parquet"
@@ -478,7 +480,7 @@ def test_sentences_that_clip_cuts_are_counted_in_one_warning(
     ]
     (warning,) = warnings
     assert warning.startswith(
-        "warning: 3 of 8 attribute sentences are over 77 tokens and are cut at the end"
+        "warning: 3 of 8 attribute sentences are over 77 tokens and are truncated at the end"
     )
 
 

@@ -211,7 +211,9 @@ def test_a_wait_that_the_server_asks_for_holds_back_all_questions(
 
 def test_a_server_that_asks_for_hours_ends_the_run(chat: ChatServer) -> None:
     chat.decide = lambda number, asked: Send(status=429, headers=(("Retry-After", "86400"),))
-    with pytest.raises(EndpointError, match="requests a wait of 86400 s; run the same command after it"):
+    with pytest.raises(
+        EndpointError, match="requests a wait of 86400 s; run the same command after it"
+    ):
         ask(chat, "golf")
 
 

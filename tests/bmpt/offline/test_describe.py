@@ -167,9 +167,7 @@ def test_malformed_answers_are_counted_named_and_left_out_and_asked_again_on_req
         "texts.json: texts of 2 of 3 classes (3 answers of tiny-vlm, 0 kept from before, 1 malformed, 0 refused)"
     )
     assert out[1] == "  no texts: walk: not JSON: '1. Walking. 2. Going.'"
-    assert out[2].endswith(
-        "only asked again with --retry-malformed"
-    )
+    assert out[2].endswith("only asked again with --retry-malformed")
     assert list(json.loads((classes.parent / "texts.json").read_text())) == CLASSES[:2]
     chat.decide = answer_well
     assert run(*arguments(chat, classes)) == 1

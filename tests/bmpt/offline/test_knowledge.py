@@ -161,7 +161,7 @@ def test_features_of_another_clip_are_refused(
     knowledge: Path, toy_pool: Path, tmp_path: Path
 ) -> None:
     other = load_tiny(write_clip(tmp_path / "other.safetensors", seed=1))
-    expected = rf"its features are of tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt knowledge`"
+    expected = rf"its features were made by tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt knowledge`"
     with pytest.raises(ConfigError, match=expected):
         read_knowledge(knowledge, keys_of(toy_pool), other)
 
@@ -179,7 +179,7 @@ def test_a_file_that_is_gone_or_something_else_is_one_line(
         toy_pool / "manifests" / f"{MANIFEST}.parquet",
         knowledge.with_name("knowledge.answers.parquet"),
     ):
-        with pytest.raises(FormatError, match="is no knowledge file of format 1"):
+        with pytest.raises(FormatError, match="is not a file of knowledge, format 1"):
             read_knowledge(other, [], backbone)
 
 
@@ -236,9 +236,7 @@ def test_nonsense_is_counted_and_a_clip_without_a_triple_is_named_and_left_out(
         rf"  malformed: {re.escape(key)}#\d+: no line `Entity: X relation: Y Entity: Z`: '.*'",
         lines[2],
     )
-    assert lines[3].endswith(
-        "only asked again with --retry-malformed"
-    )
+    assert lines[3].endswith("only asked again with --retry-malformed")
     with pytest.raises(
         ConfigError, match=rf"1 of 8 samples have no knowledge text \(the first: {key}\)"
     ):
@@ -270,7 +268,7 @@ def test_lines_that_clip_cuts_are_counted_in_one_warning(
         line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")
     ]
     assert warnings == [
-        "warning: 32 of 32 knowledge lines are over 77 tokens and are cut at the end, for example "
+        "warning: 32 of 32 knowledge lines are over 77 tokens and are truncated at the end, for example "
         + repr("very " * 12)
     ]
 
@@ -443,10 +441,10 @@ def test_a_folder_of_another_data_set_or_no_folder_is_one_line(
     folder = publish(tmp_path / "npy", {"other": unit(0)})
     with pytest.raises(
         ConfigError,
-        match=r"none of its 1 _feature\.npy files is of the 8 samples of few_shot/train_k2",
+        match=r"none of its 1 _feature\.npy files belongs to one of the 8 samples of few_shot/train_k2",
     ):
         import_features(folder, manifest, tmp_path / "k.parquet")
-    with pytest.raises(ConfigError, match=r"a\.zip: is no folder; unpack the published archive"):
+    with pytest.raises(ConfigError, match=r"a\.zip: is not a folder; unpack the published archive"):
         import_features(tmp_path / "a.zip", manifest, tmp_path / "k.parquet")
     publish(tmp_path / "npy" / "again", {"other": unit(0)})
     with pytest.raises(ConfigError, match=r"holds both .* and .*; give the folder of one data set"):
@@ -492,5 +490,5 @@ def test_published_features_of_two_widths_or_of_another_than_clips_are_refused(
         import_features(folder, manifest, tmp_path / "k.parquet")
     np.save(folder / f"{second}_feature.npy", unit(1, 8))
     import_features(folder, manifest, tmp_path / "k.parquet")
-    with pytest.raises(ConfigError, match="its features have 8 values, those of tiny 16"):
+    with pytest.raises(ConfigError, match="its features have 8 values, those of tiny have 16"):
         read_knowledge(tmp_path / "k.parquet", [manifest.row(0)["key"]], load_tiny(clip))

@@ -1,4 +1,4 @@
-"""Class names become texts: by templates, by the files of others, and those of their negatives."""
+"""Test class texts: of templates, of sentence and mapping files, and of negatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from bmpt.settings import TextSettings
 from bmpt.texts.class_texts import (
     class_sentences,
-    cut_warning,
     file_sentences,
     mapped_names,
     negative_sentences,
@@ -18,6 +17,7 @@ from bmpt.texts.class_texts import (
     read_sentences,
     readable,
     template_sentences,
+    truncation_warning,
 )
 from preprocess.protocols.lists import read_class_file
 from shards.errors import ConfigError
@@ -42,32 +42,32 @@ from tests.shared_data import shared_data
         ("EŽivo", "eživo"),
     ],
 )
-def test_a_class_name_becomes_readable(name: str, text: str) -> None:
+def test_readable_makes_text_of_a_class_name(name: str, text: str) -> None:
     assert readable(name) == text
 
 
-def test_making_a_name_readable_twice_changes_nothing_more() -> None:
+def test_readable_of_readable_text_changes_nothing() -> None:
     for name in ("ApplyEyeMakeup", "shoot_bow", "HandstandPushups", "a b"):
         assert readable(readable(name)) == readable(name)
 
 
-def test_a_template_is_filled_once_per_class_in_order() -> None:
+def test_class_sentences_fill_a_template_once_per_class_in_order() -> None:
     texts = class_sentences(["YoYo", "shoot_bow"], TextSettings(template="a {} here.")).at(0)
     assert texts == ["a yo yo here.", "a shoot bow here."]
 
 
-def test_raw_names_keep_the_label_files_spelling() -> None:
+def test_class_sentences_with_raw_names_keep_the_spelling() -> None:
     names = ["YoYo", "ride_bike"]
     assert class_sentences(names, TextSettings(template="{}", raw_names=True)).at(0) == names
 
 
-def test_braces_in_a_class_name_are_text() -> None:
+def test_class_sentences_keep_braces_in_a_class_name() -> None:
     texts = class_sentences(["open {box}", "{}"], TextSettings(template="a {}", raw_names=True))
     assert texts.at(0) == ["a open {box}", "a {}"]
 
 
 @pytest.mark.parametrize("template", ["a video.", "{} and {}", ""])
-def test_a_template_without_exactly_one_place_is_refused(template: str) -> None:
+def test_class_sentences_refuse_a_template_without_exactly_one_slot(template: str) -> None:
     with pytest.raises(ConfigError, match=r"text\.template=.*expected exactly one \{\}"):
         class_sentences(["walk"], TextSettings(template=template)).at(0)
 
@@ -82,7 +82,7 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def test_several_templates_give_as_many_sentences_a_class() -> None:
+def test_template_sentences_of_several_templates_are_one_per_template() -> None:
     found = template_sentences(["YoYo", "shoot_bow"], ["a {}.", "{} seen from afar"])
     assert found.sentences == (
         ("a yo yo.", "yo yo seen from afar"),
@@ -92,12 +92,12 @@ def test_several_templates_give_as_many_sentences_a_class() -> None:
     assert found.at(1) == ["yo yo seen from afar", "shoot bow seen from afar"]
 
 
-def test_no_template_at_all_is_refused() -> None:
+def test_template_sentences_refuse_an_empty_list() -> None:
     with pytest.raises(ConfigError, match="no template is given"):
         template_sentences(["walk"], [])
 
 
-def test_classes_find_their_sentences_without_case_spaces_underscores_and_hyphens(
+def test_file_sentences_match_classes_ignoring_case_spaces_underscores_and_hyphens(
     tmp_path: Path,
 ) -> None:
     file = write_json(
@@ -112,21 +112,23 @@ def test_classes_find_their_sentences_without_case_spaces_underscores_and_hyphen
     )
 
 
-def test_an_exact_spelling_is_preferred_and_an_unclear_one_refused(tmp_path: Path) -> None:
+def test_file_sentences_prefer_an_exact_spelling_and_refuse_an_ambiguous_one(
+    tmp_path: Path,
+) -> None:
     file = write_json(tmp_path / "texts.json", {"yo yo": ["one"], "YoYo": ["two"]})
     assert file_sentences(["YoYo"], file).sentences == (("two",),)
     with pytest.raises(ConfigError, match="'yo_yo' may be 'yo yo' or 'YoYo'; keep one of them"):
         file_sentences(["yo_yo"], file)
 
 
-def test_the_classes_of_a_file_that_are_not_asked_for_are_noted(tmp_path: Path) -> None:
+def test_file_sentences_note_unused_classes(tmp_path: Path) -> None:
     file = write_json(tmp_path / "texts.json", {"walk": ["one"], "run": ["two"], "sit": ["three"]})
     assert file_sentences(["run"], file).notes == (
         f"{file}: 2 of its 3 classes are not used here: walk, sit",
     )
 
 
-def test_classes_without_text_are_listed(tmp_path: Path) -> None:
+def test_file_sentences_list_the_classes_without_text(tmp_path: Path) -> None:
     file = write_json(tmp_path / "texts.json", {"walk": ["one"], "run": ["two"], "sit": ["three"]})
     with pytest.raises(
         ConfigError, match=r"texts\.json: no text for 2 of 5 classes: jump, ride; add them$"
@@ -135,19 +137,22 @@ def test_classes_without_text_are_listed(tmp_path: Path) -> None:
     many = [f"class {index}" for index in range(30)]
     with pytest.raises(
         ConfigError,
-        match=r"no text for 30 of 31 .*class 19, .*, class 29; add them, if it is not of an",
+        match=r"no text for 30 of 31 .*class 19, .*, class 29; add them, unless the file bel",
     ):
         file_sentences(["walk", *many], file)
 
 
-def test_a_file_of_another_data_set_is_named_as_that(tmp_path: Path) -> None:
+def test_file_sentences_refuse_a_file_of_another_data_set(tmp_path: Path) -> None:
     file = write_json(tmp_path / "hmdb.json", {"walk": ["one"], "run": ["two"]})
-    expected = r"none of its 2 classes \(walk, run\) is one of the 2 here \(YoYo, Rowing\); it is of another data set"
+    expected = (
+        r"none of its 2 classes \(walk, run\) is one of the 2 here \(YoYo, Rowing\); "
+        r"the file belongs to another data set"
+    )
     with pytest.raises(ConfigError, match=expected):
         file_sentences(["YoYo", "Rowing"], file)
 
 
-def test_unequal_numbers_of_sentences_are_refused(tmp_path: Path) -> None:
+def test_file_sentences_refuse_unequal_numbers_of_sentences(tmp_path: Path) -> None:
     file = write_json(tmp_path / "texts.json", {"walk": ["one", "two"], "run": ["three"]})
     with pytest.raises(
         ConfigError, match="'walk' has 2 sentences, 'run' 1; give every class the same number"
@@ -165,23 +170,25 @@ def test_unequal_numbers_of_sentences_are_refused(tmp_path: Path) -> None:
         (b'{"walk": []}', r"'walk' has '\[\]', expected"),
         (b'{"walk": ["one", ""]}', "expected a list of sentences"),
         (b'{"walk": [1]}', "expected a list of sentences"),
-        (b'{"walk": ["one"], "walk": ["two"]}', "'walk' stands twice"),
+        (b'{"walk": ["one"], "walk": ["two"]}', "'walk' appears twice"),
         (b'{"walk": ["\xff"]}', "is not UTF-8 at byte 11"),
     ],
 )
-def test_a_file_of_another_form_is_one_line(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_read_sentences_refuses_a_file_of_another_form(
+    tmp_path: Path, content: bytes, expected: str
+) -> None:
     file = tmp_path / "texts.json"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"texts\.json: .*{expected}"):
         read_sentences(file)
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_read_sentences_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.json: cannot be read: No such file"):
         read_sentences(tmp_path / "gone.json")
 
 
-def test_a_mapping_is_read_with_either_line_end_and_trailing_spaces(tmp_path: Path) -> None:
+def test_read_mapping_accepts_either_line_end_and_trailing_spaces(tmp_path: Path) -> None:
     file = write_text(tmp_path / "map.txt", "﻿golf -> Bunker Shot  \r\n\r\nride_bike->driving\n")
     assert read_mapping(file) == {"golf": "Bunker Shot", "ride_bike": "driving"}
 
@@ -196,12 +203,14 @@ def test_a_mapping_is_read_with_either_line_end_and_trailing_spaces(tmp_path: Pa
         ("\n", "holds no line"),
     ],
 )
-def test_a_mapping_of_another_form_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+def test_read_mapping_refuses_a_file_of_another_form(
+    tmp_path: Path, text: str, expected: str
+) -> None:
     with pytest.raises(ConfigError, match=rf"map\.txt: {expected}"):
         read_mapping(write_text(tmp_path / "map.txt", text))
 
 
-def test_a_negative_has_its_own_sentences_or_one_template_padded_and_cut_to_p(
+def test_negative_sentences_come_from_the_file_or_a_template_p_per_class(
     tmp_path: Path,
 ) -> None:
     mapping = write_text(
@@ -215,24 +224,25 @@ def test_a_negative_has_its_own_sentences_or_one_template_padded_and_cut_to_p(
     assert raw.sentences == (("a video of a person Driving aCar",),)
 
 
-def test_a_negative_without_a_file_of_texts_is_the_template(tmp_path: Path) -> None:
+def test_negative_sentences_without_a_file_are_the_template(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> run\n")
     assert negative_sentences(["golf"], mapping, 1).sentences == (("a video of a person run",),)
 
 
-def test_a_mapping_that_lacks_classes_or_is_of_another_data_set_is_refused(tmp_path: Path) -> None:
+def test_negative_sentences_refuse_a_mapping_that_lacks_classes(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> run\nsit -> stand\nwalk -> run\n")
     with pytest.raises(
         ConfigError, match=r"map\.txt: no negative for 1 of 2 classes: ride_bike; add them$"
     ):
         negative_sentences(["golf", "ride_bike"], mapping, 1)
     with pytest.raises(
-        ConfigError, match=r"map\.txt: none of its 3 classes .* it is of another data set"
+        ConfigError,
+        match=r"map\.txt: none of its 3 classes .* the file belongs to another data set",
     ):
         negative_sentences(["Rowing", "YoYo"], mapping, 1)
 
 
-def test_a_class_cannot_be_its_own_negative(tmp_path: Path) -> None:
+def test_negative_sentences_refuse_a_class_as_its_own_negative(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "shoot_bow -> Shoot Bow\n")
     with pytest.raises(
         ConfigError, match=r"map\.txt: 'shoot bow' is its own negative; name another action"
@@ -240,31 +250,37 @@ def test_a_class_cannot_be_its_own_negative(tmp_path: Path) -> None:
         negative_sentences(["shoot bow"], mapping, 1)
 
 
-def test_paraphrases_are_names_that_a_template_takes(tmp_path: Path) -> None:
+def test_mapped_names_are_paraphrases_for_templates(tmp_path: Path) -> None:
     mapping = write_text(tmp_path / "map.txt", "golf -> Hitting a ball\nsit -> Taking a seat\n")
     names, notes = mapped_names(["Sit", "golf"], mapping, what="paraphrase")
     assert names == ["Taking a seat", "Hitting a ball"]
-    spelling = f"{mapping}: has all 2 classes, 1 in another spelling (case, spaces, _ and -), for example 'Sit' and 'sit'"
+    spelling = (
+        f"{mapping}: has all 2 classes, 1 in another spelling (case, spaces, _ and -), "
+        "for example 'Sit' and 'sit'"
+    )
     assert notes == (spelling,)
     assert template_sentences(names, ["a {}."]).at(0) == ["a taking a seat.", "a hitting a ball."]
 
 
-def test_texts_over_the_context_are_counted_in_one_line(clip: Path) -> None:
+def test_truncation_warning_counts_texts_over_the_context(clip: Path) -> None:
     backbone = load_tiny(clip)
     fits, too_long = "walk " * 75, "walk " * 76
-    assert cut_warning(backbone, [fits, "walk"]) is None
-    expected = f"1 of 2 class texts are over 77 tokens and are cut at the end, for example {too_long[:60]!r}"
-    assert cut_warning(backbone, [fits, too_long]) == expected
-    assert backbone.tokenize([too_long]).argmax() == 76, "the cut text keeps its EOT"
-    slots = cut_warning(backbone, [fits, "walk"], num_slots=8)
+    assert truncation_warning(backbone, [fits, "walk"]) is None
+    expected = (
+        "1 of 2 class texts are over 77 tokens and are truncated at the end, for example "
+        f"{too_long[:60]!r}"
+    )
+    assert truncation_warning(backbone, [fits, too_long]) == expected
+    assert backbone.tokenize([too_long]).argmax() == 76, "the truncated text keeps its EOT"
+    slots = truncation_warning(backbone, [fits, "walk"], num_slots=8)
     assert slots is not None
     assert slots.startswith(
-        "1 of 2 class texts are over 77 tokens, 8 of them prompt tokens and are cut"
+        "1 of 2 class texts are over 77 tokens, 8 of them prompt tokens, and are truncated"
     )
 
 
-# the published files: which label file, which sentences, classes, sentences a class, spelled
-# otherwise
+# published files: labels, sentences, number of classes, sentences per class, number of classes in
+# another spelling
 PUBLISHED = [
     ("bdcclip/labels/ucf_101_labels.csv", "UCF101/ucf101.json", 101, 2, 0),
     ("vificlip/labels/ucf_101_labels.csv", "UCF101/ucf101.json", 101, 2, 77),
@@ -322,13 +338,14 @@ def test_published_mappings_give_every_class_a_negative(
     assert negative is None or named[names.index(negative[0])] == negative[1]
 
 
-def test_a_published_file_of_another_data_set_is_refused() -> None:
+def test_file_sentences_refuse_a_published_file_of_another_data_set() -> None:
     names = read_class_file(
         shared_data() / "splits" / "vificlip/labels/kinetics_400_labels.csv"
     ).names
     texts = shared_data() / "splits" / "bdcclip" / "prompts" / "UCF101" / "ucf101.json"
     with pytest.raises(
-        ConfigError, match=r"no text for 378 of 400 classes: .*if it is not of another data set"
+        ConfigError,
+        match=r"no text for 378 of 400 classes: .*unless the file belongs to another data set",
     ):
         file_sentences(names, texts)
 
@@ -353,7 +370,7 @@ def test_published_sentences_have_the_lengths_that_were_counted_in_the_original(
     assert (eot.min(), eot.median(), eot.max()) == (shortest, median, longest)
 
 
-def test_paraphrases_stand_in_the_place_of_names_and_the_classes_keep_theirs(
+def test_class_sentences_use_paraphrases_and_keep_the_class_names(
     tmp_path: Path,
 ) -> None:
     mapping = tmp_path / "paraphrases.txt"
@@ -368,13 +385,13 @@ def test_paraphrases_stand_in_the_place_of_names_and_the_classes_keep_theirs(
 
 
 @pytest.mark.parametrize("key", ["templates", "paraphrases"])
-def test_what_whole_sentences_leave_no_place_for_is_refused_beside_them(
+def test_class_sentences_refuse_templates_and_paraphrases_with_whole_sentences(
     tmp_path: Path, key: str
 ) -> None:
     value = {"templates": ("a {}", "b {}"), "paraphrases": tmp_path / "p.txt"}[key]
     settings = TextSettings(sentences=tmp_path / "s.json", **{key: value})
     with pytest.raises(
         ConfigError,
-        match=rf"text\.{key}: is not read beside text\.sentences=.*leave one of them out",
+        match=rf"text\.{key}: cannot be used with text\.sentences=.*leave one of them out",
     ):
         class_sentences(["walk"], settings)
