@@ -1,4 +1,4 @@
-"""All keys that a config can have, with type, default and meaning, read from the settings models."""
+"""All keys of a config with type, default and meaning, read from the settings models."""
 
 from __future__ import annotations
 

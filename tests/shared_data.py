@@ -28,7 +28,8 @@ def shared_data() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
     if not (folder / "data" / "splits").is_dir():
         pytest.skip(
-            "needs the sample clips and lists: ../shared/data beside the checkout, or $BMPT_SHARED/data"
+            "needs the sample clips and lists: ../shared/data beside the "
+            "checkout, or $BMPT_SHARED/data"
         )
     return folder / "data"
 

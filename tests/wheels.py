@@ -1,4 +1,4 @@
-"""Build the wheel of the project and install it into an environment of its own, without a download."""
+"""Build the wheel of the project and install it into a new environment, without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all remote stores share: ranged reads, checked uploads, and the words of errors."""
+"""The common part of all remote stores: ranged reads, checked uploads, error messages."""
 
 from __future__ import annotations
 

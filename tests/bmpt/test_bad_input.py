@@ -401,7 +401,8 @@ BAD_SCORING: list[tuple[str, Sections, str, str]] = [
     (
         "renamed",
         {},
-        "was trained on 4 classes, data.train=few_shot/train_k2 has 4: class 2 is 'walk' there, 'Class02' here",
+        "was trained on 4 classes, data.train=few_shot/train_k2 has "
+        "4: class 2 is 'walk' there, 'Class02' here",
         "give the config that it was trained with",
     ),
 ]

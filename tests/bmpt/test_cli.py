@@ -53,7 +53,8 @@ def test_asking_for_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from bmpt.cli.app import app; from shards.cli import run_app; "
         "code = run_app(app, sys.argv[1:], prog_name='bmpt'); "
-        "heavy = {'torch', 'pyarrow', 'pydantic', 'numpy', 'webdataset', 'av', 'open_clip', 'yaml', 'obstore'}; "
+        "heavy = {'torch', 'pyarrow', 'pydantic', 'numpy', "
+        "'webdataset', 'av', 'open_clip', 'yaml', 'obstore'}; "
         "print(code, *sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A wheel that was built and installed elsewhere: configs by name, and a run, without a checkout."""
+"""An installed wheel without a checkout: configs by name, and a run."""
 
 from __future__ import annotations
 

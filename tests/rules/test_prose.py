@@ -148,7 +148,7 @@ class Docstring:
 
 
 def docstrings(path: Path) -> Iterator[Docstring]:
-    """Yield the docstrings of a file; of private functions and nested ones as the kind `private`."""
+    """Yield the docstrings of a file, with the kind `private` for private and nested functions."""
     yield from _docstrings(tree_of(path), "module")
 
 

@@ -191,11 +191,17 @@ def test_features_are_read_by_key_in_any_order(finished: Path, toy_pool: Path, c
 def test_missing_keys_are_counted_and_another_clip_is_refused(
     finished: Path, toy_pool: Path, clip: Path, tmp_path: Path
 ) -> None:
-    missing = r"attributes\.parquet: 1 of 9 samples have no attributes \(the first: gone\); .* `bmpt attributes`$"
+    missing = (
+        r"attributes\.parquet: 1 of 9 samples have no attributes "
+        r"\(the first: gone\); .* `bmpt attributes`$"
+    )
     with pytest.raises(ConfigError, match=missing):
         read_attributes([finished], [*keys_of(toy_pool), "gone"], load_tiny(clip))
     other = load_tiny(write_clip(tmp_path / "other.safetensors", seed=1))
-    refused = rf"were made by tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt attributes` with this"
+    refused = (
+        rf"were made by tiny \w{{12}}, training uses tiny "
+        rf"{other.weights_sha256[:12]}; run `bmpt attributes` with this"
+    )
     with pytest.raises(ConfigError, match=refused):
         read_attributes([finished], keys_of(toy_pool), other)
 
@@ -343,7 +349,10 @@ def test_two_entries_of_one_sample_are_an_error(
     source = tmp_path / "attributes.json"
     entries = ", ".join(f'"{path}": {{"classname_topk": ["{path}"]}}' for path in paths)
     source.write_text("{" + entries + "}")
-    expected = rf"attributes\.json: '{paths[0]}' and '{paths[1]}' are both of {key}; remove one of the entries"
+    expected = (
+        rf"attributes\.json: '{paths[0]}' and '{paths[1]}' are both of "
+        rf"{key}; remove one of the entries"
+    )
     with pytest.raises(ConfigError, match=expected):
         import_attributes(
             source, open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip), tmp_path / "a.parquet"
@@ -388,7 +397,10 @@ def test_an_entry_that_is_something_else_is_named(
     source.write_text(
         json.dumps({keys_of(toy_pool)[0]: {"classname_topk": ["yoga"]}, "x/y.mp4": entry})
     )
-    expected = r"attributes\.json: entry 'x/y\.mp4' is .*, expected \{\"classname_topk\": \[names\]\}; correct or remove"
+    expected = (
+        r"attributes\.json: entry 'x/y\.mp4' is .*, expected "
+        r"\{\"classname_topk\": \[names\]\}; correct or remove"
+    )
     with pytest.raises(FormatError, match=expected):
         import_attributes(
             source, open_pool(toy_pool).manifest(MANIFEST), load_tiny(clip), tmp_path / "a.parquet"

@@ -164,7 +164,8 @@ def test_malformed_answers_are_counted_named_and_left_out_and_asked_again_on_req
     assert run(*arguments(chat, classes)) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[0].endswith(
-        "texts.json: texts of 2 of 3 classes (3 answers of tiny-vlm, 0 kept from before, 1 malformed, 0 refused)"
+        "texts.json: texts of 2 of 3 classes (3 answers of tiny-vlm, "
+        "0 kept from before, 1 malformed, 0 refused)"
     )
     assert out[1] == "  no texts: walk: not JSON: '1. Walking. 2. Going.'"
     assert out[2].endswith("only asked again with --retry-malformed")

@@ -161,7 +161,10 @@ def test_features_of_another_clip_are_refused(
     knowledge: Path, toy_pool: Path, tmp_path: Path
 ) -> None:
     other = load_tiny(write_clip(tmp_path / "other.safetensors", seed=1))
-    expected = rf"its features were made by tiny \w{{12}}, training uses tiny {other.weights_sha256[:12]}; run `bmpt knowledge`"
+    expected = (
+        rf"its features were made by tiny \w{{12}}, training uses tiny "
+        rf"{other.weights_sha256[:12]}; run `bmpt knowledge`"
+    )
     with pytest.raises(ConfigError, match=expected):
         read_knowledge(knowledge, keys_of(toy_pool), other)
 
@@ -268,8 +271,8 @@ def test_lines_that_clip_cuts_are_counted_in_one_warning(
         line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")
     ]
     assert warnings == [
-        "warning: 32 of 32 knowledge lines are over 77 tokens and are truncated at the end, for example "
-        + repr("very " * 12)
+        "warning: 32 of 32 knowledge lines are over 77 tokens and "
+        "are truncated at the end, for example " + repr("very " * 12)
     ]
 
 
@@ -441,7 +444,10 @@ def test_a_folder_of_another_data_set_or_no_folder_is_one_line(
     folder = publish(tmp_path / "npy", {"other": unit(0)})
     with pytest.raises(
         ConfigError,
-        match=r"none of its 1 _feature\.npy files belongs to one of the 8 samples of few_shot/train_k2",
+        match=(
+            r"none of its 1 _feature\.npy files belongs to one of the 8 "
+            r"samples of few_shot/train_k2"
+        ),
     ):
         import_features(folder, manifest, tmp_path / "k.parquet")
     with pytest.raises(ConfigError, match=r"a\.zip: is not a folder; unpack the published archive"):

@@ -101,7 +101,10 @@ def test_a_profile_that_needs_a_sign_in_says_how_to_export_its_keys(
     environment: dict[str, str], line: str
 ) -> None:
     Path(environment["HOME"], ".aws", "config").write_text(f"[profile work]\n{line}\n")
-    words = rf"^AWS profile work: has {line.split()[0]} and no keys.*export-credentials --profile work --format env"
+    words = (
+        rf"^AWS profile work: has {line.split()[0]} and no "
+        rf"keys.*export-credentials --profile work --format env"
+    )
     with pytest.raises(ConfigError, match=words):
         aws_credential({**environment, "AWS_PROFILE": "work"})
 

@@ -62,7 +62,10 @@ def test_ranges_come_in_the_order_asked_for(store: Store, ranges: list[tuple[int
 
 def test_a_range_over_the_end_says_that_the_file_is_cut_short(store: Store) -> None:
     for start in (len(DATA) - 1, len(DATA) + 10):
-        message = rf"shards/a.tar: holds {len(DATA)} bytes, expected {start + 5} or more; the file is truncated"
+        message = (
+            rf"shards/a.tar: holds {len(DATA)} bytes, expected {start + 5} "
+            rf"or more; the file is truncated"
+        )
         with pytest.raises(StorageError, match=message):
             store.read_ranges("shards/a.tar", [0, start], [4, 5])
 

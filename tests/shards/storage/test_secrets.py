@@ -252,8 +252,8 @@ def test_a_google_file_that_is_no_key_is_not_quoted(
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
     said = complaint("gs://b/p")
     assert (
-        "is not the JSON that Google issues; check the credentials (GOOGLE_APPLICATION_CREDENTIALS, "
-        in said
+        "is not the JSON that Google issues; check the credentials "
+        "(GOOGLE_APPLICATION_CREDENTIALS, " in said
     )
     assert "planted" not in said
 
@@ -263,7 +263,6 @@ def test_what_stands_before_the_host_of_an_address_in_an_error_is_left_out() -> 
         "Generic S3 error: Error performing GET http://key:pa/planted@host/x in 1 ms - HTTP error"
     )
     said = str(open_store("http://host/p")._failed("x", "read", error))
-    assert (
-        said
-        == "http://host/p/x: cannot be read: Error performing GET http://host/x in 1 ms - HTTP error"
+    assert said == (
+        "http://host/p/x: cannot be read: Error performing GET http://host/x in 1 ms - HTTP error"
     )
