@@ -72,6 +72,7 @@ def identity(config: RunConfig, *, with_places: bool) -> dict[str, Any]:
             of their own, so results leave the places out and are the same bytes wherever they are
             computed.
     """
+    # Micro-batches decide no number unless the method says so.
     excluded: Any = {"run": True, "data": _FETCHING}
     if not config.method.traits.depends_on_batch:
         excluded["train"] = {"accumulation"}

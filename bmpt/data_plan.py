@@ -144,11 +144,13 @@ def plan_run(config: RunConfig, pool: Pool) -> list[ReadPlan]:
     data = config.data
     clip = data.clip_settings(size_px=1)  # the number of pixels has no influence on what is read
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    # Loader processes request at the same time, which divides the time of reading.
     num_processes = max(1, data.num_workers) * world_size
 
     plans = []
     if data.train is not None:
         manifest = select(pool.manifest(data.train), data.verdicts)
+        # An empty list is planned as zero requests; training it would be refused.
         if len(manifest):
             check_batch(
                 len(manifest),
@@ -181,6 +183,7 @@ def _config_of_manifest(
 ) -> tuple[RunConfig, Pool]:
     pool = open_pool(address)
     manifest = pool.manifest(name)
+    # The split of a list says how it is read: shuffled for training, or in order.
     use = "train" if manifest.info.split == "train" else "val"
     values = {
         "data": {"pool": address, use: name, "batch_size": min(_BATCH_SIZE, max(1, len(manifest)))},

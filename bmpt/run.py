@@ -60,6 +60,7 @@ def run_training(config: RunConfig, world: World, *, fresh: bool = False) -> Run
     task = _open(config, world, trains=True)
     folder = run_folder.folder_of(config)
     with _lock(config, world, fresh=fresh):
+        # Only the main rank reads the folder: other nodes may not see it.
         finished = _finished_results(folder, task) if world.is_main else None
         if broadcast_from_main(finished is not None, world):
             return RunOutcome(folder, finished)
@@ -84,6 +85,7 @@ def run_evaluation(
         ConfigError, FormatError, StorageError: The message names the file or key, the value and the
             cure.
     """
+    # A classifier has the classes of its checkpoint, not those of the lists to score.
     trained_classes = () if checkpoint is None else read_trained_classes(checkpoint)
     task = _open(config, world, trains=False, trained_classes=trained_classes)
     if checkpoint is None and task.method.trained_groups():
@@ -194,6 +196,7 @@ def _results_of(
 ) -> dict[str, Any] | None:
     """Return results.json if it belongs to this config, pool, base weights and checkpoint."""
     try:
+        # A file that was cut or edited counts as no results: the run computes them again.
         results = json.loads((folder / run_folder.RESULTS).read_text(encoding="utf-8"))
         stored = (
             results["config_sha256"],

@@ -61,6 +61,7 @@ def read_sample_features(
     features = {}
     for kind, source in SAMPLE_FEATURES.items():
         named = getattr(text, kind)
+        # `knowledge` is one path, `attributes` a list of them.
         files = [named] if isinstance(named, Path) else list(named or ())
         if files and (is_train or not source.trains_only):
             features[kind] = torch.from_numpy(source.read(files, keys, backbone))

@@ -87,6 +87,7 @@ class DataSettings(ReadSettings, OrderSettings, CutSettings, SelectionSettings):
 
     def clip_settings(self, size_px: int) -> ClipSettings:
         """Return how clips of `size_px` pixels are made from samples."""
+        # The backbone decides the pixels, so the settings of a clip are complete only with it.
         cut = self.model_dump(include=set(CutSettings.model_fields))
         return ClipSettings(frames=self.frames, size_px=size_px, **cut)
 
@@ -202,6 +203,7 @@ class MethodSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _causal_is_a_position(cls, values: Any) -> Any:
+        # An alias of `causal: true`: both spellings give one config.
         if not isinstance(values, dict) or values.get("temporal_position") != "causal":
             return values
         if values.get("causal") is False:

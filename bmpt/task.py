@@ -103,6 +103,7 @@ def open_task(
     check_config(config, world, trains=trains)
     train_name = config.data.train if trains else None
 
+    # Cheap mistakes first: the manifests are read before the weights, which can take minutes.
     pool = open_pool(config.data.pool)
     names = list(config.scored_manifests)
     if train_name is not None:
@@ -111,6 +112,7 @@ def open_task(
 
     backbone = load_backbone(config.model.name, config.model.pretrained, seed=config.seed)
     if train_name is not None:
+        # a classifier is built for the classes of the training list
         trained_classes = manifests[train_name].info.classes
     method = build_method(
         backbone,
@@ -122,6 +124,7 @@ def open_task(
     if trains:
         check_trains(method)
 
+    # Texts and features depend on the tokenizer and the text tower.
     warnings = backbone_warnings(config, backbone, method)
     splits = {}
     for name, manifest in manifests.items():
@@ -141,6 +144,7 @@ def open_task(
         eval_splits={name: splits[name] for name in config.scored_manifests},
         base=None if config.eval.wise_ft is None else base_weights(method),
         text_files=hash_text_files(config.text),
+        # lists of the same classes give the same warnings: each is kept once
         warnings=tuple(dict.fromkeys(warnings)),
     )
     _check_task(task)
@@ -175,6 +179,7 @@ def _open_split(
         warnings += text_warnings(negatives, "negatives", method, backbone)
     texts = method.prepare_classes(sentences, negatives).to(world.device)
 
+    # Features are stored by key and needed by row.
     keys = manifest.table["key"].to_pylist()
     features = read_sample_features(text, keys, backbone, is_train=is_train)
     return Split(manifest, texts, features), warnings
@@ -191,6 +196,7 @@ def _check_task(task: Task) -> None:
     if task.train_split is not None:
         require_samples(task.train_split.manifest)
         check_batch(
+            # the same check that the loader makes, without its shared memory
             len(task.train_split.manifest),
             batch_size=task.config.data.batch_size,
             accumulation=task.config.train.accumulation,

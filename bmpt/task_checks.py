@@ -35,6 +35,7 @@ def check_config(config: RunConfig, world: World, *, trains: bool) -> None:
             "data.train=few_shot/train_k16 (a method that trains nothing is scored with `bmpt "
             "eval`)"
         )
+    # Configs can be made without `load_config`, which has checked the name.
     find_method(config.method.name)
     check_augmentations(config.data.augment)
     if not config.scored_manifests:
@@ -72,6 +73,7 @@ def check_text_files(config: RunConfig) -> None:
         ConfigError: It does not read one, or lacks one.
     """
     name, traits = config.method.name, config.method.traits
+    # A setting that would be ignored is refused.
     given = [key for key in ("negatives", "knowledge", "attributes") if getattr(config.text, key)]
     unread = [key for key in given if key not in traits.reads]
 
@@ -151,6 +153,7 @@ def _equal_classes(method: Method, texts: ClassTexts) -> tuple[str, str] | None:
     # by class: for each sentence so far, the number of its feature among the distinct ones
     numbers_by_class: list[tuple[int, ...]] = [()] * len(texts.names)
     for index in range(texts.num_sentences):
+        # Most lists differ in their first sentence, so the others are rarely encoded.
         features_KD = method.encode_sentence(texts, index)[COSINE]
         _, numbers_K = features_KD.unique(dim=0, return_inverse=True)
         numbers_by_class = [
@@ -184,6 +187,7 @@ def training_warnings(config: RunConfig, manifest: Manifest) -> list[str]:
     """Return warnings about missing training clips and a warm-up that never ends."""
     info, warnings = manifest.info, []
     if info.missing > 0:
+        # A class without a clip in the pool has no row with its label.
         num_classes = len(info.classes)
         num_empty = num_classes - len(set(manifest.table["label"].to_pylist()))
         warnings.append(

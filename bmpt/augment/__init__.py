@@ -63,6 +63,7 @@ def augment(
         Frames of the same shape: a function of frames, seed, epoch and keys.
     """
     for name in names:
+        # On the CPU: their numbers are the same for every device.
         generators = [_generator(name, seed, epoch, key) for key in keys]
         frames_BVTCHW = AUGMENTATIONS[name](frames_BVTCHW, generators)
     return frames_BVTCHW

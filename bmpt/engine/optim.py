@@ -25,9 +25,12 @@ def build_optimizer(method: Method, settings: TrainSettings) -> torch.optim.Adam
         "adapters": settings.lr_adapters or settings.lr,
         "head": settings.lr_head or settings.lr,
     }
+    # AdamW takes groups of equal rate and decay; parameters keep the order of `trained_groups`,
+    # by which a saved state finds them again.
     parameters: dict[tuple[Group, bool], list[torch.nn.Parameter]] = {}
     for name, group in method.trained_groups().items():
         parameter = method.get_parameter(name)
+        # Matrices have two axes or more; so do prompts, which are no matrices.
         decays = group != "prompts" and parameter.ndim >= 2
         parameters.setdefault((group, decays), []).append(parameter)
 

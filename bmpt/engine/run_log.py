@@ -53,6 +53,7 @@ class RunLog:
         Raises:
             StorageError: Always, if the main rank keeps an error.
         """
+        # Only the main rank writes, so only it can have an error.
         error = broadcast_from_main(self._error, self._world)
         if error is not None:
             raise error
@@ -88,6 +89,7 @@ class RunLog:
             if save_state is not None:
                 self._steps.flush()
                 save_state()
+        # Raised here it would leave the other ranks waiting in the next exchange.
         except StorageError as error:
             self._error = error
 

@@ -73,6 +73,7 @@ class Trainer:
 
         self.state = TrainState(task, self._split)
         stream = self.state.load(folder / run_folder.STATE)
+        # The loader starts reading at once, from the position of the saved state.
         self._loader = self._build_loader(stream)
         steps_per_epoch = self._loader.num_steps
         self.num_steps = steps_per_epoch * self._config.train.epochs
@@ -113,6 +114,7 @@ class Trainer:
                 has too little memory.
         """
         with raise_main_errors_everywhere(self._world):
+            # opened here and not in __init__: it drops lines of steps that this run repeats
             self._log = RunLog(
                 self._folder,
                 self._split.manifest,
@@ -134,6 +136,7 @@ class Trainer:
         """Train to the end of the epoch; return whether some rank wants to stop before it."""
         for batches, wait_seconds in steps_of(self._loader, self._config.train.accumulation):
             row, stops = self._train_step(batches, wait_seconds, wants_stop)
+            # A state of diverged weights must not be saved.
             self._check_loss(row)
             stream = self._loader.state(batches[0].step + 1)
             self._log.keep(row, self._save_if_due(stream, stops=stops))
@@ -194,6 +197,7 @@ class Trainer:
         loss_here = self._accumulate(batches, whole.num_valid)
         self._apply(batches, whole.num_valid)
 
+        # One exchange for both: each costs a round trip per step.
         loss, stops = sum_over_ranks(
             [loss_here / self._world.size, float(wants_stop())], self._world
         )
@@ -253,12 +257,14 @@ class Trainer:
     def _accumulate(self, batches: list[MicroBatch], num_valid: int) -> float:
         """Compute the gradient of the step and return the loss of this rank."""
         self._method.train()
+        # A function of seed and step: all ranks, and a resumed run, read the same sentences.
         sentence_K = draw_sentences(
             self._split.texts, seed=self._config.seed, step=self.state.step
         ).to(self._world.device)
         num_clips = _largest(batches)
         with explain_out_of_memory(num_clips, self._memory_hint(num_clips)):
             return self._gradient.accumulate(
+                # made one at a time, so that one micro-batch of floats is in memory
                 (self._inputs(batch) for batch in batches),
                 num_batches=len(batches),
                 sentence_K=sentence_K,
@@ -267,6 +273,7 @@ class Trainer:
 
     def _apply(self, batches: list[MicroBatch], num_valid: int) -> None:
         """Step the optimiser, unless no clip of the step could be read."""
+        # Without a valid clip the gradient is zero, and AdamW's momentum would still move weights.
         if num_valid > 0:
             hint = "AdamW keeps two values per weight: tune less (method.tune)"
             with explain_out_of_memory(_largest(batches), hint):
@@ -284,6 +291,7 @@ class Trainer:
             rank=self._world.rank,
             micro=batch.micro,
         )
+        # uint8 travels to the device, a quarter of the bytes of floats.
         frames = augment(
             to_unit_range(clips.frames_BVTCHW.to(device)),
             self._config.data.augment,

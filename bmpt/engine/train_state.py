@@ -74,10 +74,12 @@ class TrainState:
         """
         if not path.exists():
             return None
+        # Onto the CPU and without executing anything in the file.
         saved = load_state(path)
         try:
             _check_inputs(path, saved["inputs"], self._task)
             stream = StreamState.model_validate(saved["stream"])
+            # Frozen weights are not saved: the config names them, and the inputs have their hash.
             with torch.no_grad():
                 for name, value in saved["trained"].items():
                     self._task.method.get_parameter(name).copy_(value)
@@ -85,6 +87,7 @@ class TrainState:
             self.scaler.load_state_dict(saved["scaler"])
             self.step = int(saved["step"])
             self.failure_rule.in_a_row = int(saved["failures_in_a_row"])
+        # what torch and pydantic raise for a state of other shapes or names
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = one_line(error)[:_LONGEST_REASON]
             raise FormatError(
@@ -109,6 +112,7 @@ def inputs_of_run(task: Task) -> dict[str, str]:
     """Return hashes of the inputs that a config names by their path only, except the pool."""
     inputs = {"model.pretrained": task.backbone.weights_sha256}
     inputs |= {f"text.{key}": value for key, value in task.text_files.items()}
+    # Other methods give the same numbers on any number of ranks, so that a run can resume on fewer.
     if task.config.method.traits.depends_on_batch:
         inputs["number of ranks"] = str(task.world.size)
     return inputs

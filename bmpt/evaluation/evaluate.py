@@ -75,6 +75,7 @@ def evaluate(
         warning = task.method.scoring_warning(split.texts)
         if warning is not None and task.world.is_main:
             warn(f"{name}: {warning}")
+        # After the warning: scoring takes minutes.
         predictions = _score(task, name, split, progress)
         with raise_main_errors_everywhere(task.world):
             if predictions is not None:
@@ -119,6 +120,7 @@ def _score(task: Task, name: str, split: Split, progress: Progress) -> Predictio
         # in each round every rank has the next block, until there are no more
         for first in range(0, num_blocks, world.size):
             clips = next(blocks, None)
+            # All ranks count the same samples in the order of the manifest, and stop together.
             rule.count(share_failures([] if clips is None else clips.failures, world))
             if clips is not None:
                 batches.append(_predict(task, split, clips, classes))
@@ -150,6 +152,7 @@ def _predict(
         frames = normalize(clips.frames_BVTCHW.to(device), backbone.image_mean, backbone.image_std)
         features = take_rows(split.sample_features, clips.positions_B, device)
         inputs = ClipInputs(frames, clips.weights_B.to(device), features)
+        # numpy has no bfloat16
         scores_BK = task.method.predict(inputs, split.texts, classes=classes).float().cpu()
     return PredictionBatch(
         positions_N=clips.positions_B.numpy(),
@@ -186,6 +189,7 @@ def _write_predictions(
     top_NP = top_classes(predictions.scores_NK)
     write_file(folder / file, to_parquet(predictions, top_NP))
 
+    # A sample that could not be read is counted as failed, never as wrong.
     scored = int(is_scored_N.sum())
     scored_top_NP, scored_labels_N = top_NP[is_scored_N], predictions.labels_N[is_scored_N]
     correct_top1 = count_correct(scored_top_NP, scored_labels_N, 1)
@@ -215,6 +219,7 @@ def _results(
 ) -> dict[str, Any]:
     """Return the content of results.json, without a time stamp: equal runs give equal bytes."""
     top1 = {entry["manifest"]: entry["top1"] for entry in entries}
+    # HM needs both lists.
     has_parts = all(name in top1 for name in HM_PARTS)
     commit, dirty = git_state(Path(__file__).parent)
     wise_ft = task.config.eval.wise_ft

@@ -50,8 +50,11 @@ def find_method(name: str) -> MethodEntry:
     Raises:
         ConfigError: The name is unknown, two packages claim it, or its package is broken.
     """
+    # This reads metadata only. A package is imported when its method is used, so that a broken
+    # package does not stop runs of other methods.
     plugins = find_plugins(ENTRY_POINTS).get(name, [])
     if name in METHODS:
+        # Neither method is preferred: a run must not depend on the installed packages.
         if plugins:
             raise ConfigError(
                 f"method.name={name}: package {plugins[0].package} registers a method of this "
@@ -70,6 +73,7 @@ def find_method(name: str) -> MethodEntry:
             "(subclass of Method, subclass of MethodSettings); correct the package"
         )
     kind, settings = found
+    # A stored config names its method by this default; another name would not find it again.
     default = settings.model_fields["name"].default
     if default != name:
         raise ConfigError(
@@ -104,6 +108,7 @@ def validate_method_settings(values: Mapping[str, Any]) -> MethodSettings:
 
     known = settings.model_fields
     wrong = [key for key in values if key not in known][:_NUM_EXPLAINED]
+    # Wrong keys come first: the values of another method's settings mean nothing here.
     if wrong:
         raise _errors({key: _explain_key(key, name, list(known)) for key in wrong}, values)
     return settings.model_validate(dict(values))
@@ -157,6 +162,7 @@ def build_method(
         ConfigError: The backbone cannot carry these settings.
     """
     kind, _ = find_method(settings.name)
+    # The tensors of a method depend on the seed only, not on what was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         method = kind(backbone, settings, num_frames=num_frames, classes=classes)

@@ -152,9 +152,11 @@ class Method(nn.Module):
         self.num_frames = num_frames
         self.tokenize = backbone.tokenize
 
+        # None stands for the blocks of the method, which the backbone must have too.
         self.space_time_blocks = _checked_blocks(
             settings, self.default_space_time_blocks, backbone.vision_layers
         )
+        # A mask without blocks to act in would be ignored without a word.
         if settings.causal and not self.space_time_blocks:
             raise ConfigError(
                 "method.causal=true: acts in blocks that see all frames, and there are none; set "
@@ -202,6 +204,8 @@ class Method(nn.Module):
 
     def encode_sentence(self, texts: ClassTexts, index: int = 0) -> dict[str, torch.Tensor]:
         """Return features [K, ...] of one sentence per class, by kind."""
+        # Prompts are computed for every sentence: a step changes them, and an exchange makes those
+        # of the text tower depend on the visual ones.
         ids_KS = texts.ids_KPS[:, index]
         return {COSINE: unit(encode_texts(self.clip, ids_KS, prompts=self.layer_prompts()[1]))}
 
@@ -209,6 +213,7 @@ class Method(nn.Module):
         """Return features [K, ...] for scoring: the normalised mean over all sentences."""
         by_sentence = [self.encode_sentence(texts, index) for index in range(texts.num_sentences)]
         first = by_sentence[0]
+        # One sentence keeps its features bit by bit: a second normalisation would round them again.
         if len(by_sentence) == 1:
             return first
         return {
@@ -243,11 +248,13 @@ class Method(nn.Module):
     def _encode_tokens(self, frames_BVTCHW: torch.Tensor) -> torch.Tensor:
         """Return all projected tokens [B, V, T, S, D], CLS first."""
         walk = self.start_frames(frames_BVTCHW, self.layer_prompts()[0])
+        # N = B * V * T: the tower sees frames; only space-time blocks know which belong together.
         tokens_NSD = walk.run_all().project()
         return tokens_NSD.unflatten(0, frames_BVTCHW.shape[:3])
 
     def _pool(self, cls_BVTD: torch.Tensor) -> torch.Tensor:
         """Return unit features [B, V, D]: the mean over the frames' CLS tokens, then L2."""
+        # The mean is taken in float32 and before the normalisation, as in ViFi-CLIP.
         return unit(widen(cls_BVTD).mean(dim=2))
 
     # --- both ------------------------------------------------------------------------------------
@@ -268,6 +275,7 @@ class Method(nn.Module):
 
         It is the sum of the cross-entropies of all kinds of logits.
         """
+        # Training has one view per clip.
         losses = [
             cross_entropy_sum(
                 logits_BVK[:, 0],
@@ -365,6 +373,7 @@ class TrainingLoss(nn.Module):
             classes: Features of these sentences, if they have been computed.
         """
         if classes is None:
+            # Without given features the texts are encoded with the clips, in every micro-batch.
             clips, classes = self.method.encode_together(inputs, texts)
         else:
             clips = self.method.encode_clips(inputs)
@@ -395,6 +404,7 @@ def _temporal_position(
     if settings.temporal_position == "none":
         return None, None
     if backbone.temporal_TE is None:
+        # Zeros leave the features as they are until the embedding is trained.
         return nn.Parameter(torch.zeros(num_frames, backbone.vision_width)), "prompts"
     if len(backbone.temporal_TE) != num_frames:
         raise ConfigError(

@@ -63,9 +63,11 @@ class BdcClip(Method):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(backbone, settings, num_frames=num_frames, classes=classes)
+        # By name and order: the rows of the classifier have no other meaning.
         self.trained_classes = tuple(classes)
         self.heads = BdcHeads(
             backbone.joint_width,
+            # a classifier needs a class, also where none is known yet
             max(1, len(classes)),
             reduced_width=settings.reduced_width,
             dropout=settings.dropout,
@@ -93,6 +95,7 @@ class BdcClip(Method):
 
     def class_features(self, texts: ClassTexts) -> Features:
         """Return features joined over sentences, and whether the classifier knows the classes."""
+        # A tensor, so that it travels with the features of the classes.
         is_trained = torch.tensor(texts.names == self.trained_classes)
         return {**super().class_features(texts), CLASSIFIER: is_trained}
 
@@ -109,6 +112,7 @@ class BdcClip(Method):
         """Return logits of cosine, covariance, and of the classifier where it knows the classes."""
         logits = super().logits(clips, classes)
         logits[COVARIANCE] = self.heads.covariance_logits(clips[COVARIANCE], classes[COVARIANCE])
+        # In training the classes are the trained ones, and their features do not say so.
         if self.training or bool(classes[CLASSIFIER]):
             logits[CLASSIFIER] = self.heads.classifier_logits(clips[COVARIANCE])
         return logits

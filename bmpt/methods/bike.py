@@ -139,6 +139,7 @@ class Bike(Method):
         """Return EOT features and all words of each class text."""
         ids_KS = texts.ids_KPS[:, index]
         tokens_KSD = encode_text_tokens(self.clip, ids_KS)
+        # Frames meet all words, so all tokens are features here, not only EOT.
         mask_KS = word_mask(ids_KS, counts_padding=self.settings.counts_padding)
         return {COSINE: take_eot(tokens_KSD, ids_KS), WORDS: tokens_KSD, IS_WORD: mask_KS}
 
@@ -178,9 +179,11 @@ class Bike(Method):
     def logits(self, clips: Features, classes: Features) -> dict[str, torch.Tensor]:
         """Return cosines, not scaled: BIKE's scores are their softmax."""
         frames_BVTD = clips[FRAMES]
+        # X = B * V: views are clips of their own until their probabilities are averaged.
         cosines_XK = self._cosines(frames_BVTD.flatten(0, 1), classes)
         logits = {COSINE: cosines_XK.unflatten(0, frames_BVTD.shape[:2])}
         if self.attributes is not None:
+            # Attributes belong to a sample, so all its views share their cosines.
             cosines_BK = self.attributes(clips[ATTRIBUTES], classes[COSINE])
             logits[ATTRIBUTES] = cosines_BK.unsqueeze(1).expand_as(logits[COSINE])
         return logits
@@ -202,6 +205,7 @@ class Bike(Method):
         """
         gather = row_gather(len(targets.labels_B), targets.labels_B.device)
         labels_N, weights_N = gather(targets.labels_B), gather(targets.weights_B)
+        # Column j of the matching logits is the class text of clip j.
         texts_of_clips = {kind: value[labels_N] for kind, value in classes.items()}
         matching = partial(
             matching_sum,
@@ -211,6 +215,7 @@ class Bike(Method):
             dual=self.settings.dual_softmax,
         )
 
+        # The one view of training.
         frames_NTD = gather(clips[FRAMES][:, 0].contiguous())
         scale = widen(self.clip.logit_scale).exp()
         loss = matching(scale * self._cosines(frames_NTD, texts_of_clips))

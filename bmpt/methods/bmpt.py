@@ -115,6 +115,7 @@ class Bmpt(Method):
     def _new_exchange(self, backbone: Backbone) -> Exchange | BatchGatedExchange | None:
         if not self.has_slots:
             return None
+        # After the prompts are drawn: their shapes say what there is to exchange.
         check_exchange(self.settings.exchange, self.vision_LPE, self.text_LPE)
         hidden_width = self.settings.exchange_width
         if not self.traits.couples_towers:
@@ -139,6 +140,7 @@ class Bmpt(Method):
         """
         ids_KS = super().prepare_texts(texts)
         if self.has_slots:
+            # Slots are positions of their own: only a long text loses caption tokens.
             return slot_texts(texts, ids_KS, self.settings)
 
         num_tokens = self.settings.text_tokens
@@ -156,6 +158,7 @@ class Bmpt(Method):
         """Return features of the classes, and in training those of their negatives."""
         features = super().encode_sentence(texts, index)
         if self.training and texts.negatives_KPS is not None:
+            # Scoring does not use negatives; encoding them would double its work.
             negatives = ClassTexts(texts.names, texts.negatives_KPS)
             features[NEGATIVE] = super().encode_sentence(negatives, index)[COSINE]
         return features
@@ -174,6 +177,7 @@ class Bmpt(Method):
         if self.training and texts.negatives_KPS is not None:
             ids_KS = torch.cat([ids_KS, texts.negatives_KPS[:, index]])
 
+        # An exchange of features leaves the prompts as they are; they only enter both towers.
         vision, text = self.layer_prompts()
         frame_walk = self.start_frames(frames_BVTCHW, vision)
         text_walk = TextWalk(self.clip, cut_to_longest(ids_KS), prompts=text)
@@ -185,6 +189,7 @@ class Bmpt(Method):
             weights_N=inputs.weights_B.repeat_interleave(num_views * num_frames),
         )
 
+        # Token 0 of a frame is its CLS.
         cls_BVTD = frame_walk.project()[:, 0].unflatten(0, frames_BVTCHW.shape[:3])
         features_XD = unit(text_walk.project_eot(ids_KS))
         classes = {COSINE: features_XD[:num_classes]}
@@ -202,6 +207,7 @@ class Bmpt(Method):
         """
         if not self.traits.couples_towers:
             return super().predict(inputs, texts, classes=classes)
+        # All P sentences are K * P classes of one sentence, so that one pass encodes them.
         every_sentence = ClassTexts((), texts.ids_KPS.flatten(0, 1).unsqueeze(1))
         clips, features = self.encode_together(inputs, every_sentence)
         features_PKD = features[COSINE].unflatten(0, (-1, texts.num_sentences)).transpose(0, 1)
@@ -215,6 +221,7 @@ class Bmpt(Method):
         loss = super().loss_sum(clips, classes, targets)
         labels_B, weights_B = targets.labels_B, targets.weights_B
 
+        # The losses below have hard labels, as in BMPT.
         if NEGATIVE in classes:
             loss = loss + self.settings.negative_weight * negative_margin_sum(
                 self.scaled_cosines(clips[COSINE], classes[COSINE])[:, 0],
@@ -236,6 +243,7 @@ class Bmpt(Method):
             return self.exchange(self.vision_LPE, self.text_LPE)
         if self.has_slots:
             return list(self.vision_LPE), list(self.text_LPE)
+        # None: block 0 keeps its input, as in the release.
         return list(self.vision_LPE), [None, *self.text_LPE]
 
     def trained_groups(self) -> dict[str, Group]:
@@ -247,6 +255,7 @@ class Bmpt(Method):
         groups |= self.new_temporal()
         if self.settings.tune != "prompts":
             groups |= dict.fromkeys(self.backbone_names(), "backbone")
+        # a depth of 0 gives an empty tensor, which does not train
         return {
             name: group for name, group in groups.items() if self.get_parameter(name).numel() > 0
         }

@@ -74,6 +74,7 @@ class VifiClip(Method):
     def _start_from_words(self, backbone: Backbone, words: str) -> None:
         """Set the text tokens of block 0 to the embeddings of words (`CTX_INIT` of the release)."""
         ids_1S = backbone.tokenize([words])
+        # EOT has the largest id; SOT is before the words.
         num_words = int(ids_1S.argmax(dim=1)) - 1
         if num_words != self.settings.text_tokens:
             raise ConfigError(
@@ -116,6 +117,7 @@ class VifiClip(Method):
                 if self.get_parameter(name).numel() > 0:
                     groups[name] = "prompts"
         else:
+            # `all` has no entry, and every name starts with the empty prefix.
             prefixes = _TOWERS.get(tune, ("",))
             for name in self.backbone_names():
                 if name.startswith(prefixes):

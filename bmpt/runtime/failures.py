@@ -22,6 +22,7 @@ def share_failures(failures: list[str | None], world: World) -> list[str | None]
         world: The ranks.
     """
     num_failed = sum(failure is not None for failure in failures)
+    # Reasons are text and need a slow exchange; most steps have none.
     samples, failed = sum_over_ranks([float(len(failures)), float(num_failed)], world)
     return all_failures(failures, world) if failed else [None] * int(samples)
 

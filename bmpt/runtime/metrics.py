@@ -15,6 +15,7 @@ def top_classes(scores_NK: npt.NDArray[np.float32], count: int = TOP) -> npt.NDA
 
     Of equal scores the lower class id wins.
     """
+    # stable: the default sort may order equal scores differently on another machine
     order_NK = np.argsort(-scores_NK, axis=1, kind="stable")
     return order_NK[:, :count].astype(np.int32)
 
@@ -39,6 +40,7 @@ def harmonic_mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     if len(present) < len(values) or not present:
         return None
+    # the limit of the formula, which divides by the percentage
     if min(present) == 0:
         return 0.0
     return round(len(present) / sum(1 / value for value in present), 6)

@@ -50,6 +50,7 @@ def lock_run_folder(
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # The folder itself is locked: no lock file is left behind.
             stack.enter_context(hold_lock(folder))
         except BlockingIOError:
             raise ConfigError(
@@ -62,6 +63,7 @@ def lock_run_folder(
 
         if fresh:
             _remove_files(folder)
+        # After the lock: another process may be writing its config.
         _check_owner(folder, config, scores_only=scores_only)
         if not (scores_only and (folder / CONFIG).exists()):
             write_file(folder / CONFIG, to_yaml(config).encode())
@@ -77,6 +79,7 @@ def _check_owner(folder: Path, config: RunConfig, *, scores_only: bool) -> None:
     theirs = identity(stored, with_places=True)
     ours = identity(config, with_places=True)
     if scores_only:
+        # an evaluation may choose other lists than the run
         theirs["eval"] = ours["eval"]
     if theirs == ours:
         return

@@ -39,6 +39,7 @@ class BatchGatedLayer(nn.Module):
         super().__init__()
         self.vision_to_text = _two_layers(vision_width, hidden_width, text_width)
         self.text_to_vision = _two_layers(text_width, hidden_width, vision_width)
+        # Not persistent: a checkpoint holds trained tensors only, and the gate is a constant.
         self.register_buffer("gate", torch.tensor(GATE), persistent=False)
 
     def forward(
@@ -99,6 +100,7 @@ class BatchGatedExchange(nn.Module):
             weights_N: 0 for the frames of a placeholder sample, else 1.
         """
         for index in range(max(len(frames.blocks), len(texts.blocks))):
+            # The towers may have different depths; the deeper one goes on without the other.
             walks = [walk for walk in (frames, texts) if index < len(walk.blocks)]
             for walk in walks:
                 walk.enter(index)
@@ -121,6 +123,7 @@ class BatchGatedExchange(nn.Module):
         vision_NPE, text_KPE = self.layers[index](
             vision_NSE[:, -vision_tokens:], text_KSE[:, 1:end], weights_N
         )
+        # New tensors instead of writes into the old ones, which the graph still needs.
         frames.tokens_NSE = torch.cat(
             [vision_NSE[:, :-vision_tokens], vision_NPE.to(vision_NSE.dtype)], dim=1
         )

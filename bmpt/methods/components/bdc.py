@@ -30,6 +30,7 @@ def weigh_tokens(tokens_NMd: torch.Tensor, global_Nd: torch.Tensor) -> torch.Ten
 
     The weights sum to 1 over the M tokens.
     """
+    # Scaled as in attention, by the root of the width.
     scores_NM = (tokens_NMd @ global_Nd.unsqueeze(-1)).squeeze(-1) / math.sqrt(tokens_NMd.shape[-1])
     return torch.softmax(scores_NM, dim=-1).unsqueeze(-1) * tokens_NMd
 
@@ -49,6 +50,7 @@ def distance_covariance(tokens_NMd: torch.Tensor) -> torch.Tensor:
     gram_Ndd = tokens_NMd.mT @ tokens_NMd / (2 * num_tokens)
     square_Nd = gram_Ndd.diagonal(dim1=-2, dim2=-1)
     squared_Ndd = square_Nd.unsqueeze(-1) + square_Nd.unsqueeze(-2) - 2 * gram_Ndd
+    # Rounding can make a squared distance negative, and the root has an infinite gradient at 0.
     distance_Ndd = (squared_Ndd.clamp(min=0) + DISTANCE_EPSILON).sqrt()
 
     row_means = distance_Ndd.mean(dim=-1, keepdim=True)
@@ -56,6 +58,7 @@ def distance_covariance(tokens_NMd: torch.Tensor) -> torch.Tensor:
     overall_mean = distance_Ndd.mean(dim=(-2, -1), keepdim=True)
     centred_Ndd = distance_Ndd - row_means - column_means + overall_mean
 
+    # The matrix is symmetric: the upper triangle holds all of it.
     rows, columns = torch.triu_indices(width, width, device=tokens_NMd.device)
     return centred_Ndd[..., rows, columns]
 
@@ -106,6 +109,7 @@ class BdcHeads(nn.Module):
         """
         reduced_BTSd = _linear(self.vision_reduce, _norm(self.vision_norm, tokens_BTSD))
         cls_BTd = reduced_BTSd[:, :, 0]
+        # One feature per frame; attention between frames then mixes them.
         features_BTF = distance_covariance(weigh_tokens(reduced_BTSd, cls_BTd))
 
         query_BTd = _linear(self.vision_q_proj, cls_BTd)

@@ -45,6 +45,7 @@ class TemporalTransformer(nn.Module):
     def forward(self, frames_BTD: torch.Tensor) -> torch.Tensor:
         """Return frame features [B, T, D] that depend on their position and on each other."""
         positions_TD = self.frame_position_embeddings.weight[: frames_BTD.shape[1]]
+        # Autocast gives half precision; the residual keeps the dtype of the input.
         return self.transformer(frames_BTD + positions_TD).to(frames_BTD.dtype) + frames_BTD
 
 
@@ -63,6 +64,7 @@ class _TemporalBlock(nn.Module):
         )
 
     def forward(self, tokens_BTD: torch.Tensor) -> torch.Tensor:
+        # pre-norm: attention, then the two-layer map, each with a residual
         normed = self.ln_1(tokens_BTD)
         tokens_BTD = tokens_BTD + self.attn(normed, normed, normed, need_weights=False)[0]
         return tokens_BTD + self.mlp(self.ln_2(tokens_BTD))
@@ -121,5 +123,6 @@ def word_mask(ids_KS: torch.Tensor, *, counts_padding: bool = False) -> torch.Te
     """
     if counts_padding:
         return torch.ones_like(ids_KS, dtype=torch.bool)
+    # EOT has the largest id of the vocabulary.
     ends_K1 = ids_KS.argmax(dim=-1, keepdim=True)
     return torch.arange(ids_KS.shape[1], device=ids_KS.device) <= ends_K1

@@ -85,9 +85,11 @@ def matching_sum(
             `bmpt/methods/components/gather.py`.
         dual: Use the dual softmax, see `divergence_sum`.
     """
+    # Rows of other ranks weigh 0 here: they count on their own rank.
     own_weights_N = torch.zeros_like(weights_N)
     own_weights_N[own] = weights_N[own]
 
+    # Placeholders leave the matrix before the softmax, which they would change for all others.
     is_valid_N = weights_N > 0
     logits_NN = widen(logits_NN)[is_valid_N][:, is_valid_N]
     labels_N, own_weights_N = labels_N[is_valid_N], own_weights_N[is_valid_N]
@@ -114,6 +116,7 @@ def divergence_sum(
     if dual:
         logits_NN = logits_NN * torch.softmax(logits_NN / DUAL_TEMPERATURE, dim=0) * len(logits_NN)
     is_same_NN = (labels_N.unsqueeze(0) == labels_N.unsqueeze(1)).to(logits_NN.dtype)
+    # Clips of the same label share the target equally; the sharpness leaves little to others.
     target_NN = torch.softmax(MATCH_SHARPNESS * is_same_NN, dim=-1)
     loss_NN = F.kl_div(torch.log_softmax(logits_NN, dim=-1), target_NN, reduction="none")
     return (loss_NN.sum(dim=-1) * weights_N).sum()

@@ -69,6 +69,8 @@ def slot_texts(
             f"method.text_tokens={num_slots}: leaves no room for a caption in a context of "
             f"{context} tokens; give at most {context - 3}"
         )
+    # Slots push the ends of long texts out of the context; texts that were equal before are not
+    # counted.
     slotted_KS = insert_slots(ids_KS, num_slots)
     if len(slotted_KS.unique(dim=0)) < len(ids_KS.unique(dim=0)):
         raise ConfigError(
@@ -109,6 +111,7 @@ class ExchangeLayer(nn.Module):
         vision_giving, vision_taking = halves(vision_PE)
         text_giving, text_taking = halves(text_PE)
 
+        # Both updates are computed before either is applied.
         to_text = self.vision_to_text(source_for(vision_giving, len(text_taking)))
         to_vision = self.text_to_vision(source_for(text_giving, len(vision_taking)))
         text_taking = text_taking + self.gate_to_text * to_text
@@ -125,6 +128,7 @@ class Exchange(nn.Module):
 
     def __init__(self, vision_LPE: nn.Parameter, text_LPE: nn.Parameter, hidden_width: int) -> None:
         super().__init__()
+        # Block 0 holds the prompts of the input, which the exchange does not touch.
         depth = min(len(vision_LPE), len(text_LPE))
         widths = (vision_LPE.shape[2], text_LPE.shape[2], hidden_width)
         self.layers = nn.ModuleList(ExchangeLayer(*widths) for _ in range(1, depth))
