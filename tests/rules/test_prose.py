@@ -32,20 +32,12 @@ RULES = (
 # The findings that are left, per package and rule. Numbers may only be lowered, and a line goes
 # when its number is 0; a rule without a line allows none.
 ALLOWED = {
-    ("shards", "no verb first"): 64,
-    ("shards", "starts with a clause"): 30,
-    ("shards", "phrase"): 50,
-    ("shards", "phrase in a message"): 8,
-    ("preprocess", "no verb first"): 79,
-    ("preprocess", "one word"): 3,
-    ("preprocess", "starts with a clause"): 36,
-    ("preprocess", "phrase"): 37,
-    ("preprocess", "phrase in a message"): 4,
-    ("bmpt", "no verb first"): 156,
-    ("bmpt", "one word"): 6,
-    ("bmpt", "starts with a clause"): 47,
-    ("bmpt", "phrase"): 51,
-    ("bmpt", "phrase in a message"): 16,
+    ("shards", "starts with a clause"): 1,
+    ("bmpt", "no verb first"): 42,
+    ("bmpt", "one word"): 1,
+    ("bmpt", "starts with a clause"): 22,
+    ("bmpt", "phrase"): 15,
+    ("bmpt", "phrase in a message"): 6,
 }
 
 # First words of docstrings of functions and methods. Add a verb that is missing here.
