@@ -1,11 +1,9 @@
-"""What a run leaves behind: trained tensors with their provenance, and the state to go on from."""
+"""Write and read `prompts.safetensors`, the trained tensors of a run with their origin."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,52 +13,40 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from bmpt.clip.backbone import Backbone
-from bmpt.clip.weights import UNREADABLE, read_safetensors
+from bmpt.clip.weights import read_safetensors
 from bmpt.config import RunConfig, identity
 from bmpt.methods.base import Method
-from shards.errors import ConfigError, FormatError, StorageError
+from shards.errors import ConfigError, FormatError
+from shards.files import hash_file, name_some, one_line, write_file
 
-CHECKPOINT_FORMAT = 2  # 2: its config has the settings of its own method alone
-STATE_FORMAT = 3  # 2: failures_in_a_row; 3: inputs
+# 2: the config has only the settings of its own method
+CHECKPOINT_FORMAT = 2
 METADATA_KEY = "bmpt"
-# settings that change what trained tensors mean, and the shape of none
+# settings that change the meaning of trained tensors, but not their shapes
 _UNSEEN_IN_IMPORTS = ("exchange", "space_time_blocks", "temporal_position", "causal")
-_UNSEEN = (
-    *_UNSEEN_IN_IMPORTS,
-    "interaction",
-    "counts_padding",
-)  # of which published files of BIKE do not speak
+# BIKE's published files do not state the last two, so imports may be scored with either value
+_UNSEEN = (*_UNSEEN_IN_IMPORTS, "interaction", "counts_padding")
+_NAMES_IN_ERROR = 4
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Where trained tensors come from, as results.json states it."""
+    """The origin of trained tensors, as results.json states it."""
 
     file: str
+    """File name of the checkpoint."""
     sha256: str
+    """Hash of the file."""
     step: int
+    """Number of optimiser steps before it was written."""
     selection: str = "last"
+    """Rule by which this step was selected."""
 
 
 def config_sha256(config: RunConfig) -> str:
-    """Hash what decides the numbers, see `bmpt.config.identity`."""
+    """Return a hash of the settings on which results depend; see `bmpt.config.identity`."""
     values = identity(config, with_places=False)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write atomically. Raises: StorageError naming the file, for example when the disk is full."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path}: cannot be written: {error.strerror or error}; make room or give another place"
-        ) from None
 
 
 def save_checkpoint(
@@ -72,10 +58,19 @@ def save_checkpoint(
     step: int,
     provenance: dict[str, Any],
 ) -> CheckpointInfo:
-    """Write the trained tensors alone as safetensors, with config, base weights and data in the
-    metadata.
+    """Write only the trained tensors, with config, base weights and data in the metadata.
 
-    provenance: classes, pool_id, manifest and fingerprint of the training data."""
+    Args:
+        path: target.
+        method: whose tensors are written.
+        backbone: the base weights.
+        config: of the run.
+        step: number of optimiser steps that are done.
+        provenance: classes, and pool_id, manifest and fingerprint of the training data.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
     metadata = {
         "format_version": CHECKPOINT_FORMAT,
         "method": config.method.name,
@@ -88,10 +83,9 @@ def save_checkpoint(
         "step": step,
         **provenance,
     }
-    data = save(
-        method.trained_state(),
-        {METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)},
-    )
+    text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+    data = save(method.trained_state(), {METADATA_KEY: text})
+
     write_file(path, data)
     return CheckpointInfo(path.name, hashlib.sha256(data).hexdigest(), step)
 
@@ -99,151 +93,147 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, method: Method, backbone: Backbone, config: RunConfig
 ) -> CheckpointInfo:
-    """Load trained tensors into a method built by `config`.
+    """Load trained tensors into a method that was built by `config`.
 
-    Raises: ConfigError for a checkpoint of another method, base model or shape; FormatError for
-        another file."""
+    Raises:
+        ConfigError: if the checkpoint belongs to another method, base model or shape.
+        FormatError: if the file is not a checkpoint of this format.
+    """
     state, metadata = _read_checkpoint(path)
     _check_method(path, metadata, config)
-    _check_activation(path, metadata["model"], backbone)
-    if metadata["model"]["weights_sha256"] != backbone.weights_sha256:
-        raise ConfigError(
-            f"{path}: was trained on {metadata['model']['name']} ({metadata['model']['weights_sha256'][:12]}), "
-            f"the config loads {backbone.name} ({backbone.weights_sha256[:12]}); set model.name and "
-            "model.pretrained to the former"
-        )
+    _check_base(path, metadata["model"], backbone)
     _load_exactly(path, method, state, _differences(metadata["config"]["method"], config))
-    return CheckpointInfo(
-        path.name, hashlib.sha256(path.read_bytes()).hexdigest(), metadata["step"]
-    )
+    return CheckpointInfo(path.name, hash_file(path), metadata["step"])
 
 
 def read_trained_classes(path: Path) -> tuple[str, ...]:
-    """The classes that a checkpoint was trained on. Raises: ConfigError, FormatError as
-    `load_checkpoint`."""
-    return tuple(_read_checkpoint(path)[1].get("classes", ()))
+    """Read the classes that a checkpoint was trained on.
+
+    Raises:
+        ConfigError: if the file does not exist.
+        FormatError: if the file is not a checkpoint of this format.
+    """
+    _, metadata = _read_checkpoint(path)
+    return tuple(metadata.get("classes", ()))
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return tensors and parsed metadata."""
     try:
         state, stored = read_safetensors(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"{path}: no such checkpoint; `bmpt train` writes <run folder>/prompts.safetensors"
+            f"{path}: no such checkpoint; give <run folder>/prompts.safetensors, which "
+            "`bmpt train` writes"
         ) from None
     except (SafetensorError, OSError) as error:
         raise FormatError(
-            f"{path}: is not a safetensors checkpoint: {' '.join(str(error).split())}"
+            f"{path}: is not a safetensors checkpoint: {one_line(error)}; give a "
+            "prompts.safetensors that `bmpt train` wrote"
         ) from None
     return state, _parse_metadata(path, stored.get(METADATA_KEY))
 
 
 def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
-    """Raises: FormatError for a file that is no checkpoint of this format."""
+    """Raises: FormatError for a file that is not a checkpoint of this format."""
     try:
         metadata = json.loads(text or "{}")
-        found = metadata.get("format_version")
+        version = metadata.get("format_version")
         is_ours = {"name", "weights_sha256"} <= metadata["model"].keys() and "step" in metadata
         is_ours = is_ours and "name" in metadata["config"]["method"]
     except (ValueError, AttributeError, KeyError):
-        found, is_ours = None, False
-    if found != CHECKPOINT_FORMAT or not is_ours:
+        version, is_ours = None, False
+
+    if version != CHECKPOINT_FORMAT or not is_ours:
         raise FormatError(
-            f"{path}: has checkpoint format {found}, this code reads {CHECKPOINT_FORMAT}; "
+            f"{path}: has checkpoint format {version}, this code reads {CHECKPOINT_FORMAT}; "
             "give a prompts.safetensors that `bmpt train` wrote"
         )
     return metadata
 
 
-def _check_activation(path: Path, stated: dict[str, Any], backbone: Backbone) -> None:
-    """Raises: ConfigError for a base of equal weights and another activation, which their hash does
-    not show."""
-    ours = bool(backbone.architecture.get("quick_gelu"))
-    if stated.get("quick_gelu", ours) != ours:
-        names = ("GELU", "QuickGELU")
-        raise ConfigError(
-            f"{path}: was trained on {stated['name']} with {names[not ours]}, the config loads {backbone.name} with "
-            f"{names[ours]}; set model.name={stated['name']}"
-        )
-
-
 def _check_method(path: Path, metadata: dict[str, Any], config: RunConfig) -> None:
-    """Raises: ConfigError for a checkpoint of another method, or of other settings that no tensor's
-    shape shows."""
-    theirs, ours = metadata["config"]["method"], config.method.model_dump(mode="json")
+    """Raises: ConfigError for another method, or other settings that no tensor's shape shows."""
+    theirs = metadata["config"]["method"]
+    ours = config.method.model_dump(mode="json")
     if theirs["name"] != ours["name"]:
         raise ConfigError(
             f"{path}: is a checkpoint of method {theirs['name']}, the config says {ours['name']}; "
             f"set method.name={theirs['name']} or give another checkpoint"
         )
+
     differences = _differences(theirs, config)
     for key in _UNSEEN if "imported_from" not in metadata else _UNSEEN_IN_IMPORTS:
         if key in differences:
             raise ConfigError(
-                f"{path}: was trained with method.{key}={differences[key]}, the config says {ours[key]}; "
-                f"set method.{key}={json.dumps(differences[key])}"
+                f"{path}: was trained with method.{key}={differences[key]}, the config says "
+                f"{ours[key]}; set method.{key}={json.dumps(differences[key])}"
             )
 
 
+def _check_base(path: Path, stated: dict[str, Any], backbone: Backbone) -> None:
+    """Raises: ConfigError for a base model of another activation or with other weights."""
+    # The hash of the weights does not show the activation, so it is checked first.
+    has_quick_gelu = bool(backbone.architecture.get("quick_gelu"))
+    if stated.get("quick_gelu", has_quick_gelu) != has_quick_gelu:
+        names = ("GELU", "QuickGELU")
+        raise ConfigError(
+            f"{path}: was trained on {stated['name']} with {names[not has_quick_gelu]}, the config "
+            f"loads {backbone.name} with {names[has_quick_gelu]}; set model.name={stated['name']}"
+        )
+
+    if stated["weights_sha256"] != backbone.weights_sha256:
+        raise ConfigError(
+            f"{path}: was trained on {stated['name']} ({stated['weights_sha256'][:12]}), the "
+            f"config loads {backbone.name} ({backbone.weights_sha256[:12]}); set model.name and "
+            "model.pretrained to the former"
+        )
+
+
 def _differences(theirs: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """The settings of a checkpoint's method that the config has otherwise; defaults for those it is
-    older than."""
+    """Return the method settings of a checkpoint that differ from those of the config.
+
+    A setting that the checkpoint is older than has its default.
+    """
     ours = config.method.model_dump(mode="json")
-    return {
-        key: value
-        for key, value in (
-            type(config.method).model_validate({}).model_dump(mode="json")
-            | theirs
-            | {"tune": _tune_of(theirs)}
-        ).items()
-        if value != ours.get(key)
-    }
+    defaults = type(config.method).model_validate({}).model_dump(mode="json")
+    stored = defaults | theirs | {"tune": _tune_of(theirs)}
+    return {key: value for key, value in stored.items() if value != ours.get(key)}
 
 
 def _tune_of(theirs: dict[str, Any]) -> str:
-    """By its one name: checkpoints may say `both` for `all`."""
-    return "all" if theirs.get("tune") == "both" else str(theirs.get("tune"))
+    """Return `tune` of a checkpoint, which may say `both` for `all`."""
+    tune = str(theirs.get("tune"))
+    return "all" if tune == "both" else tune
 
 
 def _load_exactly(
     path: Path, method: Method, state: dict[str, torch.Tensor], differences: dict[str, Any]
 ) -> None:
-    """Copy the tensors; the trained parameters must be exactly these names and shapes."""
+    """Copy the tensors, whose names and shapes must be those of the trained parameters."""
     trained = {name: method.get_parameter(name) for name in method.trained_groups()}
-    wrong = sorted(
-        name
-        for name in trained.keys() | state.keys()
-        if name not in trained or name not in state or trained[name].shape != state[name].shape
-    )
+    wrong = wrong_names(trained, state)
     if wrong:
-        were = ", ".join(f"method.{key}={json.dumps(value)}" for key, value in differences.items())
+        settings = [f"method.{key}={json.dumps(value)}" for key, value in differences.items()]
+        hint = "take the config of its run (`config.yaml`)"
+        if settings:
+            hint = f"it was trained with {', '.join(settings)}: set that, or {hint}"
         raise ConfigError(
-            f"{path}: its tensors do not fit the method: {', '.join(wrong[:4])} ({len(wrong)} in all); "
-            f"{f'it was trained with {were}: set that, or ' if were else ''}take the config of its run (`config.yaml`)"
+            f"{path}: its tensors do not fit the method: {name_some(wrong, _NAMES_IN_ERROR)}; "
+            f"{hint}"
         )
+
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(state[name])
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write state.pt atomically. Raises: StorageError."""
-    buffer = io.BytesIO()  # torch's own writer does not say that a disk is full
-    torch.save({"version": STATE_FORMAT, **state}, buffer)
-    write_file(path, buffer.getvalue())
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """Read state.pt, onto the CPU, without executing anything in it. Raises: FormatError."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE:
-        raise FormatError(
-            f"{path}: is not a state that can be read safely; start over with --fresh"
-        ) from None
-    found = state.get("version") if isinstance(state, dict) else None
-    if found != STATE_FORMAT:
-        raise FormatError(
-            f"{path}: has state version {found}, this code reads {STATE_FORMAT}; start over with --fresh"
-        )
-    return state
+def wrong_names(
+    expected: dict[str, torch.nn.Parameter], actual: dict[str, torch.Tensor]
+) -> list[str]:
+    """Return the names, sorted, that only one mapping has or that differ in shape."""
+    wrong = expected.keys() ^ actual.keys()
+    for name in expected.keys() & actual.keys():
+        if expected[name].shape != actual[name].shape:
+            wrong.add(name)
+    return sorted(wrong)

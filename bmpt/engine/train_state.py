@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bmpt.checkpoints.checkpoint import load_state, save_state
+from bmpt.checkpoints.state import load_state, save_state
 from bmpt.engine.optim import build_optimizer
 from bmpt.task import Split, Task
 from shards.errors import FormatError

@@ -483,7 +483,7 @@ def test_classes_that_share_one_of_two_sentences_are_trained(
         ),
         (
             ["--system", "clip"],
-            "--system clip: is none of vifi_clip, bdc_clip, bmpt, bike",
+            "--system clip: unknown system; choose one of vifi_clip, bdc_clip, bmpt, bike",
             "vifi_clip",
         ),
     ],

@@ -1,4 +1,4 @@
-"""A checkpoint and its base as one file: read back, it computes the same."""
+"""Test that an export computes the same as its checkpoint on its base."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEXTS = ["a walk in the park", "a sword is drawn"]
 
 
 def trained(config: RunConfig, checkpoint: Path) -> Method:
-    """A method with moved tensors, and its checkpoint."""
+    """Return a method with changed tensors, and its checkpoint."""
     backbone = load_tiny(Path(config.model.pretrained))
     method = build_method(backbone, config.method, num_frames=config.data.frames, seed=config.seed)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def refuses_to_read(path: Path, sentence: str, kind: type[BmptError] = FormatErr
         {"temporal_position": "learned", "tune": "all"},
     ],
 )
-def test_an_export_with_prompts_computes_the_same_when_it_is_read(
+def test_load_model_computes_the_same_as_the_exported_method(
     config: MakeConfig, tmp_path: Path, method: dict[str, Any]
 ) -> None:
     settings = config(method=method)
@@ -84,7 +84,7 @@ def test_an_export_with_prompts_computes_the_same_when_it_is_read(
 
 
 @pytest.mark.parametrize("temporal_position", ["none", "learned"])
-def test_an_export_of_tuned_weights_alone_is_a_base_model(
+def test_export_of_tuned_weights_only_is_a_base_model(
     config: MakeConfig, tmp_path: Path, temporal_position: Any
 ) -> None:
     method = {
@@ -110,7 +110,7 @@ def test_an_export_of_tuned_weights_alone_is_a_base_model(
     assert f"--set model.pretrained={report.file} --set {report.settings[0]}" in export_text(report)
 
 
-def test_the_metadata_says_what_was_merged(config: MakeConfig, tmp_path: Path) -> None:
+def test_export_metadata_states_what_was_merged(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     report = export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as opened:
@@ -128,14 +128,14 @@ def test_the_metadata_says_what_was_merged(config: MakeConfig, tmp_path: Path) -
     assert "vision_LPE" in export_text(report)
 
 
-def test_exporting_twice_gives_the_same_bytes(config: MakeConfig, tmp_path: Path) -> None:
+def test_export_twice_gives_the_same_bytes(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     first = export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "a.safetensors")
     second = export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "b.safetensors")
     assert first.sha256 == second.sha256
 
 
-def test_a_weight_of_wise_ft_is_part_of_the_merge(
+def test_export_interpolates_by_the_weight_of_wise_ft(
     config: MakeConfig, clip: Path, tmp_path: Path
 ) -> None:
     tuned = trained(
@@ -151,7 +151,7 @@ def test_a_weight_of_wise_ft_is_part_of_the_merge(
     assert torch.equal(half["token_embedding.weight"], base["token_embedding.weight"])
 
 
-def test_prompts_alone_have_nothing_to_interpolate(config: MakeConfig, tmp_path: Path) -> None:
+def test_export_refuses_wise_ft_of_prompts_only(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     with pytest.raises(ConfigError, match=r"tunes none; set method\.tune=all"):
         export_checkpoint(
@@ -160,9 +160,7 @@ def test_prompts_alone_have_nothing_to_interpolate(config: MakeConfig, tmp_path:
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_an_export_with_prompts_is_refused_as_a_base_model(
-    config: MakeConfig, tmp_path: Path
-) -> None:
+def test_load_backbone_refuses_an_export_with_prompts(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     with pytest.raises(
@@ -172,7 +170,7 @@ def test_an_export_with_prompts_is_refused_as_a_base_model(
         load_backbone("tiny", str(tmp_path / "model.safetensors"))
 
 
-def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(
+def test_export_reads_a_moved_base_from_the_given_path(
     config: MakeConfig, clip: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "moved.safetensors"
@@ -188,7 +186,7 @@ def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(
     torch.testing.assert_close(logits(load_model(tmp_path / "model.safetensors").method), expected)
 
 
-def test_another_base_is_refused(config: MakeConfig, tmp_path: Path) -> None:
+def test_export_refuses_another_base(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     other = write_clip(tmp_path / "other.safetensors", seed=9)
     with pytest.raises(ConfigError, match=r"prompts\.safetensors: was trained on tiny"):
@@ -198,17 +196,15 @@ def test_another_base_is_refused(config: MakeConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"notes", bytes(300)])
-def test_a_file_that_is_neither_checkpoint_nor_export_is_refused(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_export_refuses_a_file_of_another_kind(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "notes.safetensors").write_bytes(content)
-    refuses_to_read(tmp_path / "notes.safetensors", r"is not safetensors|is no checkpoint")
+    refuses_to_read(tmp_path / "notes.safetensors", r"is not safetensors|is not a checkpoint")
 
 
 @pytest.mark.parametrize(
     "text", ["{broken", "[]", "{}", '{"format_version": 9}', '{"config": {"seed": -1}}']
 )
-def test_metadata_that_cannot_be_understood_is_refused(tmp_path: Path, text: str) -> None:
+def test_load_model_refuses_invalid_metadata(tmp_path: Path, text: str) -> None:
     save_file(
         {"x": torch.zeros(1)},
         tmp_path / "odd.safetensors",
@@ -220,7 +216,9 @@ def test_metadata_that_cannot_be_understood_is_refused(tmp_path: Path, text: str
     )
 
 
-def test_an_export_that_lacks_a_tensor_is_refused(config: MakeConfig, tmp_path: Path) -> None:
+def test_load_model_refuses_an_export_that_lacks_a_tensor(
+    config: MakeConfig, tmp_path: Path
+) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
     export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as opened:
@@ -234,7 +232,7 @@ def test_an_export_that_lacks_a_tensor_is_refused(config: MakeConfig, tmp_path: 
         load_model(tmp_path / "cut.safetensors")
 
 
-def test_the_command_writes_beside_the_checkpoint(
+def test_export_command_writes_beside_the_checkpoint(
     config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained(config(), tmp_path / "prompts.safetensors")
@@ -245,10 +243,10 @@ def test_the_command_writes_beside_the_checkpoint(
     assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / "model.safetensors")
     assert load_model(tmp_path / "model.safetensors").config.method.name == "bmpt"
     assert run_app(app, ["export", str(tmp_path / "model.safetensors")], prog_name="bmpt") == 2
-    assert "is no checkpoint; give a prompts.safetensors" in capsys.readouterr().err
+    assert "is not a checkpoint; give a prompts.safetensors" in capsys.readouterr().err
 
 
-def test_an_export_mixes_as_the_run_does_unless_it_is_told_otherwise(
+def test_export_uses_the_runs_wise_ft_unless_another_is_given(
     config: MakeConfig, tmp_path: Path
 ) -> None:
     method = {"name": "vifi_clip", "tune": "all", "space_time_blocks": None}
@@ -266,7 +264,7 @@ def test_an_export_mixes_as_the_run_does_unless_it_is_told_otherwise(
     assert (logits(tuned) - logits(load_model(half).method)).abs().max() > 1e-3
 
 
-def test_a_checkpoint_is_not_written_over(config: MakeConfig, tmp_path: Path) -> None:
+def test_export_refuses_to_overwrite_the_checkpoint(config: MakeConfig, tmp_path: Path) -> None:
     trained(config(), tmp_path / "p.safetensors")
     before = (tmp_path / "p.safetensors").read_bytes()
     with pytest.raises(ConfigError, match=r"p\.safetensors: is the checkpoint itself"):

@@ -1,5 +1,4 @@
-"""WiSE-FT: exact at both ends, the mean in the middle, and only over weights that the base model
-has."""
+"""Test that WiSE-FT is exact at both ends, and interpolates only weights of the base model."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ ALL: dict[str, Any] = {"tune": "all"}
 
 
 def tune(method: Method) -> None:
-    """Move every trained tensor, as training would."""
+    """Change every trained tensor, as training would."""
     with torch.no_grad():
         for index, name in enumerate(sorted(method.trained_groups())):
             parameter = method.get_parameter(name)
@@ -36,7 +35,7 @@ def logits(method: Method) -> torch.Tensor:
     )
 
 
-def test_the_ends_are_exact_and_the_middle_is_the_mean() -> None:
+def test_interpolate_is_exact_at_both_ends_and_the_mean_between() -> None:
     base, tuned = (
         {"w": random_frames(5, 7)},
         {"w": random_frames(5, 7, seed=1), "prompt": random_frames(3, seed=2)},
@@ -51,9 +50,7 @@ def test_the_ends_are_exact_and_the_middle_is_the_mean() -> None:
 
 
 @pytest.mark.parametrize("name", ["vifi_clip", "bmpt"])
-def test_a_weight_of_1_gives_the_tuned_logits_and_0_those_of_the_base_with_tuned_prompts(
-    clip: Path, name: str
-) -> None:
+def test_wise_ft_of_1_gives_the_tuned_logits_and_0_those_of_the_base(clip: Path, name: str) -> None:
     method = method_on(clip, name=name, **ALL)
     base = base_weights(method)
     tune(method)
@@ -70,7 +67,7 @@ def test_a_weight_of_1_gives_the_tuned_logits_and_0_those_of_the_base_with_tuned
     assert not torch.allclose(logits(method), tuned, atol=1e-2)
 
 
-def test_a_half_lies_in_the_middle_of_every_weight_and_leaves_prompts_tuned(clip: Path) -> None:
+def test_wise_ft_of_a_half_is_the_mean_of_weights_and_keeps_prompts(clip: Path) -> None:
     method = method_on(clip, **ALL)
     base = base_weights(method)
     tune(method)
@@ -83,7 +80,7 @@ def test_a_half_lies_in_the_middle_of_every_weight_and_leaves_prompts_tuned(clip
     assert {"vision_LPE", "text_LPE"} < tuned.keys() - base.keys()
 
 
-def test_a_temporal_embedding_that_came_with_the_weights_is_interpolated(tmp_path: Path) -> None:
+def test_wise_ft_interpolates_a_temporal_embedding_of_the_base(tmp_path: Path) -> None:
     file = write_clip(tmp_path / "temporal.safetensors", temporal_TE=random_frames(4, 48))
     pretrained = method_on(file, temporal_position="learned", **ALL)
     assert torch.equal(base_weights(pretrained)["temporal_TE"], random_frames(4, 48))
@@ -92,7 +89,9 @@ def test_a_temporal_embedding_that_came_with_the_weights_is_interpolated(tmp_pat
 
 
 @pytest.mark.parametrize("changes", [{}, {"name": "zero_shot"}])
-def test_a_method_that_tunes_no_weights_is_refused(clip: Path, changes: dict[str, Any]) -> None:
+def test_wise_ft_refuses_a_method_that_tunes_no_weights(
+    clip: Path, changes: dict[str, Any]
+) -> None:
     with pytest.raises(
         ConfigError, match=r"eval\.wise_ft .* tunes none; set method\.tune=all"
     ) as caught:
@@ -100,7 +99,7 @@ def test_a_method_that_tunes_no_weights_is_refused(clip: Path, changes: dict[str
     assert "\n" not in str(caught.value)
 
 
-def test_the_base_is_kept_apart_from_the_method(clip: Path) -> None:
+def test_base_weights_do_not_change_with_the_method(clip: Path) -> None:
     method = method_on(clip, **ALL)
     base = base_weights(method)
     tune(method)
@@ -110,7 +109,7 @@ def test_the_base_is_kept_apart_from_the_method(clip: Path) -> None:
     )
 
 
-def test_the_weight_is_a_share_and_part_of_what_a_result_depends_on(config: MakeConfig) -> None:
+def test_wise_ft_weight_is_a_fraction_and_part_of_the_config_hash(config: MakeConfig) -> None:
     assert config().eval.wise_ft is None
     hashes = {config_sha256(config(eval={"wise_ft": weight})) for weight in (None, 0.0, 0.5, 1.0)}
     assert len(hashes) == 4

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from bmpt.checkpoints.checkpoint import load_state
+from bmpt.checkpoints.state import load_state
 from bmpt.config import RunConfig
 from shards.errors import StorageError
 from shards.reader import open_pool

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bmpt.checkpoints.checkpoint import load_state, save_state
+from bmpt.checkpoints.state import load_state, save_state
 from bmpt.config import RunConfig
 from bmpt.run import run_evaluation
 from bmpt.runtime.run_folder import lock_run_folder
