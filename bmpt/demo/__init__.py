@@ -1,2 +1,2 @@
-"""The demo: sixteen motions of simple shapes, a tiny CLIP that knows them, and a run from videos to
-accuracy."""
+"""The demo: sixteen motions of simple shapes, a tiny CLIP that was pretrained on them, and a run
+from videos to accuracy."""
