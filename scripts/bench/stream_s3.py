@@ -1,12 +1,13 @@
 """Compare streaming from an S3 server on this machine with streaming the same pool from its folder.
 
-    python scripts/bench/stream_s3.py POOL MANIFEST [--latency-ms 100] [--repeats 3] [--seconds 5]
-    [--json]
+    python scripts/bench/stream_s3.py POOL MANIFEST \\
+        [--latency-ms 100] [--repeats 3] [--seconds 5] [--json]
 
-Starts SeaweedFS (of the dev extra), copies the pool into it, and streams with two loader processes:
-from the folder, from the server, from the server with each answer late by `--latency-ms`, and from
-the cache of an earlier epoch. Everything shares this machine's cores: the server's processor time
-is stated beside each rate."""
+Starts SeaweedFS (from the dev extra), copies the pool into it, and streams with two loader
+processes: from the folder, from the server, from the server with every request delayed by
+`--latency-ms`, and from the server through a local cache. The server and the loader share the cores
+of this machine, so the processor time of the server is printed with each rate.
+"""
 
 from __future__ import annotations
 
@@ -29,31 +30,31 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bmpt.bench.loader import Side, measure, our_stream
+from bmpt.bench.loader import Contender, measure, our_stream
 from shards.fetching.frames import ReadSettings
 from shards.reader import open_pool
 from tests.object_store import run_object_server
 from tests.process_memory import children_of
 
 BUCKET, LOADER_PROCESSES = "bench", 2
-NEAR = ReadSettings(
-    latency_seconds=0.001, bytes_per_second=300e6
-)  # one machine: reading 0.3 MB costs a request
+# A server on the same machine: a request costs as much as reading 0.3 MB.
+NEAR = ReadSettings(latency_seconds=0.001, bytes_per_second=300e6)
 FAR = ReadSettings(requests_in_flight=64)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """clips_per_second: the best of all repeats; server_cores: processors that the server kept busy
-    then"""
+    """The measurement of one contender, of the repeat with the highest rate."""
 
     clips_per_second: float
     first_batch_seconds: float
+
     server_cores: float
+    """Number of processors that the server kept busy."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run all sides `--repeats` times and print the best of each."""
+    """Measure every contender `--repeats` times and print the best measurement of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,59 +65,70 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder, run_object_server(Path(folder)) as server:
-        (server_pid,) = children_of(os.getpid())
-        server.upload(options.pool, BUCKET)
-        os.environ |= server.environment()
-        with run_late_server(server.endpoint, options.latency_ms / 1000) as late:
-            sides = {
-                "folder": _side(str(options.pool), options.manifest, NEAR),
-                "s3": _side(f"s3://{BUCKET}/pool", options.manifest, NEAR),
-                "s3 late": _side(f"s3://{BUCKET}/pool?endpoint={late}", options.manifest, FAR),
-                "s3 cached": _side(
-                    f"s3://{BUCKET}/pool",
-                    options.manifest,
-                    NEAR.model_copy(update={"cache": Path(folder) / "cache"}),
-                ),
-            }
-            best: dict[str, Measured] = {}
-            for _ in range(options.repeats):
-                for name, side in sides.items():
-                    found = _measure(side, options.seconds, server_pid)
-                    if name not in best or found.clips_per_second > best[name].clips_per_second:
-                        best[name] = found
+
+    best = _measure_all(options)
+
     if options.json:
         print(json.dumps({name: asdict(found) for name, found in best.items()}))
         return
     for name, found in best.items():
         share = found.clips_per_second / best["folder"].clips_per_second
         print(
-            f"{name:10} {share:5.2f} of the folder's rate, first batch after {found.first_batch_seconds:4.2f} s, "
+            f"{name:10} {share:5.2f} of the folder's rate, "
+            f"first batch after {found.first_batch_seconds:4.2f} s, "
             f"server busy on {found.server_cores:4.2f} cores"
         )
 
 
-def _side(address: str, manifest: str, reading: ReadSettings) -> Side:
-    pool = open_pool(address)
+def _measure_all(options: argparse.Namespace) -> dict[str, Measured]:
+    """Start the servers, upload the pool and return the best measurement of each contender."""
+    best: dict[str, Measured] = {}
+
+    with tempfile.TemporaryDirectory() as folder, run_object_server(Path(folder)) as server:
+        (server_pid,) = children_of(os.getpid())
+        server.upload(options.pool, BUCKET)
+        os.environ |= server.environment()
+
+        with run_late_server(server.endpoint, options.latency_ms / 1000) as late:
+            remote = f"s3://{BUCKET}/pool"
+            cached = NEAR.model_copy(update={"cache": Path(folder) / "cache"})
+            contenders = {
+                "folder": _contender(str(options.pool), options.manifest, NEAR),
+                "s3": _contender(remote, options.manifest, NEAR),
+                "s3 late": _contender(f"{remote}?endpoint={late}", options.manifest, FAR),
+                "s3 cached": _contender(remote, options.manifest, cached),
+            }
+
+            for _ in range(options.repeats):
+                for name, contender in contenders.items():
+                    found = _measure(contender, options.seconds, server_pid)
+                    if name not in best or found.clips_per_second > best[name].clips_per_second:
+                        best[name] = found
+
+    return best
+
+
+def _contender(uri: str, manifest: str, reading: ReadSettings) -> Contender:
+    pool = open_pool(uri)
     return partial(our_stream, pool, pool.manifest(manifest), LOADER_PROCESSES, reading)
 
 
-def _measure(side: Side, seconds: float, server_pid: int) -> Measured:
+def _measure(contender: Contender, seconds: float, server_pid: int) -> Measured:
     started, used = time.perf_counter(), _processor_seconds(server_pid)
-    first_seconds, rate = measure(side, seconds)
+    first_seconds, rate = measure(contender, seconds)
     used, took = _processor_seconds(server_pid) - used, time.perf_counter() - started
     return Measured(rate, first_seconds, used / took)
 
 
 def _processor_seconds(pid: int) -> float:
+    """Return the user and system time of a process, which Linux counts in clock ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def run_late_server(endpoint: str, seconds: float) -> Iterator[str]:
-    """A server in a process of its own that passes every request on late; answers go through the
-    kernel alone."""
+    """Run a proxy that delays every request by `seconds`, in its own process, and yield its URL."""
     here, there = get_context("spawn").Pipe()
     process = get_context("spawn").Process(
         target=_serve_late, args=(endpoint, seconds, there), daemon=True
@@ -129,10 +141,12 @@ def run_late_server(endpoint: str, seconds: float) -> Iterator[str]:
         process.join()
 
 
-def _serve_late(endpoint: str, seconds: float, told: Connection) -> None:
+def _serve_late(endpoint: str, seconds: float, parent: Connection) -> None:
+    """Accept connections without an end; the URL of the proxy is sent to the parent process."""
     target = urlsplit(endpoint)
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    told.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    parent.send(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
     while True:
         client, _ = listener.accept()
         server = socket.create_connection((target.hostname or "", target.port or 80))
@@ -149,6 +163,7 @@ def _pass_requests(client: socket.socket, server: socket.socket, seconds: float)
 
 
 def _pass_answers(server: socket.socket, client: socket.socket) -> None:
+    # Answers carry the data. `splice` moves them inside the kernel, so that the proxy costs little.
     readable, writable = os.pipe()
     with suppress(OSError):
         while count := os.splice(server.fileno(), writable, 1 << 20):

@@ -1,4 +1,4 @@
-"""The loader benchmark measures all its sides; what it finds is no assertion of a test."""
+"""Test that the loader benchmark measures all contenders; no test asserts how fast they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.pools import make_pool
 from tests.updates import Updates
 
 
-def test_every_side_is_measured(tmp_path: Path) -> None:
+def test_every_contender_is_measured(tmp_path: Path) -> None:
     make_pool(tmp_path / "pool", samples_per_class=8)
     progress = Updates()
     measured = bench_loader(
@@ -27,15 +27,19 @@ def test_every_side_is_measured(tmp_path: Path) -> None:
         progress=progress,
         seconds=0.2,
     )
-    sides = [
-        "plain",
-        "limit",
-        *(f"{who}_{processes}" for who in ("ours", "stock", "folders") for processes in (0, 2)),
+
+    names = [
+        *("plain", "limit"),
+        *("ours_0", "ours_2"),
+        *("stock_0", "stock_2"),
+        *("folders_0", "folders_2"),
     ]
-    assert list(measured.rates) == list(measured.first_batch_seconds) == sides
-    # a side that was not measured has a rate of 0 and a first batch after infinite time
+    assert list(measured.rates) == list(measured.first_batch_seconds) == names
+
+    # A contender that was not measured has a rate of 0 and an infinite time to its first batch.
     assert all(rate > 0 for rate in measured.rates.values())
     assert all(math.isfinite(seconds) for seconds in measured.first_batch_seconds.values())
+
     assert progress.all == [("measure", done, 8, "") for done in range(1, 9)]
     assert (measured.samples, measured.repeats) == (16, 1)
 
@@ -50,8 +54,8 @@ def test_ratios_of_known_rates() -> None:
     measured = LoaderBenchmark(
         samples=16, repeats=3, cores=2, rates=rates, first_batch_seconds=dict.fromkeys(rates, 1.0)
     )
-    ratios = measured.as_json()["ratios"]
-    assert ratios == pytest.approx(
+
+    assert measured.as_json()["ratios"] == pytest.approx(
         {
             "ours_0_of_plain": 0.8,
             "ours_2_of_plain_times_cores": 0.75,
@@ -75,17 +79,18 @@ def test_ratios_on_one_core_compare_two_processes_with_one_core() -> None:
     assert measured.ratios()["ours_2_of_plain_times_cores"] == pytest.approx(0.9)
 
 
-def test_measure_counts_clips_and_leaves_the_start_out() -> None:
-    """A side is slow at its first batch and never faster than 5 clips per 10 ms afterwards; a busy
-    machine can only lower its rate."""
+def test_measure_counts_clips_without_the_time_of_the_start() -> None:
+    """The contender takes 200 ms to its first batch and then yields at most 5 clips per 10 ms; a
+    busy machine can only lower its rate."""
 
-    def side() -> Iterator[int]:
+    def contender() -> Iterator[int]:
         time.sleep(0.2)
         while True:
             yield 5
             time.sleep(0.01)
 
-    first_batch_seconds, rate = measure(side, 0.3)
+    first_batch_seconds, rate = measure(contender, 0.3)
+
     assert first_batch_seconds >= 0.2
     assert 0 < rate <= 5 / 0.01
 
