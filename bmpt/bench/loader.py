@@ -76,6 +76,7 @@ class LoaderBenchmark:
 
     def ratios(self) -> dict[str, float]:
         """Return the claimed numbers, which are ratios of rates and therefore portable."""
+        # Two processes are compared with two cores, or with one where there is only one.
         rates, cores = self.rates, min(_NUM_WORKERS, self.cores)
         found = {
             "ours_0_of_plain": rates["ours_0"] / rates["plain"],
@@ -85,6 +86,7 @@ class LoaderBenchmark:
         }
 
         for name, rate in rates.items():
+            # The name `stock_2` is the loader and its number of processes.
             loader, _, processes = name.rpartition("_")
             if loader in ("stock", "folders", "decord"):
                 found[f"ours_{processes}_times_{name}"] = rates[f"ours_{processes}"] / rate
@@ -304,6 +306,7 @@ def _stock_stream(store: LocalStore, num_workers: int) -> Iterator[int]:
     import webdataset
 
     tars = sorted(map(str, (store.root / "shards").glob("*.tar")))
+    # `resampled` repeats the tars without an end.
     dataset = webdataset.WebDataset(tars, shardshuffle=False, resampled=True, empty_check=False)
     yield from _batch_sizes(dataset.map(_stock_clip), num_workers)
 
@@ -398,6 +401,7 @@ def _clip_of_video(path: Path) -> torch.Tensor:
     """Load a clip with decord, which seeks in the video file for each frame."""
     import decord
 
+    # One thread per process, since rates are compared per core.
     reader = decord.VideoReader(str(path), num_threads=1)
     images = list(reader.get_batch(_spread(len(reader))).asnumpy())
     height, width = images[0].shape[:2]

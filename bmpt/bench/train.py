@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -199,7 +199,7 @@ def bench_train(
 
     return TrainBenchmark(
         size=size,
-        device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU",
+        device=_device_name(world.device),
         repeats=repeats,
         cores=os.cpu_count() or 1,
         ranks=world.size,
@@ -324,6 +324,7 @@ def _make_method(
     world: World,
 ) -> Method:
     """Return a method on the shared backbone; all methods of one kind draw the same tensors."""
+    # The tensors are drawn on the CPU, and the global generator keeps its state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         method = kind(backbone, settings, num_frames=size.frames).to(world.device).train()
@@ -338,6 +339,7 @@ def _make_texts(
     """Return class texts of TEXT_TOKENS tokens, with SOT and EOT, that differ in their number."""
     names = tuple(f"{number:03d}" for number in range(size.classes))
 
+    # Each digit and each repeated word is one token, so the length is the number of words.
     def sentences(word: str, num_tokens: int) -> ClassSentences:
         words = " ".join([word] * (num_tokens - _OTHER_TOKENS))
         return ClassSentences(names, tuple((f"{' '.join(name)} {words}",) for name in names))
@@ -348,6 +350,7 @@ def _make_texts(
 
 def _micro_batches(backbone: Backbone, size: BenchmarkSize, world: World) -> list[ClipsAndTargets]:
     """Return random frames and labels of one step of this rank, on its device."""
+    # Other clips on every rank, as in training; drawn on the CPU, so equal on all devices.
     generator = torch.Generator().manual_seed(SEED + world.rank)
     height, width = backbone.model.visual.image_size
     shape = (size.clips, 1, size.frames, 3, height, width)
@@ -377,7 +380,10 @@ def _accumulate(
 @contextmanager
 def _attention(*, is_fused: bool) -> Iterator[None]:
     """Compute attention with the fused kernel, or as products and a softmax."""
-    with nullcontext() if is_fused else sdpa_kernel(SDPBackend.MATH):
+    if is_fused:
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
@@ -426,6 +432,12 @@ def _time_slowest(run: Callable[[], None], world: World) -> float:
     seconds = [0.0] * world.size
     seconds[world.rank] = time.perf_counter() - started
     return max(sum_over_ranks(seconds, world))
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "CPU"
 
 
 def _wait_for(device: torch.device) -> None:

@@ -99,6 +99,7 @@ def _measure_all(options: argparse.Namespace) -> dict[str, Measured]:
                 "s3 cached": _contender(remote, options.manifest, cached),
             }
 
+            # The first repeat fills the cache, and the best repeat counts.
             for _ in range(options.repeats):
                 for name, contender in contenders.items():
                     found = _measure(contender, options.seconds, server_pid)
@@ -122,6 +123,7 @@ def _measure(contender: Contender, seconds: float, server_pid: int) -> Measured:
 
 def _processor_seconds(pid: int) -> float:
     """Return the user and system time of a process, which Linux counts in clock ticks."""
+    # The name in parentheses may contain spaces; after it, utime and stime are fields 11 and 12.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
