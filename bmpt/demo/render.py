@@ -154,8 +154,9 @@ def render_clip(
     background = _background(look, rng, time_T, axis)
     frames = background + mask[..., None] * (np.array(COLORS[color], float) - background)
 
-    sigma = rng.uniform(0, look.noise_max) if look.noise_max else 0.0
-    if sigma:
+    # Without noise nothing is drawn.
+    if look.noise_max:
+        sigma = rng.uniform(0, look.noise_max)
         frames = frames + sigma * rng.standard_normal(frames.shape, dtype=np.float32)
     if look.is_faded:
         frames = 110 + frames / 2
@@ -210,7 +211,9 @@ def trajectory(
         angle, scale = angle + turn * rng.uniform(2.4, 4.4) * time_T, scale * 1.35
 
     elif rule in ("growing", "shrinking"):
-        progress = time_T if rule == "growing" else 1 - time_T
+        progress = time_T
+        if rule == "shrinking":
+            progress = 1 - time_T
         scale = rng.uniform(0.1, 0.16) + progress * rng.uniform(0.45, 0.6)
 
     elif rule == "pulsing":
@@ -220,6 +223,7 @@ def trajectory(
         visible = (np.sin(phase + 2 * np.pi * rng.uniform(1.5, 2.5) * time_T) > 0).astype(float)
 
     elif rule == "bouncing":
+        # The absolute sine bounces on the ground, at y = 0.55.
         height = rng.uniform(0.8, 1.1)
         y = 0.55 - height * np.abs(np.sin(phase + np.pi * rng.uniform(1.8, 2.4) * time_T))
 
@@ -243,6 +247,7 @@ def _background(look: Look, rng: np.random.Generator, time_T: Array, axis: Array
     if not look.strength:
         return flat
 
+    # The sum of three random plane waves, which move with time.
     waves = np.zeros((len(time_T), len(axis), len(axis), 1))
     for _ in range(3):
         fx, fy, drift = rng.uniform(-4, 4), rng.uniform(-4, 4), rng.uniform(-3, 3)

@@ -88,6 +88,7 @@ def demo_table(results: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'top-1 in percent':24}{'base':>8}{'novel':>8}{'HM':>8}{'base gain':>12}"]
     lines.append(f"{'chance (1 of 8)':24}{chance:8.2f}{chance:8.2f}{chance:8.2f}")
 
+    # The first of HM_PARTS is the base part.
     zero_shot = _top1(results["zero_shot"], HM_PARTS[0])
     for name, title in ROWS:
         base, novel = (_top1(results[name], part) for part in HM_PARTS)

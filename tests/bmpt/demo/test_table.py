@@ -1,4 +1,4 @@
-"""The table at the end of the demo."""
+"""Test the table, the list of videos and the weights of the demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bmpt.demo.videos import demo_videos
 
 
 def result(base: float | None, novel: float | None, hm: float | None) -> dict[str, Any]:
+    """Return the part of a results.json that the table reads."""
     entries = [
         {"manifest": "base_to_novel/val_novel", "top1": novel},
         {"manifest": "base_to_novel/val_base", "top1": base},
@@ -19,13 +20,12 @@ def result(base: float | None, novel: float | None, hm: float | None) -> dict[st
 
 
 def table_of(*rows: dict[str, Any]) -> list[list[str]]:
-    """The numbers of each line after the title column."""
+    """Return the cells of each line after the title column."""
     text = demo_table({name: row for (name, _), row in zip(ROWS, rows, strict=True)})
-    assert len({len(line) for line in text.splitlines()[:1]}) == 1
     return [line[24:].split() for line in text.splitlines()]
 
 
-def test_every_row_has_base_novel_and_hm_and_what_tuning_gains_on_base() -> None:
+def test_every_row_has_base_novel_and_hm_and_tuned_rows_the_gain_on_base() -> None:
     lines = table_of(
         result(40.0, 30.0, 34.285714), result(70.5, 35.0, 46.777), result(90.0, 20.0, 32.727273)
     )
@@ -40,7 +40,7 @@ def test_a_loss_is_shown_with_its_sign() -> None:
     assert [lines[3][3], lines[4][3]] == ["-1.00", "+0.00"]
 
 
-def test_what_was_not_scored_is_a_dash_and_has_no_gain() -> None:
+def test_a_missing_score_is_a_dash_without_a_gain() -> None:
     lines = table_of(result(None, 30.0, None), result(39.0, None, None), result(None, None, None))
     assert lines[2] == ["-", "30.00", "-"]
     assert lines[3] == ["39.00", "-", "-"]
