@@ -1,4 +1,4 @@
-"""Run the examples of docs/extending.md as they are written, in a copy of the repository."""
+"""Run the examples of the pages on extending as they are written, in a copy of the repository."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from shards.reader import open_pool
 from tests.bmpt.tiny import write_clip
 from tests.pools import make_pool
+from tests.preprocess.tiny_videos import make_video
 from tests.rules.sources import ROOT
 
 PAGE = ROOT / "docs" / "extending.md"
+DATA_SETS_PAGE = ROOT / "docs" / "extending-data-sets.md"
 BLOCK = re.compile(r"([^\n]*)\n\n```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 COPIED = ("bmpt", "shards", "preprocess", "configs")
 
@@ -51,10 +54,10 @@ class Example:
         return found[1]
 
 
-def examples(section: str) -> list[Example]:
-    """Return the code blocks of a section of the page, in order."""
-    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    (text,) = [part for part in sections if part.startswith(f"{section}\n")]
+def examples(section: str, page: Path = PAGE) -> list[Example]:
+    """Return the code blocks of a section of a page, in order."""
+    sections = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (text,) = [part for part in sections if part.removeprefix("# ").startswith(f"{section}\n")]
     return [Example(*found) for found in BLOCK.findall(text)]
 
 
@@ -73,10 +76,10 @@ def write(example: Example, folder: Path) -> None:
 
 
 def add_lines(text: str, hunk: str, name: str) -> str:
-    """Return a file's text with the `+` lines of a hunk beside its other lines."""
+    """Return a file's text with the `+` lines of a hunk, and without its `-` lines."""
     lines = hunk.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if not line.startswith("+"))
-    after = "".join(line[1:] for line in lines)
+    after = "".join(line[1:] for line in lines if not line.startswith("-"))
     assert text.count(before) == 1, f"{name}: holds {text.count(before)} times:\n{before}"
     return text.replace(before, after)
 
@@ -167,6 +170,78 @@ def test_the_augmentation_of_the_page_trains(copy: Path, tiny: list[str]) -> Non
     shallow = [word for setting in SHALLOW for word in ("--set", setting)]
     run = train(command_of("An augmentation"), copy, *tiny, *shallow)
     assert "brightness" in (run / "config.yaml").read_text(encoding="utf-8")
+
+
+def run_bmpt(command: str, folder: Path, *more: str, site: Path) -> str:
+    """Run a command of the page in a folder and return what it prints."""
+    program, *words = shlex.split(command)
+    assert program == "bmpt"
+    done = subprocess.run(
+        [sys.executable, "-m", "bmpt", *words, *more],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_gym_moves(folder: Path) -> None:
+    """Write the four videos and the split that the page describes."""
+    (layout,) = re.findall(
+        r"^```\n(videos/.*?)^```$", DATA_SETS_PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    lines = re.findall(r"[a-z]+/\d+\.mp4,\w+", layout)
+    assert len(lines) == 4
+    for seed, line in enumerate(lines):
+        name = line.partition(",")[0]
+        assert re.search(rf"^.* ?{name}  ", layout.replace("gym_moves/", " "), flags=re.MULTILINE)
+        make_video(folder / "videos" / "gym_moves" / name, frames=4, seed=seed)
+    (folder / "lists").mkdir()
+    (folder / "lists" / "split.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_the_data_set_of_the_page_is_built_and_planned(
+    copy: Path, tmp_path: Path, is_registered: bool
+) -> None:
+    python, diff, build, config, train_command = examples("How to add a data set", DATA_SETS_PAGE)
+    site = tmp_path / "site"
+    if is_registered:
+        (entry,) = examples("In a package of your own", DATA_SETS_PAGE)
+        header, line = entry.text.splitlines()
+        assert header == '[project.entry-points."bmpt.data_sets"]'
+        metadata = site / "gym_moves_package-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (site / "gym_moves_package.py").write_text(python.text)
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: p\nVersion: 1.0\n")
+        entry_point = line.replace('"', "")
+        (metadata / "entry_points.txt").write_text(f"[bmpt.data_sets]\n{entry_point}\n")
+    else:
+        write(python, copy)
+        write(diff, copy)
+    write(config, copy)
+    write_gym_moves(copy)
+
+    printed = run_bmpt(build.text, copy, "--set", "frames_per_clip=4", site=site)
+    assert printed.startswith("build of gym_moves in ")
+    pool = open_pool(copy / "data" / "gym_moves")
+    keys = ["lunge/01", "lunge/02", "squat/01", "squat/02"]
+    assert pool.samples()["key"].to_pylist() == keys
+    train, val = pool.manifest("fully_supervised/train"), pool.manifest("fully_supervised/val")
+    assert train.info.classes == ["lunge", "squat"]
+    assert train.table["key"].to_pylist() == ["squat/01", "lunge/01"]
+    assert val.table["key"].to_pylist() == ["squat/02", "lunge/02"]
+
+    plan = train_command.text.replace("bmpt train", "bmpt plan")
+    small = ("--set", "data.batch_size=2", "--set", "train.accumulation=1")
+    planned = json.loads(run_bmpt(plan, copy, *small, "--json", site=site))
+    assert [(part["manifest"], part["samples"]) for part in planned["plans"]] == [
+        ("few_shot/train_k2", 2),
+        ("few_shot/val", 2),
+    ]
 
 
 def test_a_block_whose_lines_are_not_in_the_file_is_noticed() -> None:
