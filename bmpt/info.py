@@ -1,4 +1,4 @@
-"""What a bug report needs to state about a machine: `bmpt info`."""
+"""Facts about the installation and the machine for a bug report: `bmpt info`."""
 
 from __future__ import annotations
 
