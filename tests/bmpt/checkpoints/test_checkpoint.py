@@ -226,7 +226,7 @@ def test_load_checkpoint_of_a_missing_file_names_the_run_folder(
         tmp_path / "gone.safetensors",
         config(),
         ConfigError,
-        "no such checkpoint; `bmpt train` writes",
+        "no such checkpoint; give <run folder>/prompts.safetensors, which `bmpt",
     )
 
 

@@ -165,7 +165,10 @@ def test_load_backbone_refuses_an_export_with_prompts(config: MakeConfig, tmp_pa
     export_checkpoint(tmp_path / "prompts.safetensors", tmp_path / "model.safetensors")
     with pytest.raises(
         ConfigError,
-        match=r"model\.safetensors: holds exchange\.\S+, .* which model\.pretrained would",
+        match=(
+            r"model\.safetensors: contains tensors of a method .*\(exchange\.\S+, .*\), "
+            r"which model\.pre"
+        ),
     ):
         load_backbone("tiny", str(tmp_path / "model.safetensors"))
 
@@ -212,7 +215,7 @@ def test_load_model_refuses_invalid_metadata(tmp_path: Path, text: str) -> None:
     )
     refuses_to_read(
         tmp_path / "odd.safetensors",
-        r"is no arch|is no export|has export format 9|carries a config|is no checkp",
+        r"is not an arch|is not an export|has export format 9|contains a config|is not a checkp",
     )
 
 
