@@ -164,6 +164,14 @@ def build(
         raise typer.Exit(EXIT_FINDINGS)
 
 
+# The formatter of the help keeps the lines behind \b as they are.
+_EXAMPLES = """\b
+Examples:
+  python preprocess/build_shards.py --dataset ssv2 --videos 20bn-v2 --annotations labels
+  python preprocess/build_shards.py --dataset ucf101 --splits ViFi-CLIP --out s3://bucket/ucf101
+  python preprocess/build_shards.py --dataset folder --videos clips --dry-run"""
+
+
 def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> int:
     """Run the command line and return its exit code; a user error is one line on stderr.
 
@@ -171,7 +179,7 @@ def main(argv: Sequence[str] | None = None, *, prog_name: str | None = None) -> 
         argv: arguments, by default those of this process
         prog_name: name of the program in `--help`"""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(build)
+    app.command(epilog=_EXAMPLES)(build)
     return run_app(app, argv, prog_name=prog_name)
 
 

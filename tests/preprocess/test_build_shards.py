@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+import typer
+import typer.main
 
 from preprocess import build_shards
 from preprocess.settings import BuildSettings, make_build_settings
@@ -151,3 +154,17 @@ def test_parts_exclude_merge_and_retry() -> None:
     for other in ("merge", "retry_failed"):
         with pytest.raises(ConfigError, match="exclude each other"):
             make_build_settings({"dataset": "ssv2", "part": "1/2", other: True})
+
+
+def test_help_of_the_build_has_examples_with_options_that_exist() -> None:
+    text = run_script("--help").stdout
+    examples = [line.strip() for line in text.partition("Examples:\n")[2].splitlines()]
+    assert len(examples) >= 2
+
+    single = typer.Typer()
+    single.command()(build_shards.build)
+    command = typer.main.get_command(single)
+    for example in examples:
+        words = shlex.split(example)
+        assert words[:2] == ["python", "preprocess/build_shards.py"]
+        command.make_context("build_shards.py", words[2:])
