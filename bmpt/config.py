@@ -31,9 +31,10 @@ _FETCHING = {"num_workers", "max_failures", *ReadSettings.model_fields}
 
 def _validate_method(values: Any) -> Any:
     """Validate the section `method` as the settings model of the method that it names."""
-    if not isinstance(values, Mapping):
+    # pydantic words the errors of other types, and of keys such as YAML's `on`, which is True.
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         return values
-    # imported here because the methods bring torch, which takes a second that `bmpt --help` saves
+    # Imported here, since the methods import torch: commands that load no config start at once.
     from bmpt.methods import validate_method_settings
 
     return validate_method_settings({"name": DEFAULT_METHOD, **values})

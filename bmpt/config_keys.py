@@ -14,6 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from shards.cli import warn
+from shards.errors import ConfigError
+
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 _WORDS = {str: "text", int: "integer", float: "number", bool: "boolean", Path: "path"}
 
@@ -103,7 +106,14 @@ def method_models() -> dict[str, type[BaseModel]]:
     """Return the settings model of each method, by its name."""
     from bmpt.methods import find_method, method_names
 
-    return {name: find_method(name)[1] for name in method_names()}
+    models: dict[str, type[BaseModel]] = {}
+    for name in method_names():
+        try:
+            models[name] = find_method(name)[1]
+        except ConfigError as error:
+            # A broken package must not hide the keys of the others.
+            warn(str(error))
+    return models
 
 
 def own_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

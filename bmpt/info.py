@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bmpt.config import RunConfig
+from shards.files import os_error_text
 from shards.storage.credential_source import credential_sources
 
 PACKAGES = (
@@ -139,9 +141,12 @@ def _gpus() -> tuple[list[str], str]:
 def _free(folder: Path) -> str:
     """Return the free space of the folder, or of the nearest parent that exists."""
     folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return f"{shutil.disk_usage(folder).free / 1e9:,.1f} GB"
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return f"{shutil.disk_usage(folder).free / 1e9:,.1f} GB"
+    except OSError as error:
+        return f"unknown: {os_error_text(error)}"
 
 
 def _cache_text(config: RunConfig | None) -> str:
@@ -150,7 +155,11 @@ def _cache_text(config: RunConfig | None) -> str:
     if config.data.cache is None:
         return "none; data.cache=FOLDER enables it"
 
-    entries = [path for path in config.data.cache.rglob("*") if path.is_file()]
-    used = sum(path.stat().st_size for path in entries)
+    used = 0
+    for path in config.data.cache.rglob("*"):
+        # A run may evict an entry at any time.
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                used += path.stat().st_size
     cap = config.data.cache_bytes
     return f"{config.data.cache}: {used / 1e9:,.1f} of at most {cap / 1e9:,.1f} GB"

@@ -108,7 +108,7 @@ def build(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for the open shards of an s3:// pool.  [default: ./scratch/<dataset>]",
+            help="Folder for open shards of a remote pool.  [default: ./scratch/<dataset>]",
         ),
     ] = None,
     dry_run: Annotated[

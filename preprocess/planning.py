@@ -1,7 +1,8 @@
 """Pure plans of a build: the shard of a video, the part of a shard, the frames to keep.
 
-All of them depend on the sorted keys alone, so that every machine and every run makes the same
-plan."""
+They depend on the sorted keys, on the shards that exist, and on the frame counts, so that every
+machine and every run makes the same plan.
+"""
 
 from __future__ import annotations
 

@@ -13,10 +13,12 @@ fail() {
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if ! git rev-parse --git-dir >/dev/null 2>&1; then
+if [ ! -e .git ]; then
     echo "check_commits.sh: this folder is not a git checkout, so there are no commits to check"
     exit 0
 fi
+# git says itself why it cannot read the checkout, for example that it belongs to another user.
+git rev-parse --git-dir >/dev/null || fail "git cannot read this checkout"
 
 base=${1:-}
 if [ -z "$base" ]; then
@@ -35,6 +37,8 @@ while IFS=$'\t' read -r hash subject; do
     [ -n "$hash" ] || continue
     checked=$((checked + 1))
     reason=
+    # The subjects that `git revert` writes.
+    [[ $subject != 'Revert "'* ]] || continue
     if [ "${#subject}" -gt "$longest" ]; then
         reason="has ${#subject} characters, at most $longest are allowed"
     elif ! [[ $subject =~ ^[a-zA-Z0-9_./,-]+(\ [a-zA-Z0-9_./,-]+){0,2}:\ [^\ ] ]]; then

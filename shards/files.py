@@ -77,26 +77,44 @@ def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bo
     return True
 
 
-@contextlib.contextmanager
-def hold_lock(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[int]:
-    """Hold the lock of a file, which is created if it is missing, or of an existing folder.
+def hold_lock(
+    path: Path, *, shared: bool = False, wait: bool = False
+) -> contextlib.AbstractContextManager[int]:
+    """Hold the lock of a file, which is created if it is missing.
 
     Args:
-        path: the file or folder.
+        path: the file.
         shared: whether other processes may hold a shared lock at the same time.
         wait: whether to wait until the lock is free.
 
-    Yields:
-        The open descriptor of the file or folder.
+    Returns:
+        A context manager that gives the open descriptor.
 
     Raises:
         BlockingIOError: if another process holds the lock and `wait` is not set.
-        OSError: if the path cannot be opened or the file system has no locks.
+        OSError: if the file cannot be opened or the file system has no locks.
     """
-    # A folder can be locked, but not opened for writing.
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(path, flags, 0o644)
+    return _hold(path, os.O_RDWR | os.O_CREAT, shared=shared, wait=wait)
 
+
+def hold_folder_lock(
+    folder: Path, *, shared: bool = False, wait: bool = False
+) -> contextlib.AbstractContextManager[int]:
+    """Hold the lock of an existing folder; as `hold_lock` otherwise.
+
+    It creates nothing, so that a folder which another process has just removed is an error and does
+    not become a file.
+
+    Raises:
+        BlockingIOError: if another process holds the lock and `wait` is not set.
+        OSError: if there is no such folder or the file system has no locks.
+    """
+    return _hold(folder, os.O_RDONLY | os.O_DIRECTORY, shared=shared, wait=wait)
+
+
+@contextlib.contextmanager
+def _hold(path: Path, flags: int, *, shared: bool, wait: bool) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o644)
     try:
         if not try_lock(descriptor, shared=shared, wait=wait):
             raise BlockingIOError(f"{path}: another process holds the lock")

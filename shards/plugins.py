@@ -59,7 +59,7 @@ def load_plugin(where: str, plugins: Sequence[Plugin]) -> Any:
         raise ConfigError(f"{where}: packages {packages} both register it; uninstall one of them")
     try:
         return first.entry.load()
-    except Exception as error:  # a package can fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a package can fail in any way at its import
         raise ConfigError(
             f"{where}: {first.value} of package {first.package} cannot be imported: "
             f"{type(error).__name__}: {one_line(error)}; repair or uninstall the package"

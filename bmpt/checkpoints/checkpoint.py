@@ -145,9 +145,11 @@ def _parse_metadata(path: Path, text: str | None) -> dict[str, Any]:
         version, is_ours = None, False
 
     if version != CHECKPOINT_FORMAT or not is_ours:
+        hint = "give a prompts.safetensors that `bmpt train` wrote"
+        if isinstance(version, int) and version < CHECKPOINT_FORMAT:
+            hint = "an earlier version wrote it: train again, or use that version"
         raise FormatError(
-            f"{path}: has checkpoint format {version}, this code reads {CHECKPOINT_FORMAT}; "
-            "give a prompts.safetensors that `bmpt train` wrote"
+            f"{path}: has checkpoint format {version}, this code reads {CHECKPOINT_FORMAT}; {hint}"
         )
     return metadata
 

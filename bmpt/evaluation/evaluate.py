@@ -14,7 +14,7 @@ import torch
 from bmpt.checkpoints.checkpoint import CheckpointInfo, config_sha256
 from bmpt.checkpoints.wise_ft import apply_wise_ft
 from bmpt.clip.normalize import normalize
-from bmpt.evaluation.predictions import PredictionBatch, join_batches, to_parquet
+from bmpt.evaluation.predictions import PredictionBatch, check_complete, join_batches, to_parquet
 from bmpt.methods.base import ClipInputs, Features
 from bmpt.runtime import run_folder
 from bmpt.runtime.distributed import (
@@ -129,7 +129,9 @@ def _score(task: Task, name: str, split: Split, progress: Progress) -> Predictio
     gathered = gather_to_main(batches, world)
     if gathered is None:
         return None
-    return join_batches([batch for of_rank in gathered for batch in of_rank])
+    predictions = join_batches([batch for of_rank in gathered for batch in of_rank])
+    check_complete(predictions, num_samples)
+    return predictions
 
 
 def _build_loader(task: Task, split: Split) -> EvalLoader:

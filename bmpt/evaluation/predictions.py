@@ -59,6 +59,26 @@ def join_batches(batches: list[PredictionBatch]) -> PredictionBatch:
     )
 
 
+def check_complete(predictions: PredictionBatch, num_samples: int) -> None:
+    """Check that every sample of a manifest has exactly one prediction, before it is counted.
+
+    The blocks of `shards.sampling.plan.eval_blocks` guarantee it. A mistake there would change
+    published numbers without a trace.
+
+    Args:
+        predictions: Of all ranks, in manifest order.
+        num_samples: Rows of the manifest.
+
+    Raises:
+        RuntimeError: A sample is missing or counted twice.
+    """
+    if not np.array_equal(predictions.positions_N, np.arange(num_samples)):
+        raise RuntimeError(
+            f"{len(predictions.positions_N)} predictions of {num_samples} samples: each must have "
+            "exactly one; this is a bug of bmpt"
+        )
+
+
 def to_parquet(predictions: PredictionBatch, top_NP: npt.NDArray[np.int32]) -> bytes:
     """Return the bytes of a Parquet file (zstd); equal predictions give equal bytes.
 

@@ -10,7 +10,7 @@ from typing import Any
 from bmpt.config import RunConfig, identity
 from shards.config import build_settings, read_yaml_with_base, to_yaml
 from shards.errors import ConfigError, StorageError
-from shards.files import hold_lock, os_error_text, write_file
+from shards.files import hold_folder_lock, os_error_text, write_file
 
 CONFIG = "config.yaml"
 STATE = "state.pt"
@@ -51,7 +51,7 @@ def lock_run_folder(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The folder itself is locked: no lock file is left behind.
-            stack.enter_context(hold_lock(folder))
+            stack.enter_context(hold_folder_lock(folder))
         except BlockingIOError:
             raise ConfigError(
                 f"{folder}: another run is writing there; wait for it or give another run.dir"
@@ -75,7 +75,14 @@ def _check_owner(folder: Path, config: RunConfig, *, scores_only: bool) -> None:
     path = folder / CONFIG
     if not path.exists():
         return
-    stored = build_settings(RunConfig, read_yaml_with_base(path), where=str(path))
+    or_fresh = "" if scores_only else ", or --fresh to start over"
+    try:
+        stored = build_settings(RunConfig, read_yaml_with_base(path), where=str(path))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: was written by an earlier version, or edited; give another run.dir{or_fresh} "
+            f"({str(error).removeprefix(f'{path}: ')})"
+        ) from None
     theirs = identity(stored, with_places=True)
     ours = identity(config, with_places=True)
     if scores_only:
@@ -85,7 +92,6 @@ def _check_owner(folder: Path, config: RunConfig, *, scores_only: bool) -> None:
         return
 
     key, there, here = _first_difference(theirs, ours)
-    or_fresh = "" if scores_only else ", or --fresh to start over"
     raise ConfigError(
         f"{path}: belongs to another config ({key} is {there!r} there, {here!r} here); give "
         f"another run.dir{or_fresh}"

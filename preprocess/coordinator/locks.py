@@ -15,7 +15,7 @@ from pathlib import Path
 from preprocess.records.state import SHARDS
 from preprocess.settings import BuildSettings
 from shards.errors import ConfigError, StorageError
-from shards.files import hold_lock, os_error_text, try_lock
+from shards.files import hold_folder_lock, hold_lock, os_error_text, try_lock
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def lock_folder(folder: Path, settings: BuildSettings) -> Iterator[None]:
         # The folder is shared by the builds of parts, each of which holds its own lock file.
         try:
             (folder / SHARDS).mkdir(parents=True, exist_ok=True)
-            held.enter_context(_hold_folder(folder, shared=settings.part is not None))
+            held.enter_context(hold_folder_lock(folder, shared=settings.part is not None))
             if settings.part is not None:
                 held.enter_context(hold_lock(folder / SHARDS / _part_lock_name(settings)))
         except BlockingIOError:
@@ -84,23 +84,11 @@ def lock_address(address: str, *, shared: bool) -> Iterator[None]:
 
 def remove_unused(folder: Path) -> None:
     """Remove a scratch folder that holds nothing but lock files, unless a build holds it."""
-    with contextlib.suppress(OSError), _hold_folder(folder, shared=False):
+    with contextlib.suppress(OSError), hold_folder_lock(folder, shared=False):
         for lock in (folder / SHARDS).glob(".part-*.lock"):
             lock.unlink(missing_ok=True)
         (folder / SHARDS).rmdir()
         folder.rmdir()
-
-
-@contextlib.contextmanager
-def _hold_folder(folder: Path, *, shared: bool) -> Iterator[None]:
-    # Not `hold_lock`: it would create a file if another build has just removed the folder.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if not try_lock(descriptor, shared=shared):
-            raise BlockingIOError(f"{folder}: another process holds the lock")
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -227,7 +227,9 @@ class Cache:
         transient_bytes = 0
 
         # From the newest on: the budget belongs to the newest transient entries.
-        for entry in sorted(entries, key=lambda entry: entry.used_at, reverse=True):
+        # Equal times are common where a file system stores whole seconds: the order is fixed then.
+        newest_first = sorted(entries, key=_eviction_key, reverse=True)
+        for entry in newest_first:
             if entry.is_transient:
                 transient_bytes += entry.num_bytes  # reservations count, too
             if entry.is_part:
@@ -245,7 +247,10 @@ class Cache:
         try:
             with hold_lock(self._stripe(part)):
                 return True
-        except BlockingIOError:
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # Another process holds the lock, or the file system cannot tell.
             return False
 
     def _warn(self, error: OSError) -> None:
@@ -261,6 +266,10 @@ class Cache:
             f"{self.folder}: the cache cannot be written ({os_error_text(error)}); reading "
             "continues without it: make room, or set data.cache to another folder"
         )
+
+
+def _eviction_key(entry: _Entry) -> tuple[float, int, Path]:
+    return entry.used_at, entry.num_bytes, entry.path
 
 
 def usable_bytes(max_bytes: int) -> int:

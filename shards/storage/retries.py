@@ -4,6 +4,10 @@ A store that has never answered is probably misconfigured: a wrong address, a wr
 that is not running. The user should see that within seconds. A store that has answered before is
 only interrupted: a run of days waits for the server to come back. What a server refuses (401, 403,
 404) is never retried.
+
+After the last retry, `base.py` raises a StorageError with the words of `buckets.py`. In a training
+stream (`shards/stream/pipeline.py`) it becomes a placeholder for the sample. `data.max_failures` of
+them in a row end the run (`shards/stream/failures.py`).
 """
 
 from __future__ import annotations

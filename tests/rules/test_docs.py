@@ -226,8 +226,10 @@ def test_readme_is_short() -> None:
 
 
 def test_the_demo_comes_first_in_readme_and_building_a_pool_second() -> None:
-    assert commands(README)[0] == "bash scripts/demo.sh"
-    assert commands(README)[1].startswith("python preprocess/build_shards.py --dataset ssv2")
+    first, activation, second = commands(README)[:3]
+    assert first == "bash scripts/demo.sh"
+    assert activation == "source .venv/bin/activate"
+    assert second.startswith("python preprocess/build_shards.py --dataset ssv2")
 
 
 @pytest.mark.parametrize("page", DOCS, ids=name_of)

@@ -10,13 +10,23 @@ from pathlib import Path
 import pytest
 
 from shards.errors import StorageError
-from shards.files import hash_file, hold_lock, name_some, one_line, os_error_text, write_file
+from shards.files import (
+    hash_file,
+    hold_folder_lock,
+    hold_lock,
+    name_some,
+    one_line,
+    os_error_text,
+    write_file,
+)
 
 HOLDER = """
 import sys
 from pathlib import Path
-from shards.files import hold_lock
-with hold_lock(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
+from shards.files import hold_folder_lock, hold_lock
+path = Path(sys.argv[1])
+hold = hold_folder_lock if path.is_dir() else hold_lock
+with hold(path, shared=sys.argv[2] == "shared"):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -55,15 +65,21 @@ def test_write_file_names_the_file_the_reason_and_the_hint(tmp_path: Path) -> No
 def test_hold_lock_refuses_a_lock_that_another_process_holds(
     tmp_path: Path, is_folder: bool
 ) -> None:
-    path = tmp_path if is_folder else tmp_path / "lock"
+    path, hold = (tmp_path, hold_folder_lock) if is_folder else (tmp_path / "lock", hold_lock)
     holder = start_holder(path, "exclusive")
-    with pytest.raises(BlockingIOError, match="another process holds the lock"), hold_lock(path):
+    with pytest.raises(BlockingIOError, match="another process holds the lock"), hold(path):
         pass
 
     holder.kill()  # the kernel releases the lock of a killed process
     holder.wait()
-    with hold_lock(path):
+    with hold(path):
         pass
+
+
+def test_hold_folder_lock_creates_nothing_where_the_folder_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), hold_folder_lock(tmp_path / "gone"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hold_lock_shares_a_shared_lock_and_refuses_an_exclusive_one(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bmpt.evaluation.predictions import (
     PREDICTIONS_SCHEMA,
     PredictionBatch,
+    check_complete,
     join_batches,
     to_parquet,
 )
@@ -35,6 +36,15 @@ def block(*positions: int, failed: tuple[int, ...] = ()) -> PredictionBatch:
 
 def parquet_of(joined: PredictionBatch) -> bytes:
     return to_parquet(joined, top_classes(joined.scores_NK))
+
+
+@pytest.mark.parametrize("positions", [(0, 1), (0, 2, 3), (0, 1, 1, 2), (1, 2, 3)])
+def test_predictions_with_a_missing_or_repeated_sample_are_refused(
+    positions: tuple[int, ...],
+) -> None:
+    check_complete(join_batches([block(2, 0), block(1)]), 3)
+    with pytest.raises(RuntimeError, match=r"predictions of 3 samples: .* exactly one"):
+        check_complete(join_batches([block(*positions)]), 3)
 
 
 def test_blocks_of_all_ranks_come_back_in_manifest_order() -> None:
