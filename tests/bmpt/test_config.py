@@ -317,3 +317,11 @@ def test_causal_is_a_temporal_position_too() -> None:
         BmptSettings.model_validate({"temporal_position": "causal", "causal": False})
     both = BmptSettings.model_validate({"temporal_position": "learned", "causal": True})
     assert (both.temporal_position, both.causal) == ("learned", True)
+
+
+def test_a_key_of_the_method_that_is_not_text_is_one_line(tmp_path: Path) -> None:
+    """YAML reads a key `on` as true."""
+    (tmp_path / "a.yaml").write_text("data: {pool: p}\nmethod: {on: 1}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml: method") as raised:
+        load_config(tmp_path / "a.yaml")
+    assert "\n" not in str(raised.value)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bmpt.config import load_config
+from bmpt.config_keys import method_models
 from bmpt.methods import METHODS, build_method, find_method, method_names
 from bmpt.methods.zero_shot import ZeroShot
 from shards.errors import ConfigError
@@ -118,3 +119,13 @@ def test_a_broken_entry_point_is_refused_in_one_line(
     assert package in str(caught.value)
     assert "\n" not in str(caught.value)
     assert find_method("bmpt") == METHODS["bmpt"]
+
+
+@pytest.mark.parametrize("body", ["import no_such_library\n", "raise SystemExit('needs X')\n"])
+def test_a_broken_package_does_not_hide_the_keys_of_other_methods(
+    site: Path, capsys: pytest.CaptureFixture[str], body: str
+) -> None:
+    install(site, "broken_package", "broken = broken_package:METHOD", module=body)
+    models = method_models()
+    assert set(models) == set(METHODS)
+    assert "broken_package" in capsys.readouterr().err

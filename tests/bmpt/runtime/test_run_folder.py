@@ -369,3 +369,17 @@ def test_a_run_does_not_go_on_with_other_base_weights(config: MakeConfig, tmp_pa
         FormatError, match=r"state\.pt: was written with another model\.pretrained; put back"
     ):
         run(settings)
+
+
+def test_a_run_folder_of_an_earlier_version_is_refused_with_the_ways_out(
+    config: MakeConfig, finished: RunConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(folder_of(finished), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("method:\n", "method:\n  start_words: null\n"))
+    with pytest.raises(
+        ConfigError,
+        match=r"config\.yaml: was written by an earlier version, or edited; give another run\.dir, "
+        r"or --fresh to start over \(method\.start_words",
+    ):
+        run(config())
