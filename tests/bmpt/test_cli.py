@@ -354,7 +354,7 @@ def test_results_of_mixed_weights_say_so_and_a_warning_that_they_replace_others(
     assert "warning" not in capsys.readouterr().err
     assert run(*scoring, "--set", "eval.wise_ft=0.5") == 0
     assert (
-        f"warning: {tmp_path / 'run' / 'results.json'}: is of another checkpoint or config"
+        f"warning: {tmp_path / 'run' / 'results.json'}: belongs to another checkpoint or config"
         in capsys.readouterr().err
     )
     assert json.loads((tmp_path / "run" / "results.json").read_text())["wise_ft"] == 0.5

@@ -194,7 +194,7 @@ def test_a_mistake_is_one_line_of_one_rank_and_ends_all(
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said == [
-        "error: data.batch_size is 1, but there are 2 ranks; give each at least one clip"
+        "error: data.batch_size is 1, but there are 2 ranks; give each rank at least one clip"
     ]
 
 
