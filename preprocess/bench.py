@@ -106,6 +106,7 @@ def bench_build(
                 seconds[index] += best
             progress.update("measure", done, len(files))
 
+        # A build of a few short videos would measure its start.
         copies = max(2, math.ceil(build_seconds / seconds[1]))
         tree = _link_copies(files, scratch / "tree", copies=copies)
         rates = [_build_rate(tree, scratch, num_workers) for num_workers in (1, 2)]
@@ -121,6 +122,7 @@ def _best_of(contenders: Sequence[Contender], path: Path, repeats: int) -> list[
     best = [float("inf")] * len(contenders)
     for _ in range(repeats):
         for index, contender in enumerate(contenders):
+            # CPU time instead of wall time, because other processes run on this machine too.
             before = _cpu_seconds()
             contender(path)
             best[index] = min(best[index], _cpu_seconds() - before)
@@ -171,6 +173,7 @@ def _link_copies(files: Sequence[Path], tree: Path, *, copies: int) -> Path:
         folder = tree / f"copy{copy:04d}"
         folder.mkdir(parents=True)
         for number, path in enumerate(files):
+            # Links cost no disk, and give each copy a key of its own.
             (folder / f"{number:04d}{path.suffix}").symlink_to(path.absolute())
     return tree
 

@@ -48,6 +48,7 @@ def plan_shards(
     new = sort_keys(set(keys) - assigned)
     first = max((shard.index for shard in existing), default=-1) + 1
 
+    # Existing shards are never divided again: a pool that grows keeps its bytes.
     shards = sorted(existing, key=lambda shard: shard.index)
     for index, start in enumerate(range(0, len(new), videos_per_shard), first):
         chunk = tuple(new[start : start + videos_per_shard])
@@ -57,6 +58,7 @@ def plan_shards(
 
 def part_of(shard_index: int, num_parts: int) -> int:
     """Return the part that builds a shard, counted from 1."""
+    # Round robin: the numbers of shards of two parts differ by at most one.
     return shard_index % num_parts + 1
 
 

@@ -69,6 +69,7 @@ def audit(uses: Sequence[ListUse], class_of: ClassOf, labels: str) -> AuditRepor
 
     files = {use.class_file.path: use.class_file for use in uses if use.class_file is not None}
     spellings: dict[Path, Spellings] = {}
+    # All lists of a class file vote together, so that each id has the lines of every list.
     for path in files:
         spellings[path] = _spellings(
             [votes for (_, used), votes in votes_of.items() if used == path]
@@ -123,6 +124,7 @@ def _spellings(counts: Sequence[Votes]) -> Spellings:
             if name is not None:
                 of_label = spellings.setdefault(label, {})
                 folded = fold_name(name)
+                # Sources may spell a class differently; the choice must not depend on their order.
                 of_label[folded] = min(of_label.get(folded, name), name)
     return spellings
 
@@ -159,6 +161,7 @@ def _official_names(file: ClassFile, spellings: Spellings) -> ClassNames:
     names = list(file.names)
     for label, of_label in sorted(spellings.items()):
         names[label] = _only(of_label, label, file.path)
+    # A corrected id may get the name of an id that no line has and that kept its name.
     folded = Counter(map(fold_name, names))
     twice = [name for name in names if folded[fold_name(name)] > 1]
     if twice:

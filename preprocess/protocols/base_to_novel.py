@@ -48,6 +48,7 @@ def draw_base_to_novel(
     The base classes are the ceil(K/2) classes with the most training videos, ties by name. The
     seeds of train_base_s1 to train_base_s3 are seed + 1 to seed + 3."""
     counts = Counter(train.classes)
+    # The same split on every machine, without a seed.
     by_count = sorted(classes, key=lambda name: (-counts[name], name))
     num_base = math.ceil(len(by_count) / 2)
     base, novel = own_class_names(by_count[:num_base]), own_class_names(by_count[num_base:])

@@ -87,6 +87,7 @@ def read_lists(dataset: DataSet, checkouts: Sequence[Checkout]) -> list[ListUse]
         if listed is None:
             continue
         checkout, path = listed
+        # BIKE's lists have another form, hence the number of columns in the key.
         if (path, rule.num_columns) not in lists:
             lists[path, rule.num_columns] = read_split_list(path, num_columns=rule.num_columns)
 
@@ -96,6 +97,7 @@ def read_lists(dataset: DataSet, checkouts: Sequence[Checkout]) -> list[ListUse]
             if named[1] not in files:
                 files[named[1]] = read_class_file(named[1])
             class_file = files[named[1]]
+        # Without the path of the checkout, which differs between machines.
         source = f"{checkout.origin} {rule.list_file}".strip()
         uses.append(ListUse(rule, source, lists[path, rule.num_columns], class_file))
     return uses

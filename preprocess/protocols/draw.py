@@ -26,6 +26,7 @@ def folder_annotations(source: Source, seed: int) -> Annotations:
     keys_of: dict[str, list[str]] = {}
     path_of: dict[str, str] = {}
     digest = sha256()
+    # In place of the sha256 of a list file: it changes when a video or a class does.
     for video in source.videos:
         path_of[video.key] = video.relative_path
         if video.class_name:
@@ -36,6 +37,7 @@ def folder_annotations(source: Source, seed: int) -> Annotations:
     classes: dict[str, list[str]] = {"train": [], "val": []}
     for class_name in sorted(keys_of):
         keys = keyed_order(keys_of[class_name], seed)
+        # At least one, so that every class can be trained.
         num_train = max(1, len(keys) * _TRAIN_OF_FIVE // 5)
         for split, chosen in (("train", keys[:num_train]), ("val", keys[num_train:])):
             names[split] += [path_of[key] for key in chosen]

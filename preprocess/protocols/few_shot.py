@@ -18,6 +18,7 @@ def few_shot_rules(dataset: DataSet, folder: str) -> Iterator[ListRule]:
     if dataset.few_shot_val is None:
         return
     classes = (dataset.class_file,)
+    # The published lists are draws from the official split 1, as their names say.
     for shot in SHOTS:
         yield ListRule(_train(shot), f"{folder}train1_few_shot_{shot}.txt", classes)
     yield ListRule(_VAL, f"{folder}{dataset.few_shot_val}", classes)

@@ -29,12 +29,13 @@ def read_split_list(path: Path, *, num_columns: int = 2) -> SplitList:
     malformed: list[int] = []
     label_of: dict[str, int] = {}
     for number, line in enumerate(file.lines(), start=1):
-        parts = line.rsplit(None, num_columns - 1)
+        parts = line.rsplit(None, num_columns - 1)  # names may contain spaces
         if len(parts) < num_columns or not parts[-1].removeprefix("-").isdecimal():
             if parts:
                 malformed.append(number)
             continue
         name, label = parts[0].lstrip(), int(parts[-1])
+        # A repeated line would be trained on and scored twice.
         if name not in label_of:
             label_of[name] = label
             line_numbers.append(number)

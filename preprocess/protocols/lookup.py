@@ -55,10 +55,12 @@ class VideoIndex:
         return youtube_id(key) if self.source.dataset.has_youtube_ids else None
 
     def _look_up(self, name: str, where: str) -> SourceVideo | None:
+        # A path is unambiguous, so it also resolves a name that two videos share.
         exact = self._by_path.get(storable(name)) or self._by_key.get(self.key_of(name))
         if exact is not None:
             return exact
         key = self.key_of(name)
+        # Lists and mirrors shorten Kinetics names to the id, and change the case of UCF-101 names.
         matches = self._by_id.get(self._youtube_id(key) or "", [])
         if not matches:
             matches = self._by_folded_key.get(key.casefold(), [])
@@ -87,6 +89,7 @@ class ClassFinder:
             self._spelling = source.annotations.official_spelling
             names = [*source.annotations.classes, *names]
         self._known = {fold_name(name) for name in names}
+        # Built from all known names, because one class name may be a part of another.
         make_pattern = source.dataset.class_in_name
         self._in_name = make_pattern(names) if make_pattern is not None else None
 

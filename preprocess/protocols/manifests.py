@@ -34,6 +34,7 @@ def write_manifests(
         samples: `samples.parquet`; a planned row is written if its sample is stored and counts as
             missing otherwise"""
     columns = samples.select([name for name in MANIFEST_SCHEMA.names if name not in _FROM_PLAN])
+    # Filtered once for all manifests.
     is_stored = pc.is_in(columns["verdict"], pa.array(STORED_VERDICTS))
     stored = columns.filter(is_stored).combine_chunks()
     row_of = {key: row for row, key in enumerate(stored["key"].to_pylist())}
@@ -86,6 +87,7 @@ def _make_table(info: ManifestInfo, rows: list[PlannedRow], taken: pa.Table) -> 
         "label": labels,
         "class_name": [info.classes[label] for label in labels],
     }
+    # Column by column in Arrow: rows as Python dictionaries would hold an object per frame.
     columns = []
     for field in MANIFEST_SCHEMA:
         if field.name in planned:

@@ -64,9 +64,11 @@ def _plan_from_lists(source: Source, checkouts: Sequence[Checkout], labels: str)
     mapping = None
     if dataset.shared_classes is not None:
         mapping = find_first(checkouts, (MAPPING_FILE,))
+    # Checkouts of another data set would otherwise give a pool without manifests and no error.
     if not uses and (annotations is None or (full_file is None and mapping is None)):
         raise no_lists(dataset, checkouts)
 
+    # All known class names, to tell class folders from other folders.
     files = [use.class_file for use in uses if use.class_file is not None]
     if full_file is not None:
         files.append(full_file)
@@ -75,6 +77,7 @@ def _plan_from_lists(source: Source, checkouts: Sequence[Checkout], labels: str)
     report = _audit_lines(uses, index, finder, labels)
     full = _full_names(full_file, report, labels)
 
+    # Several sources may make one manifest; the first of them is used.
     listed = [selection for use in uses for selection in _selections(use, report)]
     official: list[Selection] = []
     if annotations is not None:
@@ -100,6 +103,7 @@ def _plan_from_lists(source: Source, checkouts: Sequence[Checkout], labels: str)
 def _plan_own(source: Source, seed: int) -> ProtocolPlan:
     """Plan without published lists: the official split if there is one, and draws from it."""
     annotations = source.annotations
+    # A data set whose keys are paths may have no official split; it is drawn from the folders.
     if annotations is None and source.dataset.path_keyed:
         annotations = folder_annotations(source, seed)
         if not annotations.classes:
@@ -148,6 +152,7 @@ def _full_names(full_file: ClassFile | None, report: AuditReport, labels: str) -
     """Return the names of all classes, audited if a list uses their file."""
     if full_file is None:
         return None
+    # A class file that no list uses could not be audited: its names stay.
     kind = "legacy" if labels == "legacy" else "csv"
     as_written = ClassNames(full_file.names, kind, full_file.sha256)
     return report.names.get(full_file.path, as_written)
@@ -208,6 +213,7 @@ def _missing_videos(index: VideoIndex, finder: ClassFinder) -> list[MissingVideo
 
     Two spellings of a key that differ in case count once, except in Kinetics, where case matters;
     there a bare YouTube id is left out if a key with times has the same id."""
+    # The annotation files come first: their spelling of a key is used.
     keys: list[str] = []
     if index.source.annotations is not None:
         keys += [key for key in index.source.annotations.class_of if not index.has(key)]

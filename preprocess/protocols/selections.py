@@ -54,6 +54,7 @@ def draw_shots(
     """Draw `spec.shot` videos of each class by `spec.seed`, class by class."""
     assert spec.seed is not None
     ids = _positions(classes)
+    # By key: a key that a list names twice is drawn once.
     names_of: dict[str, dict[str, str]] = {name: {} for name in classes.names}  # key -> name
     for name, class_name in zip(train.names, train.classes, strict=True):
         if class_name in ids:

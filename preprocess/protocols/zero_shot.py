@@ -42,6 +42,7 @@ def cut_in_halves(full: Selection) -> list[Selection]:
 
 def _half(full: Selection, chosen: list[int], seed: int) -> Selection:
     """Keep the lines of the chosen class ids."""
+    # `chosen` is sorted, so the order of the classes stays.
     new_label = {old: new for new, old in enumerate(chosen)}
     names: list[str] = []
     labels: list[int] = []

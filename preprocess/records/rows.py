@@ -11,7 +11,7 @@ from shards.format.schema import SAMPLE_FACTS, SampleRow
 
 def read_row(video: SourceVideo, read: ReadVideo, source_sha256: str) -> SampleRow:
     """Return the row of a video that was read, without its placement in a shard."""
-    has_frames = bool(read.frames)
+    has_frames = bool(read.frames)  # an undecodable video has none
     width, height = read.stored_size or (None, None)
     return {
         **_source_row(video, read.verdict.name, read.verdict.reason),
@@ -60,6 +60,7 @@ def _source_row(video: SourceVideo, verdict: str, reason: str | None) -> SampleR
 
 
 def _empty_row(key: str, class_name: str | None, verdict: str, reason: str | None) -> SampleRow:
+    # Spelled out instead of filled from the schema, so that mypy checks the keys and types.
     return {
         "key": key,
         "verdict": verdict,

@@ -65,10 +65,12 @@ def load_state(store: Store, settings: BuildSettings) -> PoolState:
         encoding = card.encoding.model_dump()
         _check_settings(card.dataset, encoding, settings, where=store.uri(POOL_CARD))
         libraries = dict(card.libraries)
+    # The note of a build in progress, also of one that rewrites shards of a closed pool.
     if store.exists(BUILD_NOTE):
         note = _read_note(store)
         _check_settings(note["dataset"], note["encoding"], settings, where=store.uri(BUILD_NOTE))
         libraries = join_versions(libraries, note["libraries"])
+        # With a card no shard is being rewritten: it is deleted first and written last.
         if card is None:
             rewritten = frozenset(note["rewritten"])
 

@@ -17,7 +17,7 @@ def library_versions(decoder: str = "pyav", hwaccel: str | None = None) -> dict[
 
     Raises:
         ConfigError: `decoder` is ffmpeg and there is no usable FFmpeg."""
-    import av
+    import av  # here: a run that decodes nothing does not need libav
 
     versions = {
         "av": av.__version__,

@@ -48,6 +48,7 @@ def find_dataset(name: str) -> DataSet:
     plugins = find_plugins(ENTRY_POINTS)
     registered = plugins.get(name, [])
     if name in DATASETS:
+        # Neither record may win silently: their keys and lists may differ.
         if registered:
             raise ConfigError(
                 f"--dataset {name}: package {registered[0].package} registers a data set of this "
@@ -105,6 +106,7 @@ def open_source(name: str, videos: Path, annotations: Path | None) -> Source:
             f"{videos}: the classes {clash[0]!r} and {clash[1]!r} differ only in case, spaces, "
             "`_` or `-`, so lists cannot tell them apart; rename one of the folders"
         )
+    # The order in which videos are divided into shards; it must not depend on the file system.
     ordered = sorted(video_of.values(), key=lambda video: video.key.encode())
     return Source(dataset, videos.absolute(), ordered, official)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from preprocess.sources.naming import parent_folder, storable, video_key
+from preprocess.sources.naming import parent_folder, storable
 from preprocess.sources.records import Annotations, DataSet, OfficialList
 from preprocess.sources.textfiles import (
     TextFile,
@@ -24,15 +24,12 @@ _LISTS = re.compile(r"(train|val)\.txt")
 def read_annotations(folder: Path) -> Annotations:
     """Read `train.txt` and `val.txt`. Raises ConfigError that names the file and the line."""
     files = find_annotation_files(folder, _LISTS)
+    # val.txt is optional: without it there are no manifests to score.
     if "train.txt" not in files:
         raise nothing_found(folder, "train.txt and val.txt, with a path `class/video.mp4` per line")
     lists = [_read_list(read_text_file(path)) for _, path in sorted(files.items())]
-    class_of = {
-        video_key(name, keep_folders=True): class_name
-        for split in lists
-        for name, class_name in zip(split.names, split.classes, strict=True)
-    }
-    return Annotations(sorted(set(class_of.values())), class_of, lists)
+    classes = sorted({class_name for rows in lists for class_name in rows.classes})
+    return Annotations.from_lists(classes, lists, keep_folders=True)
 
 
 def _read_list(file: TextFile) -> OfficialList:
@@ -46,6 +43,7 @@ def _read_list(file: TextFile) -> OfficialList:
                 f"{file.path}: line {number}: {name!r} is not `class/video.mp4`; put the class "
                 "folder first"
             )
+        # As DataSet.folder_class spells it, so that lists and folders agree.
         classes.append(storable(class_name))
     split = file.path.stem
     return OfficialList(1, split, names, classes, f"official {file.path.name}", file.sha256)

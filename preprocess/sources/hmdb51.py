@@ -46,6 +46,7 @@ def read_annotations(folder: Path) -> Annotations:
         sha256 = hashlib.sha256(b"".join(digests_of[number])).hexdigest()
         lists.append(_official_list(rows, number, "1", sha256))
         lists.append(_official_list(rows, number, "2", sha256))
+        # Videos with flag 0 are in no list, but have a class.
         class_of.update((video_key(name), class_name) for class_name, name, _ in rows)
     return Annotations(sorted({_parts(path)[0] for path in files.values()}), class_of, lists)
 
@@ -56,12 +57,17 @@ def _official_list(
     """Return the list of the lines with one flag."""
     split = _SPLIT_OF_FLAG[flag]
     assert split is not None
-    chosen = [(class_name, name) for class_name, name, where in rows if where == split]
+    names: list[str] = []
+    classes: list[str] = []
+    for class_name, name, split_of_line in rows:
+        if split_of_line == split:
+            names.append(name)
+            classes.append(class_name)
     return OfficialList(
         number=number,
         split=split,
-        names=[name for _, name in chosen],
-        classes=[class_name for class_name, _ in chosen],
+        names=names,
+        classes=classes,
         source=f"official *_test_split{number}.txt, flag {flag}",
         sha256=sha256,
     )
@@ -79,7 +85,7 @@ def _read_flags(file: TextFile) -> list[tuple[str, str | None]]:
     for number, line in enumerate(file.lines(), start=1):
         if not line.strip():
             continue
-        name, _, flag = line.rstrip().rpartition(" ")
+        name, _, flag = line.rstrip().rpartition(" ")  # file names may contain spaces
         if not name or flag not in _SPLIT_OF_FLAG:
             raise ConfigError(
                 f"{file.path}: line {number}: {line!r} is not `file.avi flag` with flag 0, 1 or "

@@ -51,12 +51,14 @@ def read_annotations(folder: Path, *, release: str) -> Annotations:
     class_of, class_of_id = _classes_of_videos(lists)
     names_in_use = {name for rows in lists for name in rows.classes}
     classes = sorted(names_in_use, key=lambda name: (name.casefold(), name))
+    # Releases differ in spelling, which would make two classes of one.
     _check_spellings(classes, folder)
     return Annotations(classes, class_of, lists, class_of_id)
 
 
 def _file_pattern(release: str) -> re.Pattern[str]:
     """Match `*train.csv`, `*val.csv` and `*validate.csv`, but not `kinetics-700_val.csv`."""
+    # A folder may hold the files of several releases. A name without a release belongs to any.
     return re.compile(
         rf"(?!.*(?:kinetics|k)[-_ ]?(?!{release})\d00)"
         r"(?:.*[^a-z])?(train|val|validate|validation)\.csv"
@@ -105,7 +107,7 @@ def _classes_of_videos(lists: list[OfficialList]) -> tuple[dict[str, str], dict[
     for rows in lists:
         for name, class_name in zip(rows.names, rows.classes, strict=True):
             class_of[video_key(name)] = class_name
-            video_id = name[:_ID_CHARS]
+            video_id = name[:_ID_CHARS]  # names start with it, see _file_name
             if class_of_id.setdefault(video_id, class_name) != class_name:
                 ambiguous.add(video_id)
     for video_id in ambiguous:

@@ -29,6 +29,7 @@ def video_key(name: str, *, keep_folders: bool = False) -> str:
 
 def strip_extension(name: str) -> str:
     """Remove a video extension in upper or lower case; any other suffix belongs to the name."""
+    # Only known extensions: `Mr._Smith` has a dot and no extension.
     stem, dot, extension = name.rpartition(".")
     return stem if dot and f".{extension.lower()}" in VIDEO_EXTENSIONS else name
 
@@ -46,6 +47,7 @@ def storable(text: str) -> str:
 
 def youtube_id(key: str) -> str | None:
     """Return the YouTube id of a key `<id>_<start>_<end>` or `<id>`; None for any other key."""
+    # A whole match: other names can start with 11 such characters, for example `making_a_cake`.
     match = _YOUTUBE_NAME.fullmatch(key)
     return match[1] if match else None
 

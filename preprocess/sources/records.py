@@ -69,8 +69,24 @@ class Annotations:
     class_of_id: Mapping[str, str] = field(default_factory=dict)
     """YouTube id -> class. Kinetics only: lists and mirrors omit the times from a name."""
 
+    @classmethod
+    def from_lists(
+        cls, classes: list[str], lists: list[OfficialList], *, keep_folders: bool = False
+    ) -> Annotations:
+        """Return annotations whose videos are those of the lists.
+
+        Args:
+            classes: in the official order
+            keep_folders: as `path_keyed` of the data set"""
+        class_of: dict[str, str] = {}
+        for rows in lists:
+            for name, class_name in zip(rows.names, rows.classes, strict=True):
+                class_of[video_key(name, keep_folders=keep_folders)] = class_name
+        return cls(classes, class_of, lists)
+
     def official_class(self, key: str) -> str | None:
         """Return the class of a video; None if the files do not name it."""
+        # A key with times is looked up as it is first: an id may have two classes.
         class_name = self.class_of.get(key)
         if class_name is None and self.class_of_id:
             return self.class_of_id.get(youtube_id(key) or "")
@@ -106,7 +122,8 @@ class DataSet:
 
     Raises ConfigError that names the file, the line and the expected form."""
 
-    # Videos: their keys and classes.
+    # Videos: their keys and classes. A key must not change between releases of bmpt, because pools,
+    # manifests and predictions refer to it.
     path_keyed: bool = False
     """Keys keep the folders of a path, because two classes may hold files of the same name."""
     has_class_folders: bool = True
@@ -116,7 +133,8 @@ class DataSet:
     class_in_name: Callable[[Sequence[str]], re.Pattern[str] | None] | None = None
     """Make the pattern that finds a class in a key (group 1, last match), from all class names."""
 
-    # Lists in a checkout of a method's repository (`--splits`).
+    # Lists in a checkout of a method's repository (`--splits`). The published names follow no rule
+    # that covers all data sets, hence one field per kind of list.
     class_file: str = "classes.txt"
     """File of all classes, relative to the checkout."""
     splits_folder: str | None = None
@@ -150,6 +168,7 @@ class DataSet:
         Published data sets have folders such as `train`, `test` or `val_256`, which are not
         classes. In a path-keyed data set a class may have such a name."""
         folder = parent_folder(relative_path)
+        # None also for a video directly below `--videos`.
         if folder is None or not self.has_class_folders:
             return None
         if not self.path_keyed and _SPLIT_FOLDER.fullmatch(folder):

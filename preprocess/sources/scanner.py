@@ -64,8 +64,10 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
 
     for entry in entries:
         path = folder / entry.name
+        # Path.is_dir follows links and is False for broken ones.
         if path.is_dir():
             yield from _walk(path, f"{prefix}{entry.name}/", (*above, here))
+        # The name "" is an extension alone, such as `.mp4`.
         elif strip_extension(entry.name) not in ("", entry.name):
             num_bytes = entry.stat().st_size if path.is_file() else 0
             yield VideoFile(path, prefix + entry.name, num_bytes)

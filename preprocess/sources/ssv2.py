@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from preprocess.sources.naming import video_key
 from preprocess.sources.records import Annotations, DataSet, OfficialList
 from preprocess.sources.textfiles import (
     TextFile,
@@ -39,11 +38,12 @@ def read_annotations(folder: Path) -> Annotations:
     if "labels" in files:
         classes = _read_classes(files["labels"])
     else:
+        # Without labels.json the official order is unknown.
         classes = sorted({class_name for rows in entries.values() for _, class_name in rows})
+    # Folded, so that a template may differ from its label in case or spaces.
     spelling = {fold_name(name): name for name in classes}
 
     lists: list[OfficialList] = []
-    class_of: dict[str, str] = {}
     for kind, rows in entries.items():
         unknown = sorted(name for _, name in rows if fold_name(name) not in spelling)
         if unknown:
@@ -60,8 +60,7 @@ def read_annotations(folder: Path) -> Annotations:
             sha256=files[kind].sha256,
         )
         lists.append(official)
-        class_of.update(zip(map(video_key, official.names), official.classes, strict=True))
-    return Annotations(classes, class_of, lists)
+    return Annotations.from_lists(classes, lists)
 
 
 def _kind(path: Path) -> str:

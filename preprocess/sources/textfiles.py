@@ -36,6 +36,7 @@ def read_text_file(path: Path) -> TextFile:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {os_error_text(error)}") from None
+    # Names in other encodings are kept, so that they can be matched with names on disk.
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     return TextFile(path, text, hashlib.sha256(data).hexdigest())
 
@@ -48,6 +49,7 @@ def find_annotation_files(folder: Path, pattern: re.Pattern[str]) -> dict[str, P
 
     Raises:
         ConfigError: the folder is missing, or one level holds a name twice."""
+    # Level by level: an archive may hold an older copy of the files in a subfolder.
     for level in _levels(folder):
         path_of: dict[str, Path] = {}
         for path in level:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocess.sources.naming import video_key
 from preprocess.sources.records import Annotations, DataSet, ListFile, OfficialList
 from preprocess.sources.textfiles import (
     TextFile,
@@ -52,12 +51,7 @@ def read_annotations(folder: Path) -> Annotations:
         raise nothing_found(folder, "classInd.txt, trainlist01.txt, testlist01.txt")
     classes = _read_classes(read_text_file(files.pop("classInd.txt")))
     lists = [_read_list(read_text_file(path), classes) for _, path in sorted(files.items())]
-    class_of = {
-        video_key(name): class_name
-        for official in lists
-        for name, class_name in zip(official.names, official.classes, strict=True)
-    }
-    return Annotations(classes, class_of, lists)
+    return Annotations.from_lists(classes, lists)
 
 
 def _read_classes(file: TextFile) -> list[str]:
@@ -76,6 +70,7 @@ def _read_list(file: TextFile, classes: list[str]) -> OfficialList:
     assert match is not None
     names = [line.split()[0] for line in file.lines() if line.strip()]
     known = set(classes)
+    # Every class must be known: labels are positions in classInd.txt.
     for number, name in enumerate(names, start=1):
         if name.partition("/")[0] not in known:
             raise ConfigError(
@@ -93,7 +88,7 @@ def _read_list(file: TextFile, classes: list[str]) -> OfficialList:
 
 
 def _class_in_name(class_names: Sequence[str]) -> re.Pattern[str]:
-    return _CLASS_IN_NAME
+    return _CLASS_IN_NAME  # the form of the names is the same for all classes
 
 
 UCF101 = DataSet(
