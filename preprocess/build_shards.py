@@ -132,13 +132,7 @@ def build(
     protocols.
 
     An interrupted build continues when the same command is run again. If the pool is finished, the
-    command does nothing.
-
-    \b
-    Examples:
-      bmpt build --dataset ucf101 --annotations ucfTrainTestlist --splits ViFi-CLIP
-      bmpt build --dataset ssv2 --videos 20bn-v2 --workers 32 --out s3://bucket/ssv2
-    """
+    command does nothing."""
     from preprocess.settings import make_build_settings
 
     # None stands for an option that was not given: only given options override a default.
