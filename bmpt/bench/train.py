@@ -39,7 +39,7 @@ from bmpt.settings import MethodSettings
 from bmpt.texts.class_texts import ClassSentences
 from shards.progress import NullProgress, Progress
 
-# Of a class text; the median is 31 in the prompt files of UCF-101 and 26 in those of HMDB-51.
+# Tokens of a class text; the median is 31 in UCF-101's prompt files and 26 in HMDB-51's.
 TEXT_TOKENS = 30
 NEGATIVE_TOKENS = 10
 SEED = 0

@@ -193,7 +193,7 @@ def _check_base(path: Path, stated: dict[str, Any], backbone: Backbone) -> None:
 
 
 def _differences(theirs: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Return the method settings of a checkpoint that differ from those of the config.
+    """Return the method settings in which a checkpoint and the config differ.
 
     A setting that the checkpoint is older than has its default.
     """
