@@ -57,12 +57,15 @@ class Info:
     """The cache of frames, if a config was given that has one."""
 
 
-def collect_info(decoders: Mapping[str, str], config: RunConfig | None = None) -> Info:
+def collect_info(
+    decoders: Mapping[str, str], cpu_cores: int, config: RunConfig | None = None
+) -> Info:
     """Collect the facts. Imports torch, which takes seconds.
 
     Args:
         decoders: of `preprocess.decode.available.available_decoders`; the command passes it in,
             since bmpt does not import preprocess.
+        cpu_cores: of `preprocess.settings.count_cores`, passed in for the same reason.
         config: a config whose cache is described, too.
     """
     gpus, cuda = _gpus()
@@ -74,7 +77,7 @@ def collect_info(decoders: Mapping[str, str], config: RunConfig | None = None) -
         bmpt=_version("bmpt"),
         python=sys.version.split()[0],
         platform=platform.platform(),
-        cpu_cores=_usable_cores(),
+        cpu_cores=cpu_cores,
         packages={name: _version(name) for name in PACKAGES},
         gpus=gpus,
         cuda=cuda,
@@ -109,14 +112,6 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _usable_cores() -> int:
-    # A container or a job of Slurm may be limited to some of the machine's cores; macOS has no
-    # such limit and no such function.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpus() -> tuple[list[str], str]:

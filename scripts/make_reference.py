@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+# Behind the change of sys.path, so that the script runs from a checkout that is not installed.
 import typer  # noqa: E402
 import typer.main  # noqa: E402
 from pydantic import BaseModel  # noqa: E402

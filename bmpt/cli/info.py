@@ -25,9 +25,10 @@ def info(
     from bmpt.config import load_config
     from bmpt.info import collect_info, info_text
     from preprocess.decode.available import available_decoders
+    from preprocess.settings import count_cores
 
     settings = None if config is None else load_config(config)
-    facts = collect_info(available_decoders(), settings)
+    facts = collect_info(available_decoders(), count_cores(), settings)
     print_report(facts, info_text(facts), as_json=as_json)
 
 

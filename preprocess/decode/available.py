@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
 
 from shards.errors import ConfigError
 from shards.files import one_line
@@ -67,7 +67,7 @@ def _decord_text() -> str:
             continue
 
         try:
-            import decord  # noqa: F401
+            import_module("decord")
         except (ImportError, OSError, RuntimeError) as error:
             return f"{distribution} {version}, not usable: {one_line(error)}"
         return f"{distribution} {version}"

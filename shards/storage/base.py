@@ -166,7 +166,7 @@ class Store(ABC):
         return list(self.sizes(prefix))
 
     def request(self, name: str, action: str, call: Callable[[Any], Answer]) -> Answer:
-        """Call the client of obstore; every request of a store passes through here.
+        """Call the client of obstore; every call of the client passes through here.
 
         An answer, also the answer that an object is missing, shows that address and credentials
         are right. From then on a new client retries failed requests for longer

@@ -194,6 +194,7 @@ def _write_weights(shipped: Path, target: Path) -> None:
     """Write the demo's CLIP with seeded token embeddings: it then tells all class names apart."""
     with safe_open(shipped, "numpy") as file:
         metadata = file.metadata()
+        # A safetensors file is not a mapping: it has keys() and cannot be iterated.
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     words = tensors["token_embedding.weight"]
     drawn = np.random.default_rng(0).standard_normal(words.shape) * 0.5
