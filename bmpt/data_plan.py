@@ -12,8 +12,8 @@ from bmpt.config import EXPERIMENTS, RunConfig, load_config
 from shards.config import build_settings, merge, parse_override
 from shards.config_names import config_names, suggest_names
 from shards.errors import ConfigError
+from shards.fetching.read_plan import ReadPlan, plan_scoring, plan_text, plan_training
 from shards.fetching.request_cost import measure_request_cost
-from shards.fetching.traffic import ReadPlan, plan_scoring, plan_text, plan_training
 from shards.reader import Pool, open_pool, select
 from shards.sampling.plan import check_batch
 from shards.storage.open import open_store

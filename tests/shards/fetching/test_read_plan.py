@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.fetching.frames import ReadSettings, ReadStats
-from shards.fetching.traffic import ReadPlan, plan_scoring, plan_text, plan_training
+from shards.fetching.read_plan import ReadPlan, plan_scoring, plan_text, plan_training
 from shards.loader import build_eval_loader, build_train_loader
 from shards.reader import Pool, open_pool
 from shards.sampling.clip_settings import ClipSettings
