@@ -19,99 +19,38 @@ import torch
 from safetensors.torch import save
 
 from bmpt.checkpoints.checkpoint import save_checkpoint, wrong_names
-from bmpt.checkpoints.published_keys import (
-    SYSTEMS,
-    TOKEN_EMBEDDING,
-    SortedKeys,
-    has_attributes,
-    sort_keys,
-    split_published_state,
+from bmpt.checkpoints.import_checks import (
+    check_keys,
+    check_published_state,
+    check_shapes,
+    check_text_tower,
+    check_token_embedding,
 )
-from bmpt.checkpoints.published_tensors import MethodTensors, PublishedTensors, Tensors, to_method
+from bmpt.checkpoints.import_report import (
+    CHECKPOINT_FILE,
+    ImportedKeys,
+    ImportReport,
+    ImportSource,
+    list_names,
+)
+from bmpt.checkpoints.published_keys import SYSTEMS, has_attributes, sort_keys
+from bmpt.checkpoints.published_tensors import MethodTensors, PublishedTensors, to_method
 from bmpt.clip.backbone import Backbone, backbone_from_state, weights_metadata
 from bmpt.clip.weights import read_torch_file
 from bmpt.config import RunConfig
 from bmpt.methods import build_method
 from bmpt.methods.base import Method
 from bmpt.settings import DataSettings, ModelSettings
-from shards.errors import ConfigError, FormatError
-from shards.files import hash_file, name_some, write_file
+from shards.errors import ConfigError
+from shards.files import hash_file, write_file
 
 CLIP_FILE = "clip.safetensors"
-CHECKPOINT_FILE = "checkpoint.safetensors"
 TENSORS_FILE = "tensors.safetensors"
 # entry of the metadata of the CLIP and the tensors
 REPORT_KEY = "import"
 # of a checkpoint that does not state it; no tensor of these systems depends on it
 _DEFAULT_FRAMES = 8
-_NO_CHECKPOINT = (
-    "no checkpoint of a method: the file has the attributes head without the video branch that it "
-    "is scored with; import the file of the video branch, with this one as --attributes-head"
-)
 _OF_VIDEO = "replaced by that of the video branch"
-_SYSTEM_HINT = "give the system that wrote it as --system"
-_NAMES_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class ImportSource:
-    """The files that an import has read."""
-
-    file: str
-    """Name of the checkpoint file."""
-    sha256: str
-    """Hash of the checkpoint file."""
-    system: str
-    """Published system that wrote it."""
-    base: str
-    """Name of the base model."""
-    base_sha256: str
-    """Hash of the base model's weights."""
-    config: dict[str, Any] | None
-    """Config in the file, None if there is none."""
-    epoch: int | None
-    """Number of the epoch, if the file states it."""
-    attributes_file: str | None = None
-    """Name of the second file, from which BIKE's attributes head was read."""
-    attributes_sha256: str | None = None
-    """Hash of the second file."""
-
-
-@dataclass(frozen=True)
-class ImportedKeys:
-    """The use that an import makes of every key of a checkpoint."""
-
-    mapped: dict[str, str]
-    """CLIP's weights, {original name: CLIP's name}."""
-    missing: list[str]
-    """CLIP's weights that the system does not save; they are the base model's."""
-    prompts: list[str]
-    """Original names of prompts."""
-    heads: list[str]
-    """Original names of heads."""
-    dropped: dict[str, str]
-    """Keys without use, {original name: reason}."""
-    left_out: list[str]
-    """Entries of the file beside its weights."""
-    unexpected: tuple[str, ...] = ()
-    """Keys that no rule covers: always empty, since one of them ends the import."""
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """Result of an import."""
-
-    source: ImportSource
-    """The files that were read."""
-    keys: ImportedKeys
-    """The use of every key."""
-    files: tuple[str, ...] = ()
-    """Files that were written."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all fields in one object, as they are stored and printed."""
-        own = {"files": self.files}
-        return {**dataclasses.asdict(self.source), **dataclasses.asdict(self.keys), **own}
 
 
 @dataclass(frozen=True)
@@ -154,10 +93,10 @@ def import_checkpoint(file: Path, system: str, base: Backbone) -> ImportedCheckp
 
     weights = base.model.state_dict()
     keys = sort_keys(system, state, weights.keys())
-    _check_keys(file, system, keys, base)
-    _check_shapes(file, state, keys, base)
+    check_keys(file, system, keys, base)
+    check_shapes(file, state, keys, base)
     tuned = {name: state[key] for key, name in keys.clip.items()}
-    _check_token_embedding(file, tuned, base)
+    check_token_embedding(file, tuned, base)
 
     config, epoch = loaded.get("config"), loaded.get("epoch")
     source = ImportSource(
@@ -215,8 +154,8 @@ def join_attributes(video: ImportedCheckpoint, file: Path, base: Backbone) -> Im
         raise ConfigError(
             f"--attributes-head {file}: has no attributes head; give BIKE's file that has one"
         )
-    _check_text_tower(video, base)
-    _check_text_tower(attributes, base)
+    for branch in (video, attributes):
+        check_text_tower(branch.report.source.file, branch.tensors.clip, base)
 
     ours, theirs = video.report.keys, attributes.report.keys
     keys = dataclasses.replace(
@@ -305,124 +244,6 @@ def write_import(
     return dataclasses.replace(imported.report, files=tuple(str(file) for file in files))
 
 
-def import_text(report: ImportReport) -> str:
-    """Return the report as text for a terminal."""
-    source, keys = report.source, report.keys
-    attributes = epoch = ""
-    if source.attributes_file is not None:
-        attributes = f" with the attributes head of {source.attributes_file}"
-    if source.epoch is not None:
-        epoch = f", epoch {source.epoch}"
-
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in keys.dropped.items():
-        by_reason.setdefault(reason, []).append(name)
-    missing = ", ".join(f"{name} (taken from the base)" for name in keys.missing)
-
-    lines = [
-        f"{source.file}{attributes}: {source.system} on {source.base}{epoch}",
-        f"mapped      {len(keys.mapped)} of CLIP, {len(keys.prompts)} of prompts, "
-        f"{len(keys.heads)} of heads",
-        f"missing     {missing or 'none'}",
-    ]
-    lines += [f"dropped     {_some(names)}: {reason}" for reason, names in by_reason.items()]
-    lines += [f"left out    {', '.join(keys.left_out) or 'none'}", "unexpected  none"]
-    lines += [f"wrote       {name}" for name in report.files]
-    if not any(name.endswith(CHECKPOINT_FILE) for name in report.files):
-        lines.append(_NO_CHECKPOINT)
-    return "\n".join(lines)
-
-
-def check_published_state(file: Path, system: str, loaded: Any) -> tuple[Tensors, list[str]]:
-    """Split the content of a checkpoint file, and check that it has the layout of its system.
-
-    Returns:
-        The state dict without prefixes, and the names of the other entries.
-
-    Raises:
-        FormatError: if the content has another layout.
-    """
-    try:
-        state, left_out = split_published_state(system, loaded)
-    except KeyError as error:
-        raise FormatError(
-            f"{file}: is not a checkpoint of {system}: it has no {error}; {_SYSTEM_HINT}"
-        ) from None
-    except (AttributeError, TypeError):
-        raise FormatError(
-            f"{file}: is not a checkpoint of {system}: it holds no state dict; {_SYSTEM_HINT}"
-        ) from None
-    except ValueError as error:
-        raise FormatError(
-            f"{file}: has entries that are unknown for {system}: {error}; {_SYSTEM_HINT}"
-        ) from None
-
-    others = [name for name, value in state.items() if not torch.is_tensor(value)]
-    if others:
-        raise FormatError(f"{file}: {_some(others)}: not a tensor; {_SYSTEM_HINT}")
-    return state, left_out
-
-
-def _check_keys(file: Path, system: str, keys: SortedKeys, base: Backbone) -> None:
-    """Raises: FormatError listing missing and unexpected keys."""
-    if keys.missing or keys.unexpected:
-        raise FormatError(
-            f"{file}: does not have the keys of a {system} checkpoint on {base.name}: unexpected "
-            f"{_some(keys.unexpected)}; missing {_some(keys.missing)}; {_SYSTEM_HINT} and the CLIP "
-            "it was tuned from as --model"
-        )
-
-
-def _check_shapes(file: Path, state: Tensors, keys: SortedKeys, base: Backbone) -> None:
-    """Raises: ConfigError for weights of another width than the base, or prompts that differ
-    between blocks."""
-    weights = base.model.state_dict()
-    expected = {key: weights[name].shape for key, name in keys.clip.items()}
-
-    first_of_tower: dict[bool, str] = {}
-    for key in keys.prompts:
-        width = base.vision_width if key.startswith("image_") else base.text_width
-        first = first_of_tower.setdefault(key.startswith("image_"), key)
-        expected[key] = torch.Size((*state[first].shape[:1], width))
-
-    wrong = []
-    for key, shape in expected.items():
-        if state[key].shape != shape:
-            wrong.append(f"{key} is {list(state[key].shape)}, the base has {list(shape)}")
-    if wrong:
-        raise ConfigError(
-            f"{file}: was not tuned from {base.name}: {_some(wrong)}; give its architecture as "
-            "--model"
-        )
-
-
-def _check_token_embedding(file: Path, tuned: Tensors, base: Backbone) -> None:
-    """Raises: ConfigError if the file has a token embedding, which is never tuned, but not the
-    base's."""
-    ours = base.model.state_dict()[TOKEN_EMBEDDING]
-    if TOKEN_EMBEDDING in tuned and not torch.equal(tuned[TOKEN_EMBEDDING].float(), ours):
-        raise ConfigError(
-            f"{file}: was not tuned from {base.name} ({base.weights_sha256[:12]}): its token "
-            "embedding is another; give the weights it was tuned from as --pretrained"
-        )
-
-
-def _check_text_tower(imported: ImportedCheckpoint, base: Backbone) -> None:
-    """Raises: ConfigError if a weight of the text tower is not the base's."""
-    weights = base.model.state_dict()
-    tuned = []
-    for name, value in imported.tensors.clip.items():
-        is_text = not name.startswith(("visual.", "logit_scale"))
-        if is_text and not torch.equal(value, _float32(weights[name])):
-            tuned.append(name)
-    if tuned:
-        raise ConfigError(
-            f"{imported.report.source.file}: its text tower is not that of {base.name}, whose "
-            f"features an attributes head compares: {_some(tuned)}; give the weights it was tuned "
-            "from as --pretrained"
-        )
-
-
 def _as_checkpoint(
     source: ImportSource,
     converted: MethodTensors,
@@ -453,8 +274,8 @@ def _as_checkpoint(
     wrong = wrong_names(parameters, converted.tensors)
     if wrong:
         raise ConfigError(
-            f"{source.file}: does not fit our method {config.method.name}: {_some(wrong)}; give "
-            "the CLIP it was tuned from as --model"
+            f"{source.file}: does not fit our method {config.method.name}: {list_names(wrong)}; "
+            "give the CLIP it was tuned from as --model"
         )
     with torch.no_grad():
         for name, value in converted.tensors.items():
@@ -492,7 +313,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | None) else type(value).__name__
-
-
-def _some(names: Sequence[str]) -> str:
-    return name_some(names, _NAMES_SHOWN) or "none"

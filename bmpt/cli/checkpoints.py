@@ -49,12 +49,8 @@ def import_checkpoint(
 
     Accounts for every key of the file, or fails. Executes nothing that the file contains.
     """
-    from bmpt.checkpoints.published_import import (
-        check_asked,
-        import_text,
-        join_attributes,
-        write_import,
-    )
+    from bmpt.checkpoints.import_report import import_text
+    from bmpt.checkpoints.published_import import check_asked, join_attributes, write_import
     from bmpt.checkpoints.published_import import import_checkpoint as read_published
     from bmpt.clip.backbone import load_backbone
     from bmpt.settings import ModelSettings

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from bmpt.checkpoints.checkpoint import load_checkpoint, read_trained_classes
 from bmpt.checkpoints.export import export_checkpoint, load_model
+from bmpt.checkpoints.import_report import import_text
 from bmpt.checkpoints.published_import import (
     ImportedCheckpoint,
     import_checkpoint,
-    import_text,
     join_attributes,
     write_import,
 )
