@@ -32,6 +32,8 @@ def hash_file(path: Path) -> str:
 def write_file(path: Path, data: bytes, *, hint: str = "make room or give another place") -> None:
     """Write a file atomically: readers see the old content or the new one, never a part of it.
 
+    A path has one writer at a time: all writers use the same temporary name.
+
     Args:
         path: target; missing parent folders are created.
         data: the whole content.

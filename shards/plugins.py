@@ -32,7 +32,7 @@ class Plugin:
 
 
 def find_plugins(group: str) -> dict[str, list[Plugin]]:
-    """Return the entry points of a group by name; two under one name are a clash of packages."""
+    """Return the entry points of a group by name; a name should have one."""
     found: dict[str, list[Plugin]] = {}
     for entry in entry_points(group=group):
         package = entry.dist.name if entry.dist is not None else "?"

@@ -144,7 +144,12 @@ class AnswerBook:
         """Open and lock the journal."""
         while True:
             journal = self._journal_path.open("a+b")
-            if not try_lock(journal.fileno()):
+            try:
+                is_locked = try_lock(journal.fileno())
+            except OSError:
+                journal.close()
+                raise
+            if not is_locked:
                 journal.close()
                 raise ConfigError(
                     f"{self.path}: another command is writing it; wait for it or give another "

@@ -122,13 +122,7 @@ def describe_clips(
 
     rows = manifest.table.select(["key", "source_index", "num_frames_decoded"]).to_pylist()
     frames_of = [_frames_to_show(row) for row in rows]
-    max_tokens = asking.max_tokens or _MAX_TOKENS
-    questions = []
-    for index, frames in enumerate(frames_of):
-        for name, position in frames.items():
-            messages = partial(_messages, pool, manifest, index, position)
-            questions.append(Question(name, messages, max_tokens))
-
+    questions = _questions(pool, manifest, frames_of, asking.max_tokens or _MAX_TOKENS)
     version = prompt_version("triples", PROMPT)
     with AnswerBook(asking.answers) as book:
         collected = collect(
@@ -150,11 +144,7 @@ def describe_clips(
             lines_of[row["key"]] = lines
 
     if lines_of:
-        features = encode_knowledge(backbone, lines_of)
-        described = []
-        for key, lines in lines_of.items():
-            text = "\n".join(lines)
-            described.append(KnowledgeRow(key, features[key], text, asking.endpoint.model, version))
+        described = _knowledge_rows(backbone, lines_of, asking.endpoint.model, version)
         write_knowledge(file, described, manifest, backbone)
 
     malformed = [f"{name}: {problem}" for name, problem in parsed.malformed.items()]
@@ -176,6 +166,29 @@ def describe_clips(
             backbone, chain.from_iterable(lines_of.values()), what="knowledge lines"
         ),
     )
+
+
+def _questions(
+    pool: Pool, manifest: Manifest, frames_of: Sequence[Mapping[str, int]], max_tokens: int
+) -> list[Question]:
+    """Return one question per frame; `frames_of` has the frames of each row, by question key."""
+    questions = []
+    for index, frames in enumerate(frames_of):
+        for name, position in frames.items():
+            messages = partial(_messages, pool, manifest, index, position)
+            questions.append(Question(name, messages, max_tokens))
+    return questions
+
+
+def _knowledge_rows(
+    backbone: Backbone, lines_of: Mapping[str, Sequence[str]], model: str, version: str
+) -> list[KnowledgeRow]:
+    """Return the rows of the file: the lines of each sample and their feature."""
+    features = encode_knowledge(backbone, lines_of)
+    rows = []
+    for key, lines in lines_of.items():
+        rows.append(KnowledgeRow(key, features[key], "\n".join(lines), model, version))
+    return rows
 
 
 def knowledge_text(done: KnowledgeReport) -> str:
